@@ -1,0 +1,149 @@
+//! Descriptors and the open files behind them. Several descriptors may name one open file (`dup`), which is
+//! why files are a table of their own.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::layout::ObjectKey;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descriptor {
+    pub number: i32,
+    pub close_on_exec: bool,
+    /// Index into [`crate::state::State::files`].
+    pub file: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OpenFile {
+    /// `F_GETFL`, without `O_CLOEXEC`.
+    pub flags: u32,
+    pub position: i64,
+    pub kind: FileKind,
+    pub locks: Vec<Lock>,
+    pub owner: Option<AsyncOwner>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum FileKind {
+    /// A file, directory or harmless device that the standby opens by its path.
+    Path { path: ByteBuf },
+    /// A regular file without a name; its bytes travel with the epoch that first holds it or changes it.
+    Deleted { path: ByteBuf, mode: u32, content: ByteBuf },
+    /// One of the three streams that the manager owns: 0, 1 or 2.
+    Stdio { stream: u8 },
+    /// An end of the pipe with this index in [`crate::state::State::pipes`].
+    Pipe { pipe: u32 },
+    /// An end of a FIFO that has a path; its content is the pipe's.
+    Fifo { path: ByteBuf, pipe: u32 },
+    Event { count: u64, semaphore: bool },
+    Timer(TimerDescriptor),
+    Signal { mask: u64 },
+    Epoll { targets: Vec<EpollTarget> },
+    Inotify { watches: Vec<InotifyWatch> },
+    /// A memfd or another shared object.
+    Object { key: ObjectKey },
+    Process { pid: i32 },
+    /// The cgroup's own `cpu.max`, `cpu.cfs_quota_us` or `cpu.cfs_period_us`, as its base name.
+    CgroupFile { name: String },
+    /// `/proc/…` of the app itself, as the path below `/proc`.
+    OwnProc { path: ByteBuf },
+    UnixPair(UnixEnd),
+    UnixListener { address: ByteBuf, socket_type: i32, backlog: i32, options: Vec<SocketOption>, mode: u32 },
+    /// A unix socket that is neither bound to a listener nor connected inside the app.
+    UnixLoose { address: ByteBuf, socket_type: i32, options: Vec<SocketOption> },
+    Listener(InternetSocket),
+    Datagram(InternetSocket),
+    /// A connection; in timeline mode the restored descriptor reports a reset.
+    Connection(InternetSocket),
+    /// A socket that is neither connected nor listening.
+    Unconnected(InternetSocket),
+    Netlink { protocol: i32, port: u32, groups: u32, options: Vec<SocketOption> },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pipe {
+    pub capacity: u32,
+    pub content: ByteBuf,
+    /// `O_DIRECT`: each write is a packet; `content` then is one packet per entry of `packets`.
+    pub packets: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimerDescriptor {
+    pub clock: i32,
+    pub ticks: u64,
+    /// Until it fires next; zero: disarmed.
+    pub remaining_ns: u64,
+    pub interval_ns: u64,
+    /// `TFD_TIMER_*` as given to `timerfd_settime`.
+    pub flags: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpollTarget {
+    pub descriptor: i32,
+    pub events: u32,
+    pub data: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InotifyWatch {
+    pub number: i32,
+    pub path: ByteBuf,
+    pub mask: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixEnd {
+    /// The socket's inode on the primary, and its peer's.
+    pub inode: u64,
+    pub peer: u64,
+    pub socket_type: i32,
+    pub address: ByteBuf,
+    /// What waits to be read here, one entry per message for a datagram socket.
+    pub queue: Vec<ByteBuf>,
+    pub read_shut: bool,
+    pub write_shut: bool,
+    pub options: Vec<SocketOption>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InternetSocket {
+    /// `AF_INET` or `AF_INET6`.
+    pub family: i32,
+    pub socket_type: i32,
+    /// `IPPROTO_TCP`, `IPPROTO_MPTCP`, `IPPROTO_UDP`, …
+    pub protocol: i32,
+    /// `sockaddr` bytes; empty where there is none.
+    pub local: ByteBuf,
+    pub remote: ByteBuf,
+    pub backlog: i32,
+    pub options: Vec<SocketOption>,
+}
+
+/// One `setsockopt` that makes a new socket like the old one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketOption {
+    pub level: i32,
+    pub name: i32,
+    pub value: ByteBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lock {
+    /// `flock(2)`.
+    Whole { exclusive: bool },
+    /// `F_OFD_SETLK`: belongs to the open file.
+    OpenFile { exclusive: bool, start: i64, len: i64 },
+    /// `F_SETLK`: belongs to the process.
+    Process { exclusive: bool, start: i64, len: i64 },
+}
+
+/// `F_SETOWN_EX` and `F_SETSIG`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AsyncOwner {
+    pub kind: i32,
+    pub id: i32,
+    pub signal: i32,
+}

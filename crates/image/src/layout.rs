@@ -1,0 +1,119 @@
+//! The mappings of one address space.
+//!
+//! A layout frame replaces the previous layout of its space whole: what is no longer in it is unmapped,
+//! what is new is mapped and empty until pages for it come. It is sent only when it changed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ranges::Range;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// Index into [`crate::state::State::spaces`].
+    pub space: u32,
+    /// Sorted by address, not overlapping.
+    pub mappings: Vec<Mapping>,
+    /// Every shared object that a mapping here or a descriptor refers to.
+    pub objects: Vec<SharedObject>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapping {
+    pub range: Range,
+    pub protection: Protection,
+    /// `MAP_SHARED`; otherwise `MAP_PRIVATE`.
+    pub shared: bool,
+    pub backing: Backing,
+    /// Offset into the file or object, in bytes; zero for anonymous memory.
+    pub offset: u64,
+    pub advice: Advice,
+    /// `PR_SET_VMA_ANON_NAME`, without the `[anon:…]` around it.
+    pub name: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Protection {
+    pub read: bool,
+    pub write: bool,
+    pub execute: bool,
+}
+
+impl Protection {
+    pub const NONE: Self = Self { read: false, write: false, execute: false };
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Backing {
+    /// Private anonymous memory: heap, stacks, arenas.
+    Anonymous,
+    /// A file that the standby opens by its path; private, or shared and never writable by the app.
+    File(FileIdentity),
+    /// A [`SharedObject`], whose content travels in page batches of its own.
+    Object(ObjectKey),
+    /// `MAP_DROPPABLE`: its content is never shipped; the standby makes it anew and empty.
+    Droppable,
+    Vvar,
+    VvarClock,
+    Vdso,
+    Vsyscall,
+}
+
+/// What must be the same file on both hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    pub size: u64,
+    /// The ELF build-id, where there is one.
+    pub build_id: Option<serde_bytes::ByteBuf>,
+}
+
+/// Identifies a shared object for the life of the pair: the primary's device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ObjectKey {
+    pub device: u64,
+    pub inode: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedObject {
+    pub key: ObjectKey,
+    pub kind: ObjectKind,
+    pub size_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ObjectKind {
+    /// `MAP_SHARED | MAP_ANONYMOUS`.
+    Anonymous,
+    Memfd {
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        seals: u32,
+    },
+    /// A regular file that is mapped shared and writable, or deleted. Until the takeover the standby keeps
+    /// its bytes apart; then they are written into the file, which is created if it is missing.
+    File {
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+        deleted: bool,
+        mode: u32,
+    },
+}
+
+/// The `madvise` and `mlock` flags that outlive the call, as in `VmFlags`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Advice {
+    pub dont_fork: bool,
+    pub dont_dump: bool,
+    pub wipe_on_fork: bool,
+    pub huge_page: bool,
+    pub no_huge_page: bool,
+    pub mergeable: bool,
+    pub sequential: bool,
+    pub random: bool,
+    pub locked: bool,
+    pub locked_on_fault: bool,
+    pub no_reserve: bool,
+    pub grows_down: bool,
+}
