@@ -13,6 +13,7 @@ pub mod layout;
 pub mod name;
 pub mod process;
 pub mod ranges;
+pub mod register;
 pub mod state;
 
 pub use batch::{PageBatch, PageTarget};
@@ -20,6 +21,7 @@ pub use frame::{Frame, FrameError, FrameKind};
 pub use header::{Header, Sync};
 pub use name::{CheckpointId, Epoch, Term};
 pub use ranges::{Range, RangeSet};
+pub use register::{Incarnation, Member, Register};
 
 /// The size of a page on the one architecture that we claim, x86-64.
 pub const PAGE_BYTES: u64 = 4096;
