@@ -1,0 +1,3 @@
+module checksync/apps/kv
+
+go 1.26
