@@ -26,8 +26,9 @@ pub struct OpenFile {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum FileKind {
-    /// A file, directory or harmless device that the standby opens by its path.
-    Path { path: ByteBuf },
+    /// A file, directory or harmless device that the standby opens by its path; `file_type` are the `S_IFMT`
+    /// bits that it must find there.
+    Path { path: ByteBuf, file_type: u32 },
     /// A regular file without a name; its bytes travel with the epoch that first holds it or changes it.
     Deleted { path: ByteBuf, mode: u32, content: ByteBuf },
     /// One of the three streams that the manager owns: 0, 1 or 2.
@@ -49,16 +50,16 @@ pub enum FileKind {
     /// `/proc/…` of the app itself, as the path below `/proc`.
     OwnProc { path: ByteBuf },
     UnixPair(UnixEnd),
-    UnixListener { address: ByteBuf, socket_type: i32, backlog: i32, options: Vec<SocketOption>, mode: u32 },
-    /// A unix socket that is neither bound to a listener nor connected inside the app.
-    UnixLoose { address: ByteBuf, socket_type: i32, options: Vec<SocketOption> },
+    UnixListener { socket: UnixName, backlog: i32 },
+    /// A unix socket that is neither listening nor connected.
+    UnixLoose(UnixName),
     Listener(InternetSocket),
     Datagram(InternetSocket),
     /// A connection; in timeline mode the restored descriptor reports a reset.
     Connection(InternetSocket),
     /// A socket that is neither connected nor listening.
     Unconnected(InternetSocket),
-    Netlink { protocol: i32, port: u32, groups: u32, options: Vec<SocketOption> },
+    Netlink { protocol: i32, socket_type: i32, address: ByteBuf, options: Vec<SocketOption> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +83,10 @@ pub struct TimerDescriptor {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpollTarget {
+    /// The number under which the file was added. It may have gone to another file since.
     pub descriptor: i32,
+    /// Index into [`crate::state::State::files`].
+    pub file: u32,
     pub events: u32,
     pub data: u64,
 }
@@ -96,16 +100,33 @@ pub struct InotifyWatch {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnixEnd {
-    /// The socket's inode on the primary, and its peer's.
+    /// The socket's inode on the primary, and its peer's; no peer: zero.
     pub inode: u64,
     pub peer: u64,
     pub socket_type: i32,
-    pub address: ByteBuf,
     /// What waits to be read here, one entry per message for a datagram socket.
     pub queue: Vec<ByteBuf>,
     pub read_shut: bool,
     pub write_shut: bool,
     pub options: Vec<SocketOption>,
+}
+
+/// A unix socket that may have an address of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixName {
+    pub socket_type: i32,
+    /// `sockaddr` bytes; just the family where it is not bound.
+    pub address: ByteBuf,
+    /// The socket's file, where the address is a path that exists.
+    pub file: Option<UnixFile>,
+    pub options: Vec<SocketOption>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixFile {
+    pub mode: u32,
+    pub user: u32,
+    pub group: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
