@@ -1,0 +1,463 @@
+//! The loan: every thread of the app stopped, to be looked at and given back.
+//!
+//! A thread that runs calls for us gets back its registers, its signal mask and its seccomp filters before
+//! anything else can happen to it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+use sys::ptrace::Registers;
+use sys::wait::{Stop, Whom};
+use sys::{memory, ptrace, wait};
+
+use crate::error::TraceError;
+use crate::restart::{Settled, Timeout};
+use crate::scratch::{CALLS_MAX, Call, SCRATCH_BYTES, Scratch, THREADS_MAX, Terrain};
+use crate::tree::{OPTIONS, Tree};
+
+const ALL_SIGNALS: u64 = u64::MAX;
+/// No mapping of an unprivileged process may lie lower (`vm.mmap_min_addr`).
+const LOWEST: u64 = 0x10000;
+const RSEQ_CS_OFFSET: u64 = 8;
+
+/// Everything stands still. Dropping it thaws.
+#[derive(Debug)]
+pub struct Frozen<'tree> {
+    tree: &'tree mut Tree,
+    /// When the stop began.
+    began: Instant,
+    stopped: Instant,
+    settled: BTreeMap<i32, Settled>,
+}
+
+impl<'tree> Frozen<'tree> {
+    pub(crate) fn new(tree: &'tree mut Tree, began: Instant) -> Self {
+        Self { tree, began, stopped: Instant::now(), settled: BTreeMap::new() }
+    }
+
+    /// How long it took until the last thread stood.
+    pub fn stop_time(&self) -> Duration {
+        self.stopped - self.began
+    }
+
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    pub fn pids(&self) -> Vec<i32> {
+        self.tree.pids().collect()
+    }
+
+    /// The threads of a process, the leader first.
+    pub fn threads(&self, pid: i32) -> Vec<i32> {
+        let threads = &self.tree.processes[&pid].threads;
+        let leader = threads.contains_key(&pid).then_some(pid);
+        leader.into_iter().chain(threads.keys().copied().filter(|&tid| tid != pid)).collect()
+    }
+
+    pub fn pidfd(&self, pid: i32) -> BorrowedFd<'_> {
+        self.tree.processes[&pid].pidfd.as_fd()
+    }
+
+    /// The inode of the memory that we share with the process, to tell it from the app's.
+    pub fn scratch_inode(&self, pid: i32) -> Option<u64> {
+        self.tree.processes[&pid].scratch.as_ref().map(|scratch| scratch.inode)
+    }
+
+    /// The registers with which a thread goes on elsewhere, and the timeout that it must be given there.
+    /// Here it goes on as if nobody had looked.
+    pub fn registers(&mut self, tid: i32) -> Result<(Registers, Option<Timeout>), TraceError> {
+        self.settle(tid).map(|settled| (settled.elsewhere, settled.timeout))
+    }
+
+    fn settle(&mut self, tid: i32) -> Result<Settled, TraceError> {
+        if let Some(settled) = self.settled.get(&tid) {
+            return Ok(*settled);
+        }
+        let found = ptrace::registers(tid).map_err(TraceError::kernel("read the registers", tid))?;
+        let found = abort_restartable_sequence(tid, found)?;
+        let now = self.stopped;
+        let thread = self.tree.thread(tid).ok_or(TraceError::Ended(tid))?;
+        let read_time = |address| read_timespec(tid, address);
+        let settled = thread.blocked.settle(&found.registers, now, &read_time);
+        let here = settled.here.or(found.changed.then_some(found.registers));
+        let settled = Settled { here, ..settled };
+        if let Some(registers) = &settled.here {
+            ptrace::set_registers(tid, registers).map_err(TraceError::kernel("mend the registers", tid))?;
+        }
+        self.settled.insert(tid, settled);
+        Ok(settled)
+    }
+
+    /// Borrows the leader of `pid` to make calls in the process.
+    pub fn remote(&mut self, pid: i32) -> Result<Remote<'_, 'tree>, TraceError> {
+        self.settle(pid)?;
+        if self.tree.processes[&pid].scratch.is_none() {
+            self.make_scratch(pid, &[])?;
+        }
+        Ok(Remote { frozen: self, pid })
+    }
+
+    /// Makes `calls` in every thread at once. `calls` gets the address and length of a buffer that is the
+    /// thread's own for the time; the results come back by thread, with the buffer's content.
+    pub fn in_every_thread(
+        &mut self,
+        pid: i32,
+        calls: impl Fn(i32, u64) -> Vec<Call>,
+        mut done: impl FnMut(i32, &[i64], &[u8]),
+    ) -> Result<(), TraceError> {
+        self.remote(pid)?;
+        for round in self.threads(pid).chunks(THREADS_MAX) {
+            let mut loans = Vec::with_capacity(round.len());
+            for (index, &tid) in round.iter().enumerate() {
+                self.settle(tid)?;
+                let scratch = self.scratch(pid);
+                let calls = calls(tid, scratch.thread_buffer(index).address);
+                let table = scratch.fill_thread(index, &calls);
+                let code = scratch.code_address();
+                loans.push((Loan::begin(tid)?, calls.len()));
+                loans[index].0.start(code, table)?;
+            }
+            for (index, (loan, count)) in loans.into_iter().enumerate() {
+                let tid = loan.tid;
+                let deferred = loan.finish()?;
+                self.defer(tid, deferred);
+                let scratch = self.scratch(pid);
+                let results = scratch.thread_results(index, count);
+                let buffer = scratch.thread_buffer(index);
+                let mut bytes = vec![0; buffer.len as usize];
+                scratch.read(buffer.address, &mut bytes);
+                done(tid, &results, &bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes our memory out of every process of the tree, so that nothing of ours is left.
+    pub fn remove_scratch(&mut self) -> Result<(), TraceError> {
+        for pid in self.pids() {
+            self.settle(pid)?;
+            let Some(scratch) = self.tree.processes.get_mut(&pid).and_then(|p| p.scratch.take()) else {
+                continue;
+            };
+            let vdso = self.terrain(pid, &[])?.vdso;
+            let Some(instruction) = find_syscall(pid, vdso)? else { continue };
+            let unmap = Call::new(libc::SYS_munmap, [scratch.address, SCRATCH_BYTES]);
+            let mut loan = Loan::begin(pid)?;
+            loan.step(instruction, unmap)?;
+            let deferred = loan.give_back()?;
+            self.defer(pid, deferred);
+        }
+        Ok(())
+    }
+
+    /// Gives every thread back; the time is that of the last one.
+    pub fn thaw(self) -> Duration {
+        let began = self.began;
+        drop(self);
+        began.elapsed()
+    }
+
+    fn scratch(&mut self, pid: i32) -> &mut Scratch {
+        let process = self.tree.processes.get_mut(&pid).expect("a process of the tree");
+        process.scratch.as_mut().expect("made before it is used")
+    }
+
+    fn defer(&mut self, tid: i32, signals: Vec<i32>) {
+        if let Some(thread) = self.tree.thread(tid) {
+            thread.deferred.extend(signals);
+        }
+    }
+
+    fn terrain(&self, pid: i32, avoid: &[(u64, u64)]) -> Result<Terrain, TraceError> {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps"))
+            .map_err(TraceError::kernel("read the mappings", pid))?;
+        Ok(Terrain::survey(&maps, LOWEST, SCRATCH_BYTES, avoid))
+    }
+
+    /// Has the process make a memfd and map it, by single steps through the `syscall` of its vdso; nothing
+    /// else of ours is in there yet. `avoid` are ranges that must stay free for what is to come.
+    fn make_scratch(&mut self, pid: i32, avoid: &[(u64, u64)]) -> Result<(), TraceError> {
+        let terrain = self.terrain(pid, avoid)?;
+        let address = terrain.hole.ok_or(TraceError::NoRoom(SCRATCH_BYTES, pid))?;
+        let instruction = find_syscall(pid, terrain.vdso)?.ok_or_else(|| TraceError::Refused {
+            pid,
+            why: "it has no vdso to make system calls from; start it without vdso=0".to_owned(),
+        })?;
+        let mut loan = Loan::begin(pid)?;
+        let made = self.map_scratch(pid, &mut loan, instruction, address);
+        let deferred = loan.give_back()?;
+        self.defer(pid, deferred);
+        let scratch = made?;
+        self.tree.processes.get_mut(&pid).expect("a process of the tree").scratch = Some(scratch);
+        Ok(())
+    }
+
+    fn map_scratch(
+        &self,
+        pid: i32,
+        loan: &mut Loan,
+        instruction: u64,
+        address: u64,
+    ) -> Result<Scratch, TraceError> {
+        let all = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u64;
+        let flags = (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE) as u64;
+        let name = name_in_vdso(pid, self.terrain(pid, &[])?.vdso)?;
+        let memfd = Call::new(libc::SYS_memfd_create, [name, u64::from(libc::MFD_CLOEXEC)]);
+        let fd = loan.checked_step(instruction, memfd, "make shared memory")?;
+        let scratch = self.steal(pid, fd as i32).and_then(|memfd| Scratch::new(memfd, address));
+        let map = Call::new(libc::SYS_mmap, [address, SCRATCH_BYTES, all, flags, fd, 0]);
+        let mapped = loan.checked_step(instruction, map, "map shared memory");
+        loan.checked_step(instruction, Call::new(libc::SYS_close, [fd]), "close the shared memory")?;
+        mapped?;
+        scratch
+    }
+
+    /// A duplicate of one of the process's descriptors. Close it before the thaw unless it is ours alone.
+    pub fn steal(&self, pid: i32, fd: i32) -> Result<OwnedFd, TraceError> {
+        pidfd_getfd(self.pidfd(pid), fd, PidfdGetfdFlags::empty())
+            .map_err(|why| TraceError::kernel("take a descriptor", pid)(why.into()))
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.tree.resume_all();
+    }
+}
+
+/// Makes system calls in a stopped process, through its leader.
+#[derive(Debug)]
+pub struct Remote<'frozen, 'tree> {
+    frozen: &'frozen mut Frozen<'tree>,
+    pid: i32,
+}
+
+impl Remote<'_, '_> {
+    /// Makes the calls in their order, in as few round trips as there are tables; each result is the
+    /// kernel's, negative for an error.
+    pub fn calls(&mut self, calls: &[Call]) -> Result<Vec<i64>, TraceError> {
+        let mut results = Vec::with_capacity(calls.len());
+        for table in calls.chunks(CALLS_MAX) {
+            let scratch = self.frozen.scratch(self.pid);
+            let (code, address) = (scratch.code_address(), scratch.fill(table));
+            let mut loan = Loan::begin(self.pid)?;
+            loan.start(code, address)?;
+            let deferred = loan.finish()?;
+            self.frozen.defer(self.pid, deferred);
+            results.extend(self.frozen.scratch(self.pid).results(table.len()));
+        }
+        Ok(results)
+    }
+
+    /// Makes one call; an error of the kernel's is an error.
+    pub fn call<const N: usize>(
+        &mut self,
+        what: &'static str,
+        number: libc::c_long,
+        arguments: [u64; N],
+    ) -> Result<u64, TraceError> {
+        let result = self.calls(&[Call::new(number, arguments)])?[0];
+        u64::try_from(result).map_err(|_| TraceError::Kernel {
+            what,
+            tid: self.pid,
+            source: sys::kernel::error(result),
+        })
+    }
+
+    /// Where the argument buffer lies in the process, and its size.
+    pub fn buffer(&mut self) -> (u64, u64) {
+        let buffer = self.frozen.scratch(self.pid).buffer();
+        (buffer.address, buffer.len)
+    }
+
+    /// Puts bytes into the buffer at `offset`; returns their address in the process.
+    pub fn put(&mut self, offset: u64, bytes: &[u8]) -> u64 {
+        let scratch = self.frozen.scratch(self.pid);
+        let buffer = scratch.buffer();
+        assert!(offset + bytes.len() as u64 <= buffer.len, "{} bytes into the buffer", bytes.len());
+        scratch.write(buffer.address + offset, bytes);
+        buffer.address + offset
+    }
+
+    pub fn get(&mut self, offset: u64, into: &mut [u8]) {
+        let scratch = self.frozen.scratch(self.pid);
+        let buffer = scratch.buffer();
+        assert!(offset + into.len() as u64 <= buffer.len, "{} bytes out of the buffer", into.len());
+        scratch.read(buffer.address + offset, into);
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// A duplicate of one of the process's descriptors.
+    pub fn steal(&self, fd: i32) -> Result<OwnedFd, TraceError> {
+        self.frozen.steal(self.pid, fd)
+    }
+}
+
+/// One thread, borrowed to run something of ours. It must end in `finish` or `give_back`.
+#[derive(Debug)]
+struct Loan {
+    tid: i32,
+    registers: Registers,
+    mask: u64,
+    deferred: Vec<i32>,
+}
+
+impl Loan {
+    /// N.B. with its signals open, a pending one would get in between, and a filter could kill the app for
+    /// a call that is ours.
+    fn begin(tid: i32) -> Result<Self, TraceError> {
+        let failed = |what| TraceError::kernel(what, tid);
+        let registers = ptrace::registers(tid).map_err(failed("read the registers"))?;
+        let mask = ptrace::signal_mask(tid).map_err(failed("read the signal mask"))?;
+        ptrace::set_signal_mask(tid, ALL_SIGNALS).map_err(failed("block the signals"))?;
+        ptrace::set_options(tid, OPTIONS | ptrace::O_SUSPEND_SECCOMP).map_err(failed("suspend seccomp"))?;
+        Ok(Self { tid, registers, mask, deferred: Vec::new() })
+    }
+
+    fn start(&mut self, code: u64, table: u64) -> Result<(), TraceError> {
+        let registers = Registers { rip: code, rbx: table, orig_rax: u64::MAX, ..self.registers };
+        self.set(&registers)?;
+        ptrace::resume(self.tid, 0).map_err(TraceError::kernel("start calls", self.tid))
+    }
+
+    fn finish(mut self) -> Result<Vec<i32>, TraceError> {
+        self.await_trap(|tid| ptrace::resume(tid, 0))?;
+        self.give_back()
+    }
+
+    fn step(&mut self, instruction: u64, call: Call) -> Result<i64, TraceError> {
+        let [rdi, rsi, rdx, r10, r8, r9] = call.arguments;
+        let registers = Registers {
+            rip: instruction,
+            rax: call.number as u64,
+            orig_rax: u64::MAX,
+            rdi,
+            rsi,
+            rdx,
+            r10,
+            r8,
+            r9,
+            ..self.registers
+        };
+        self.set(&registers)?;
+        ptrace::single_step(self.tid).map_err(TraceError::kernel("step", self.tid))?;
+        self.await_trap(ptrace::single_step)?;
+        let after = ptrace::registers(self.tid).map_err(TraceError::kernel("read a result", self.tid))?;
+        Ok(after.rax as i64)
+    }
+
+    fn checked_step(&mut self, instruction: u64, call: Call, what: &'static str) -> Result<u64, TraceError> {
+        let result = self.step(instruction, call)?;
+        u64::try_from(result).map_err(|_| TraceError::Kernel {
+            what,
+            tid: self.tid,
+            source: sys::kernel::error(result),
+        })
+    }
+
+    fn set(&self, registers: &Registers) -> Result<(), TraceError> {
+        ptrace::set_registers(self.tid, registers).map_err(TraceError::kernel("set the registers", self.tid))
+    }
+
+    /// Waits for the trap at the end of what we started. A signal that can't be blocked is kept for later.
+    fn await_trap(&mut self, go_on: impl Fn(i32) -> io::Result<()>) -> Result<(), TraceError> {
+        loop {
+            let waited = match wait::wait(Whom::Only(self.tid)) {
+                Ok(waited) => waited,
+                Err(why) if why.raw_os_error() == Some(libc::EINTR) => continue,
+                Err(why) => return Err(TraceError::kernel("wait for a call", self.tid)(why)),
+            };
+            match waited.stop {
+                Stop::Signal(libc::SIGTRAP) => return Ok(()),
+                Stop::Signal(signal @ libc::SIGSTOP) => self.deferred.push(signal),
+                Stop::Interrupted | Stop::Group(_) => (),
+                Stop::Exited(_) | Stop::Killed(_) => return Err(TraceError::Ended(self.tid)),
+                stop @ (Stop::Signal(_)
+                | Stop::Clone
+                | Stop::Fork
+                | Stop::Vfork
+                | Stop::Exec
+                | Stop::Exit
+                | Stop::Other(_)) => {
+                    return Err(TraceError::NotRestored { tid: self.tid, stop: format!("{stop:?}") });
+                }
+            }
+            go_on(self.tid).map_err(TraceError::kernel("go on with a call", self.tid))?;
+        }
+    }
+
+    fn give_back(self) -> Result<Vec<i32>, TraceError> {
+        self.set(&self.registers)?;
+        let failed = |what| TraceError::kernel(what, self.tid);
+        ptrace::set_signal_mask(self.tid, self.mask).map_err(failed("restore the signal mask"))?;
+        ptrace::set_options(self.tid, OPTIONS).map_err(failed("restore seccomp"))?;
+        Ok(self.deferred)
+    }
+}
+
+struct Found {
+    registers: Registers,
+    changed: bool,
+}
+
+/// A thread that stopped inside a restartable sequence starts it over, as after any preemption. The kernel
+/// would see to it, but not once the thread has run something else for us, and not on another host.
+fn abort_restartable_sequence(tid: i32, registers: Registers) -> Result<Found, TraceError> {
+    let unchanged = Ok(Found { registers, changed: false });
+    let configuration =
+        ptrace::rseq_configuration(tid).map_err(TraceError::kernel("read the rseq registration", tid))?;
+    if configuration.address == 0 {
+        return unchanged;
+    }
+    let Ok(descriptor @ 1..) = memory::read_word(tid, configuration.address + RSEQ_CS_OFFSET) else {
+        return unchanged;
+    };
+    // struct rseq_cs { u32 version, flags; u64 start_ip, post_commit_offset, abort_ip; }
+    let mut words = [0u8; 32];
+    if memory::read(tid, descriptor, &mut words).is_err() {
+        return unchanged;
+    }
+    let word = |at: usize| u64::from_ne_bytes(words[at..at + 8].try_into().expect("eight bytes"));
+    let (start, length, abort) = (word(8), word(16), word(24));
+    if registers.rip.wrapping_sub(start) < length {
+        return Ok(Found { registers: Registers { rip: abort, ..registers }, changed: true });
+    }
+    unchanged
+}
+
+fn read_timespec(tid: i32, address: u64) -> Option<Duration> {
+    let mut bytes = [0; 16];
+    memory::read(tid, address, &mut bytes).ok()?;
+    let word = |at: usize| i64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    Some(Duration::new(u64::try_from(word(0)).ok()?, u32::try_from(word(8)).ok()?))
+}
+
+fn vdso_bytes(pid: i32, vdso: Option<(u64, u64)>) -> Result<Vec<u8>, TraceError> {
+    let Some((start, end)) = vdso else { return Ok(Vec::new()) };
+    let mut bytes = vec![0; (end - start) as usize];
+    memory::read(pid, start, &mut bytes).map_err(TraceError::kernel("read the vdso", pid))?;
+    Ok(bytes)
+}
+
+fn find_syscall(pid: i32, vdso: Option<(u64, u64)>) -> Result<Option<u64>, TraceError> {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    let bytes = vdso_bytes(pid, vdso)?;
+    let at = bytes.windows(2).position(|pair| pair == SYSCALL);
+    Ok(at.zip(vdso).map(|(at, (start, _))| start + at as u64))
+}
+
+/// A string for the memfd's name that is already in the process.
+fn name_in_vdso(pid: i32, vdso: Option<(u64, u64)>) -> Result<u64, TraceError> {
+    const NAME: &[u8] = b"linux-vdso.so.1\0";
+    let bytes = vdso_bytes(pid, vdso)?;
+    let at = bytes.windows(NAME.len()).position(|piece| piece == NAME).unwrap_or(0);
+    Ok(vdso.map_or(0, |(start, _)| start) + at as u64)
+}

@@ -1,0 +1,400 @@
+//! The traced app while it runs: a list of processes and their threads, all seized.
+//!
+//! ```text
+//!           seize                freeze                 thaw
+//! foreign ────────▶ running ◀──────────▶ stopped (on loan) ──▶ running
+//!                      │ signal, clone, fork, exec: answered at once by `pump`
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::os::fd::OwnedFd;
+use sys::alarm::Alarm;
+use sys::wait::{Stop, Waited, Whom};
+use sys::{ptrace, wait};
+use tracing::debug;
+
+use crate::error::TraceError;
+use crate::frozen::Frozen;
+use crate::restart::Blocked;
+use crate::scratch::Scratch;
+
+/// New threads and processes are traced from their birth, and an exec is announced.
+pub(crate) const OPTIONS: i32 = libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACEVFORK
+    | libc::PTRACE_O_TRACEEXEC;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Exited(i32),
+    Killed(i32),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TreeEvent {
+    /// `child` is traced, too.
+    Forked {
+        child: i32,
+    },
+    /// The address space is another one now.
+    Executed {
+        pid: i32,
+    },
+    Ended {
+        pid: i32,
+        ending: Ending,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Run {
+    Running,
+    /// By us; resume it.
+    Stopped,
+    /// By job control as well; let it listen.
+    GroupStopped,
+}
+
+#[derive(Debug)]
+pub(crate) struct Thread {
+    pub run: Run,
+    pub blocked: Blocked,
+    /// Signals that came while the thread ran calls for us: sent again at the thaw.
+    pub deferred: Vec<i32>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    pub threads: BTreeMap<i32, Thread>,
+    pub scratch: Option<Scratch>,
+}
+
+/// A traced app. `!Send`: ptrace answers only the thread that seized.
+#[derive(Debug)]
+pub struct Tree {
+    pub(crate) processes: BTreeMap<i32, Process>,
+    alarm: Alarm,
+    events: VecDeque<TreeEvent>,
+    here: PhantomData<*const ()>,
+}
+
+impl Tree {
+    /// Seizes a running process with all its threads, without stopping it for longer than that takes. On
+    /// failure nothing of it is traced.
+    pub fn seize(pid: i32) -> Result<Self, TraceError> {
+        let alarm = Alarm::new().map_err(TraceError::kernel("make a timer", pid))?;
+        let mut tree = Self { processes: BTreeMap::new(), alarm, events: VecDeque::new(), here: PhantomData };
+        tree.adopt(pid)?;
+        // Threads that are being born while we look belong to threads that aren't traced yet.
+        loop {
+            let known = tree.processes[&pid].threads.len();
+            for tid in threads_of(pid).map_err(TraceError::kernel("list the threads", pid))? {
+                tree.seize_thread(pid, tid)?;
+            }
+            if tree.processes[&pid].threads.len() == known && known > 0 {
+                return Ok(tree);
+            }
+        }
+    }
+
+    fn seize_thread(&mut self, pid: i32, tid: i32) -> Result<(), TraceError> {
+        if self.processes[&pid].threads.contains_key(&tid) {
+            return Ok(());
+        }
+        match ptrace::seize(tid, OPTIONS) {
+            Ok(()) => (),
+            // It ended, or it was born to a traced thread and is traced already.
+            Err(why) if why.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            Err(why)
+                if why.raw_os_error() == Some(libc::EPERM)
+                    && tracer_of(tid) == Some(sys::task::own_tid()) =>
+            {
+                ()
+            }
+            Err(why) => return Err(refusal(pid, tid, &why)),
+        }
+        self.add_thread(pid, tid, Run::Running);
+        Ok(())
+    }
+
+    fn adopt(&mut self, pid: i32) -> Result<(), TraceError> {
+        let number = Pid::from_raw(pid).ok_or(TraceError::Ended(pid))?;
+        let pidfd = pidfd_open(number, PidfdFlags::empty())
+            .map_err(|why| TraceError::kernel("open the process", pid)(why.into()))?;
+        self.processes.insert(pid, Process { pid, pidfd, threads: BTreeMap::new(), scratch: None });
+        Ok(())
+    }
+
+    pub(crate) fn add_thread(&mut self, pid: i32, tid: i32, run: Run) {
+        let process = self.processes.get_mut(&pid).expect("threads are added to known processes");
+        let thread = Thread { run, blocked: Blocked::default(), deferred: Vec::new() };
+        process.threads.entry(tid).or_insert(thread);
+    }
+
+    /// The processes of the tree, the first one first.
+    pub fn pids(&self) -> impl Iterator<Item = i32> + '_ {
+        self.processes.keys().copied()
+    }
+
+    pub fn threads(&self, pid: i32) -> usize {
+        self.processes.get(&pid).map_or(0, |process| process.threads.len())
+    }
+
+    /// Answers everything that tracees have to say, without waiting: signals go on to where they were going,
+    /// new threads join. Call it whenever the bell rings.
+    pub fn pump(&mut self) -> Result<Vec<TreeEvent>, TraceError> {
+        loop {
+            match wait::poll(Whom::Any) {
+                Ok(Some(waited)) => {
+                    self.answer(waited)?;
+                }
+                Ok(None) => break,
+                Err(why) if why.raw_os_error() == Some(libc::ECHILD) => break,
+                Err(why) if why.raw_os_error() == Some(libc::EINTR) => (),
+                Err(why) => return Err(TraceError::kernel("wait for the app", 0)(why)),
+            }
+        }
+        Ok(self.events.drain(..).collect())
+    }
+
+    /// Records a stop and resumes the thread; only a stop that we caused leaves it stopped.
+    fn answer(&mut self, Waited { tid, stop }: Waited) -> Result<(), TraceError> {
+        let Some(pid) = self.process_of(tid) else { return self.answer_stranger(Waited { tid, stop }) };
+        match stop {
+            Stop::Exited(code) => self.thread_ended(pid, tid, Ending::Exited(code)),
+            Stop::Killed(signal) => self.thread_ended(pid, tid, Ending::Killed(signal)),
+            Stop::Signal(signal) => gone_is_fine(ptrace::resume(tid, signal), tid)?,
+            Stop::Group(_) => gone_is_fine(ptrace::listen(tid), tid)?,
+            Stop::Interrupted | Stop::Exit | Stop::Other(_) => gone_is_fine(ptrace::resume(tid, 0), tid)?,
+            Stop::Clone | Stop::Fork | Stop::Vfork => {
+                let made =
+                    ptrace::event_message(tid).map_err(TraceError::kernel("see what was made", tid))? as i32;
+                if stop == Stop::Clone && process_of_new_thread(made) == Some(pid) {
+                    self.add_thread(pid, made, Run::Running);
+                } else {
+                    self.child_made(made)?;
+                }
+                gone_is_fine(ptrace::resume(tid, 0), tid)?;
+            }
+            Stop::Exec => {
+                self.executed(pid);
+                gone_is_fine(ptrace::resume(tid, 0), tid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A tracee that we have not heard of yet: born to one that we have, and faster than its parent's report.
+    fn answer_stranger(&mut self, Waited { tid, stop }: Waited) -> Result<(), TraceError> {
+        if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
+            return Ok(()); // A child of this process that is no tracee, or one that lived too short to matter.
+        }
+        match process_of_new_thread(tid) {
+            Some(pid) if self.processes.contains_key(&pid) => self.add_thread(pid, tid, Run::Running),
+            Some(_) => self.child_made(tid)?,
+            None => return Ok(()),
+        }
+        self.answer(Waited { tid, stop })
+    }
+
+    fn child_made(&mut self, child: i32) -> Result<(), TraceError> {
+        if self.processes.contains_key(&child) {
+            return Ok(());
+        }
+        match self.adopt(child) {
+            Ok(()) => {
+                self.add_thread(child, child, Run::Running);
+                self.events.push_back(TreeEvent::Forked { child });
+                Ok(())
+            }
+            Err(TraceError::Ended(_)) => Ok(()),
+            Err(why) => Err(why),
+        }
+    }
+
+    /// After an exec only the leader is left, with a new address space.
+    fn executed(&mut self, pid: i32) {
+        let process = self.processes.get_mut(&pid).expect("an exec of a known process");
+        process.threads.retain(|&tid, _| tid == pid);
+        process.scratch = None;
+        self.add_thread(pid, pid, Run::Running);
+        self.events.push_back(TreeEvent::Executed { pid });
+    }
+
+    fn thread_ended(&mut self, pid: i32, tid: i32, ending: Ending) {
+        let process = self.processes.get_mut(&pid).expect("a thread of a known process");
+        process.threads.remove(&tid);
+        // The leader is reported last, and for the whole process.
+        if tid == pid {
+            debug!(pid, ?ending, "process ended");
+            self.processes.remove(&pid);
+            self.events.push_back(TreeEvent::Ended { pid, ending });
+        }
+    }
+
+    pub(crate) fn process_of(&self, tid: i32) -> Option<i32> {
+        self.processes.values().find(|process| process.threads.contains_key(&tid)).map(|process| process.pid)
+    }
+
+    /// Stops every thread of the tree. On failure everything runs again.
+    pub fn freeze(&mut self, patience: Duration) -> Result<Frozen<'_>, TraceError> {
+        let began = Instant::now();
+        self.alarm.arm(patience).map_err(TraceError::kernel("set a deadline", 0))?;
+        let stopped = self.stop_all(began, patience);
+        let disarmed = self.alarm.disarm().map_err(TraceError::kernel("take back a deadline", 0));
+        match stopped.and(disarmed) {
+            Ok(()) => Ok(Frozen::new(self, began)),
+            Err(why) => {
+                self.resume_all();
+                Err(why)
+            }
+        }
+    }
+
+    fn stop_all(&mut self, began: Instant, patience: Duration) -> Result<(), TraceError> {
+        let running: Vec<i32> = self.processes.values().flat_map(|p| p.threads.keys().copied()).collect();
+        for &tid in &running {
+            gone_is_fine(ptrace::interrupt(tid), tid)?;
+        }
+        for tid in running {
+            self.await_stop(tid, began, patience)?;
+        }
+        // Threads that were born meanwhile stop at birth.
+        while let Some(tid) = self.any_running() {
+            self.await_stop(tid, began, patience)?;
+        }
+        if self.processes.is_empty() {
+            return Err(TraceError::Ended(0));
+        }
+        Ok(())
+    }
+
+    fn any_running(&self) -> Option<i32> {
+        let threads = self.processes.values().flat_map(|process| process.threads.iter());
+        threads.filter(|(_, thread)| thread.run == Run::Running).map(|(&tid, _)| tid).next()
+    }
+
+    fn await_stop(&mut self, tid: i32, began: Instant, patience: Duration) -> Result<(), TraceError> {
+        while self.thread(tid).is_some_and(|thread| thread.run == Run::Running) {
+            let waited = match wait::wait(Whom::Only(tid)) {
+                Ok(waited) => waited,
+                Err(why) if why.raw_os_error() == Some(libc::EINTR) => {
+                    if began.elapsed() >= patience {
+                        return Err(TraceError::NotStopping {
+                            tid,
+                            waited_ms: began.elapsed().as_millis() as u64,
+                        });
+                    }
+                    continue;
+                }
+                Err(why) => return Err(TraceError::kernel("wait for the thread to stop", tid)(why)),
+            };
+            let run = match waited.stop {
+                Stop::Interrupted => Run::Stopped,
+                Stop::Group(_) => Run::GroupStopped,
+                Stop::Fork | Stop::Vfork => {
+                    self.answer(waited)?;
+                    return Err(TraceError::Forked(tid));
+                }
+                // N.B. any other stop takes the pending interrupt away, so it is asked for again before the
+                // thread goes on. A thread about to receive a signal gets it: the frame of its handler is then
+                // part of what we capture.
+                Stop::Signal(_)
+                | Stop::Clone
+                | Stop::Exec
+                | Stop::Exit
+                | Stop::Other(_)
+                | Stop::Exited(_)
+                | Stop::Killed(_) => {
+                    gone_is_fine(ptrace::interrupt(tid), tid)?;
+                    self.answer(waited)?;
+                    continue;
+                }
+            };
+            if let Some(thread) = self.thread(tid) {
+                thread.run = run;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn thread(&mut self, tid: i32) -> Option<&mut Thread> {
+        self.processes.values_mut().find_map(|process| process.threads.get_mut(&tid))
+    }
+
+    /// Gives every stopped thread back. Threads that are gone are left to `pump`.
+    pub(crate) fn resume_all(&mut self) {
+        for process in self.processes.values_mut() {
+            for (&tid, thread) in &mut process.threads {
+                let _gone = match thread.run {
+                    Run::Running => continue,
+                    Run::Stopped => ptrace::resume(tid, 0),
+                    Run::GroupStopped => ptrace::listen(tid),
+                };
+                thread.run = Run::Running;
+                for signal in thread.deferred.drain(..) {
+                    let _gone = sys::task::kill_thread(process.pid, tid, signal);
+                }
+            }
+        }
+    }
+
+    /// Lets go of the app, which runs on untraced.
+    pub fn release(mut self) -> Result<(), TraceError> {
+        self.freeze(Duration::from_secs(2))?.remove_scratch()?;
+        for process in self.processes.values_mut() {
+            for (&tid, thread) in &mut process.threads {
+                gone_is_fine(ptrace::interrupt(tid), tid)?;
+                let _stopped = wait::wait(Whom::Only(tid));
+                gone_is_fine(ptrace::detach(tid, 0), tid)?;
+                thread.run = Run::Running;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A thread that is gone has been resumed for good.
+fn gone_is_fine(result: std::io::Result<()>, tid: i32) -> Result<(), TraceError> {
+    match result {
+        Err(why) if why.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other.map_err(TraceError::kernel("resume", tid)),
+    }
+}
+
+fn threads_of(pid: i32) -> std::io::Result<Vec<i32>> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
+    Ok(tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok()).collect())
+}
+
+fn process_of_new_thread(tid: i32) -> Option<i32> {
+    status_number(tid, "Tgid:")
+}
+
+fn tracer_of(tid: i32) -> Option<i32> {
+    status_number(tid, "TracerPid:").filter(|&tracer| tracer != 0)
+}
+
+fn status_number(tid: i32, key: &str) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix(key))?.trim().parse().ok()
+}
+
+fn refusal(pid: i32, tid: i32, why: &std::io::Error) -> TraceError {
+    let why = match tracer_of(tid) {
+        Some(tracer) => format!("process {tracer} traces it already; end that debugger or strace first"),
+        None if why.raw_os_error() == Some(libc::EPERM) => {
+            "permission denied; checksync needs root, or CAP_SYS_PTRACE and CAP_SYS_ADMIN".to_owned()
+        }
+        None => why.to_string(),
+    };
+    TraceError::Refused { pid, why }
+}
