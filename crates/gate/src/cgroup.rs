@@ -73,7 +73,8 @@ pub struct CellCgroup {
 }
 
 impl CellCgroup {
-    /// Makes the empty cgroup `parent/APP-PID-N`, and `parent` (`checksync`, or `a/b`) if it is missing.
+    /// Makes the empty cgroup `parent/APP-PID-N`, and `parent` (`checksync`, or `a/b`) if it is missing. The
+    /// parent should be nobody else's: [`remove`](Self::remove) takes it along when it is empty.
     pub fn create(parent: &str, app: &str) -> Result<Self, CgroupError> {
         if let Some(name) = parent.split('/').chain([app]).find(|name| !mount::is_plain_name(name)) {
             return Err(CgroupError::Name { name: name.to_owned() });
@@ -102,7 +103,8 @@ impl CellCgroup {
         Self::at(find_mount()?, name.to_owned())
     }
 
-    /// The cgroup that `pid` is in already, if `family` (it and its descendants) has it for itself.
+    /// The cgroup that `pid` is in already, if `family` (it and its descendants) has it for itself. It is
+    /// somebody else's: take the permit off it in the end, and leave it.
     pub fn adopt(pid: i32, family: &[i32]) -> Result<Self, CgroupError> {
         let list = PathBuf::from(format!("/proc/{pid}/cgroup"));
         let text = fs::read_to_string(&list).map_err(|_| CgroupError::NoProcess { pid, path: list })?;
@@ -164,7 +166,7 @@ impl CellCgroup {
 
     /// Removes the cgroup with what the app made below it, once its processes are gone, and the parent if
     /// that is empty now. What was attached goes with it, but not before the last socket made in it: an
-    /// orphaned connection stays as silent as its permit was.
+    /// orphaned connection stays as silent as its permit was. Waits for `patience` at most.
     pub fn remove(self, patience: Duration) -> Result<(), CgroupError> {
         let deadline = Instant::now() + patience;
         let path = self.path();

@@ -83,7 +83,8 @@ pub fn boot_clock_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// The right to move the deadline; cheap to clone, usable from every thread, and in another process through
+/// The right to move the deadline; cheap to clone, usable from every thread, in a forked process as it is, and
+/// after an exec through
 /// [`to_inheritable`](Self::to_inheritable) and [`from_inherited`](Self::from_inherited).
 #[derive(Debug, Clone)]
 pub struct PermitHandle {

@@ -55,6 +55,19 @@ fn two_cells_of_one_app_are_two() {
 }
 
 #[test]
+fn last_cell_takes_the_parent_along() {
+    needs!("root");
+    let parent = format!("checksync-test-{}", std::process::id());
+    let one = CellCgroup::create(&parent, "one").unwrap();
+    let other = CellCgroup::create(&parent, "other").unwrap();
+    let path = one.path().parent().unwrap().to_owned();
+    one.remove(PATIENCE).unwrap();
+    assert!(path.exists());
+    other.remove(PATIENCE).unwrap();
+    assert!(!path.exists());
+}
+
+#[test]
 fn only_a_cgroup_of_its_own_is_adopted() {
     needs!("root");
     let (cell, first, second) = (Cell::new("adopted"), idler(), idler());

@@ -68,7 +68,9 @@ fn tick_on(mut stream: &TcpStream) {
 
 /// Ticks to the first who calls. An error is the end of this server: a shut permit must not look like one.
 fn tick_by_datagram(socket: &UdpSocket) {
-    let (_, caller) = socket.recv_from(&mut [0; 512]).unwrap();
+    let mut first = [0; 512];
+    let (len, caller) = socket.recv_from(&mut first).unwrap();
+    println!("\nfirst {}", String::from_utf8_lossy(&first[..len]));
     loop {
         if let Err(error) = socket.send_to(b".", caller) {
             println!("\nudp error {error}");

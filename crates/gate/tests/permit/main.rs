@@ -220,6 +220,33 @@ fn client_on_the_same_host_is_a_client() {
     assert_eq!(heard.map_err(|error| error.kind()), Err(std::io::ErrorKind::WouldBlock));
 }
 
+#[test]
+fn nothing_reaches_the_app_while_the_permit_is_shut() {
+    needs!("root");
+    let mut stage = Stage::new("deaf");
+    let client = stage.world.client.datagrams((SERVER, stage.ports[2]).into());
+    client.send(b"early").unwrap();
+    let end = Instant::now() + PATIENCE;
+    while stage.permit.handle().packets_dropped() == 0 {
+        assert!(Instant::now() < end, "the datagram is never dropped");
+        std::thread::yield_now();
+    }
+    stage.permit.extend_to(in_a_minute()).unwrap();
+    client.send(b"late").unwrap();
+    assert_eq!(stage.server.told("first"), "late");
+}
+
+/// A limit, not a wish: what no socket of the app's says is not the cgroup's. Who needs silence after the app's
+/// death removes the address or the namespace.
+#[test]
+fn kernel_refuses_callers_of_a_dead_app_though_the_permit_is_shut() {
+    needs!("root");
+    let mut stage = Stage::new("refuses");
+    stage.server.kill();
+    let attempt = stage.world.client.inside(|| TcpStream::connect_timeout(&stage.tcp(), PATIENCE));
+    assert_eq!(attempt.map(drop).map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionRefused));
+}
+
 /// Why `attach` can't just move a process: see the header of `cgroup.rs`.
 #[test]
 fn socket_from_before_the_move_is_not_held() {
