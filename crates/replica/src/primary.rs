@@ -1,0 +1,463 @@
+//! The machine beside the app.
+//!
+//! ```text
+//! Registering ── the term is ours ──▶ Serving ── app ends ──▶ Retiring ── nobody can take over ──▶ Ended
+//!      │                                │ └── app crashes, standby eligible ──▶ HandingOver ─────────▶ Ended
+//!      └────── another owns it ─────────┴─────────────────────────────────────────────────▶ Fenced
+//! ```
+//!
+//! While it serves, its [`Phase`] tells how far the pair is: Unpaired, Syncing, Protected, StandbyLost.
+//!
+//! A step has two halves. The first takes the event into the state. The second, `settle`, looks only at the
+//! state and asks for what follows from it: what the register should say, then the permit that is safe while
+//! it may say so, and only then the question to the register. So no event can forget the permit, and the
+//! order "limit, then enrol" holds by construction.
+
+mod link;
+mod settle;
+#[cfg(test)]
+mod tests;
+mod vocabulary;
+
+use std::collections::BTreeSet;
+
+use image::{CheckpointId, Epoch, Member, Sync, Term};
+
+pub use vocabulary::{
+    AppExit, Ending, Notice, OnCrash, Permit, PrimaryAction, PrimaryConfig, PrimaryEvent, Reason, Status,
+};
+
+use crate::desk::{Desk, Outcome};
+use crate::{Committed, Fencing, Grounds, Nanos, Progress, Reign, Right};
+use link::{Acked, Link};
+
+/// How far a primary is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Before the term is ours.
+    Registering,
+    /// No standby has connected yet.
+    Unpaired,
+    Syncing,
+    /// An eligible standby holds a committed epoch.
+    Protected,
+    StandbyLost,
+    /// The app has ended or crashed; the pair is being wound up.
+    Leaving,
+    Fenced,
+    Ended,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Life {
+    Registering { since: Nanos },
+    Serving,
+    Retiring { then: Then, until: Nanos },
+    HandingOver { signal: i32, until: Nanos },
+    Fenced { by: String },
+    Ended,
+}
+
+/// What follows once nobody can take over any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    End(AppExit),
+    Restart,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Capture {
+    id: CheckpointId,
+    sync: Sync,
+    session: u64,
+    begun_at: Nanos,
+}
+
+#[derive(Debug)]
+pub struct Primary {
+    config: PrimaryConfig,
+    life: Life,
+    term: Term,
+    desk: Desk,
+    link: Option<Link>,
+    lost: Option<String>,
+    sessions: u64,
+    /// The newest epoch that a standby acknowledged.
+    committed: Option<CheckpointId>,
+    /// The newest name given out.
+    newest: Epoch,
+    captured: Option<CheckpointId>,
+    /// Sent but never acknowledged: a standby that comes back may hold one of them.
+    unsettled: Vec<CheckpointId>,
+    /// What a standby holds of another address space or another run is nothing to build on.
+    unrelated: bool,
+    capturing: Option<Capture>,
+    capture_due: Nanos,
+    capture_failure: Option<String>,
+    /// Since when captures that were due had to wait for acknowledgements.
+    crowded_since: Option<Nanos>,
+    children: BTreeSet<i32>,
+    stopping: bool,
+    permit: Permit,
+    guard_armed: bool,
+    reported: Progress,
+    told: Option<Status>,
+}
+
+impl Primary {
+    /// A manager that is about to start an app. The first tick begins to ask for the term; without a
+    /// register the term is 1 until a peer knows better.
+    pub fn new(config: PrimaryConfig, now: Nanos) -> Self {
+        Self {
+            life: Life::Registering { since: now },
+            term: Term(0),
+            desk: Desk::default(),
+            link: None,
+            lost: None,
+            sessions: 0,
+            committed: None,
+            newest: Epoch(0),
+            captured: None,
+            unsettled: Vec::new(),
+            unrelated: false,
+            capturing: None,
+            capture_due: now,
+            capture_failure: None,
+            crowded_since: None,
+            children: BTreeSet::new(),
+            stopping: false,
+            permit: Permit::Shut,
+            guard_armed: false,
+            reported: Progress::default(),
+            told: None,
+            config,
+        }
+    }
+
+    /// The winner of a takeover, which serves `restored` and goes on as a primary: unprotected until a
+    /// standby joins. Epochs go on from the restored one.
+    pub fn after_takeover(config: PrimaryConfig, right: &Right, restored: CheckpointId, now: Nanos) -> Self {
+        let desk = match right.grounds() {
+            Grounds::Won(register) => Desk::knowing(register.clone()),
+            Grounds::Word | Grounds::Unfenced => Desk::default(),
+        };
+        let new = Self::new(config, now);
+        Self { life: Life::Serving, term: right.term(), desk, newest: restored.epoch, ..new }
+    }
+
+    /// Takes in what happened at `now`, and appends what is to be done about it, in order.
+    pub fn step(&mut self, now: Nanos, event: PrimaryEvent, actions: &mut Vec<PrimaryAction>) {
+        match self.life {
+            Life::Ended | Life::Fenced { .. } => {}
+            Life::Registering { .. } | Life::Serving | Life::Retiring { .. } | Life::HandingOver { .. } => {
+                self.take_in(now, event, actions);
+                self.settle(now, actions);
+            }
+        }
+    }
+
+    pub fn phase(&self) -> Phase {
+        match &self.life {
+            Life::Registering { .. } => Phase::Registering,
+            Life::Retiring { .. } | Life::HandingOver { .. } => Phase::Leaving,
+            Life::Fenced { .. } => Phase::Fenced,
+            Life::Ended => Phase::Ended,
+            Life::Serving if self.eligible() => Phase::Protected,
+            Life::Serving => match (&self.link, &self.lost) {
+                (Some(_), _) => Phase::Syncing,
+                (None, Some(_)) => Phase::StandbyLost,
+                (None, None) => Phase::Unpaired,
+            },
+        }
+    }
+
+    pub fn reign(&self) -> Reign {
+        Reign { term: self.term, incarnation: self.config.me.incarnation }
+    }
+
+    pub fn committed(&self) -> Option<CheckpointId> {
+        self.committed
+    }
+
+    pub fn permit(&self) -> Permit {
+        self.permit
+    }
+
+    pub fn progress(&self) -> Progress {
+        self.reported
+    }
+
+    fn take_in(&mut self, now: Nanos, event: PrimaryEvent, actions: &mut Vec<PrimaryAction>) {
+        match event {
+            PrimaryEvent::Tick => {}
+            PrimaryEvent::PeerConnected { standby, held } => self.connect(now, standby, held, actions),
+            PrimaryEvent::PeerLost { why } => self.disconnect(why, actions),
+            PrimaryEvent::HeartbeatAnswered { from, sent_at, held } => {
+                self.heartbeat_answered(now, &from, sent_at, held, actions);
+            }
+            PrimaryEvent::Acked { id } => self.acked(id, actions),
+            PrimaryEvent::EpochRefused { id, why } => self.epoch_refused(now, id, why, actions),
+            PrimaryEvent::Captured { id } => self.captured(id, actions),
+            PrimaryEvent::CaptureFailed { id, why } => self.capture_failed(now, id, why),
+            PrimaryEvent::ChildSeen { pid } => drop(self.children.insert(pid)),
+            PrimaryEvent::ChildGone { pid } => drop(self.children.remove(&pid)),
+            PrimaryEvent::Executed => self.begin_unrelated(now),
+            PrimaryEvent::AppExited(exit) => self.app_exited(now, exit, actions),
+            PrimaryEvent::RegisterAnswer { ask, answer } => {
+                match self.desk.answer(now, ask, answer, self.config.timing) {
+                    Outcome::Seen | Outcome::Unreachable | Outcome::Stale => {} // `settle` looks at the desk.
+                }
+            }
+            PrimaryEvent::Superseded { term, by } => self.superseded(term, by, actions),
+            PrimaryEvent::EndConfirmed { from } => self.end_confirmed(now, &from, actions),
+            PrimaryEvent::Shutdown => self.shutdown(actions),
+        }
+    }
+
+    fn connect(
+        &mut self,
+        now: Nanos,
+        standby: Member,
+        held: Option<CheckpointId>,
+        actions: &mut Vec<PrimaryAction>,
+    ) {
+        if self.life != Life::Serving {
+            return actions.push(PrimaryAction::DropPeer { why: "not serving".to_owned() });
+        }
+        self.disconnect("it connected anew".to_owned(), actions);
+        self.sessions += 1;
+        let held = held.filter(|id| self.knows(*id));
+        if let Some(id) = held {
+            self.commit(id, actions);
+        }
+        self.unsettled.clear();
+        self.link = Some(Link::new(standby, self.sessions, held));
+        self.lost = None;
+        self.capture_due = now;
+    }
+
+    /// Whether what a returning standby holds is a state of this app that the ledger can go on from.
+    fn knows(&self, id: CheckpointId) -> bool {
+        !self.unrelated && (self.committed == Some(id) || self.unsettled.contains(&id))
+    }
+
+    fn disconnect(&mut self, why: String, actions: &mut Vec<PrimaryAction>) {
+        let Some(mut link) = self.link.take() else { return };
+        self.return_to_ledger(link.take_in_flight(), actions);
+        self.lost = Some(why);
+    }
+
+    /// A peer that breaks the protocol is let go; it may connect anew.
+    fn drop_peer(&mut self, why: String, actions: &mut Vec<PrimaryAction>) {
+        actions.push(PrimaryAction::DropPeer { why: why.clone() });
+        self.disconnect(why, actions);
+    }
+
+    fn return_to_ledger(&mut self, ids: Vec<CheckpointId>, actions: &mut Vec<PrimaryAction>) {
+        if !ids.is_empty() {
+            self.unsettled.extend(&ids);
+            actions.push(PrimaryAction::ReturnToLedger { ids });
+        }
+    }
+
+    fn heartbeat_answered(
+        &mut self,
+        now: Nanos,
+        from: &Member,
+        sent_at: Nanos,
+        held: Option<CheckpointId>,
+        actions: &mut Vec<PrimaryAction>,
+    ) {
+        let Some(link) = self.link.as_mut().filter(|link| link.standby == *from) else { return };
+        if sent_at > now {
+            return; // We never sent it.
+        }
+        link.answered(sent_at);
+        let acked = held.filter(|id| Some(*id) > link.held);
+        // An answer may be older than the connection and name what went before it: no breach.
+        if let Some(id) = acked
+            && link.acked(id) == Acked::New
+        {
+            self.commit(id, actions);
+        }
+    }
+
+    fn acked(&mut self, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
+        let Some(link) = &mut self.link else { return };
+        match link.acked(id) {
+            Acked::New => self.commit(id, actions),
+            Acked::Old => {}
+            Acked::NeverSent => {
+                self.drop_peer(format!("it acknowledged {id}, which it was never sent"), actions)
+            }
+        }
+    }
+
+    fn commit(&mut self, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
+        if self.committed == Some(id) {
+            return;
+        }
+        assert!(self.committed < Some(id), "committed goes back from {:?} to {id}", self.committed);
+        self.committed = Some(id);
+        self.unsettled.retain(|unsettled| *unsettled > id);
+        actions.push(PrimaryAction::Committed(Committed::by_acknowledgement(id)));
+    }
+
+    fn epoch_refused(&mut self, now: Nanos, id: CheckpointId, why: String, actions: &mut Vec<PrimaryAction>) {
+        let Some(link) = self.link.as_mut().filter(|link| Some(id) > link.held) else { return };
+        link.needs_full = true;
+        link.refused = Some(why);
+        let ids = link.take_in_flight();
+        self.return_to_ledger(ids, actions);
+        self.capture_due = now + self.config.full_sync_retry;
+    }
+
+    fn captured(&mut self, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
+        let Some(capture) = self.capturing.take_if(|capture| capture.id == id) else { return };
+        self.captured = Some(id);
+        self.capture_failure = None;
+        let parent = match capture.sync {
+            Sync::Full => None,
+            Sync::Since(parent) => Some(parent),
+        };
+        // The connection may be another, or an epoch refused, since the capture began.
+        let current = self.link.as_mut().filter(|link| {
+            link.session == capture.session && parent.is_none_or(|parent| link.parent() == Some(parent))
+        });
+        match current {
+            Some(link) => {
+                link.needs_full = false;
+                link.sent(id);
+                // What a standby is asked to hold from here on is of the app as it is now.
+                self.unrelated = self.unrelated && parent.is_some();
+                actions.push(PrimaryAction::SendEpoch { id, sync: capture.sync });
+            }
+            None => actions.push(PrimaryAction::ReturnToLedger { ids: vec![id] }),
+        }
+    }
+
+    fn capture_failed(&mut self, now: Nanos, id: CheckpointId, why: String) {
+        let Some(capture) = self.capturing.take_if(|capture| capture.id == id) else { return };
+        self.capture_failure = Some(why);
+        match capture.sync {
+            Sync::Full => self.capture_due = now + self.config.full_sync_retry,
+            Sync::Since(_) => {}
+        }
+    }
+
+    /// From here on the app's memory has nothing to do with what was sent.
+    fn begin_unrelated(&mut self, now: Nanos) {
+        self.unrelated = true;
+        self.capture_due = now;
+        if let Some(link) = &mut self.link {
+            link.needs_full = true;
+        }
+    }
+
+    fn app_exited(&mut self, now: Nanos, exit: AppExit, actions: &mut Vec<PrimaryAction>) {
+        if self.life != Life::Serving {
+            return;
+        }
+        match exit {
+            AppExit::Signal(signal) if !self.stopping => match self.config.on_crash {
+                OnCrash::Failover if self.eligible() => self.hand_over(now, signal, actions),
+                OnCrash::Failover | OnCrash::Stop => self.retire(now, Then::End(exit), actions),
+                OnCrash::Restart => self.retire(now, Then::Restart, actions),
+            },
+            AppExit::Signal(_) | AppExit::Code(_) => self.retire(now, Then::End(exit), actions),
+        }
+    }
+
+    fn hand_over(&mut self, now: Nanos, signal: i32, actions: &mut Vec<PrimaryAction>) {
+        self.life = Life::HandingOver { signal, until: now + self.config.timing.farewell() };
+        // Its sockets go on being torn down for a while: silent first, then the word. The heartbeats stop,
+        // so that a word that gets lost is replaced by silence.
+        self.set_permit(Permit::Shut, actions);
+        actions.push(PrimaryAction::StopHeartbeats);
+        self.tell(Notice::AppCrashed { reign: self.reign(), signal }, actions);
+    }
+
+    /// `settle` goes on with `then` as soon as nobody can take over.
+    fn retire(&mut self, now: Nanos, then: Then, actions: &mut Vec<PrimaryAction>) {
+        self.life = Life::Retiring { then, until: now + self.config.timing.farewell() };
+        match then {
+            Then::End(exit) => self.tell(Notice::AppEnded { reign: self.reign(), exit }, actions),
+            Then::Restart => {}
+        }
+    }
+
+    fn tell(&self, notice: Notice, actions: &mut Vec<PrimaryAction>) {
+        if let Some(link) = &self.link {
+            actions.push(PrimaryAction::Tell { standby: link.standby.clone(), notice });
+        }
+    }
+
+    fn end_confirmed(&mut self, now: Nanos, from: &Member, actions: &mut Vec<PrimaryAction>) {
+        let Life::Retiring { then: then @ Then::End(_), .. } = self.life else { return };
+        if self.desk.rivals().all(|rival| rival == from) {
+            self.finish(now, then, actions);
+        }
+    }
+
+    fn shutdown(&mut self, actions: &mut Vec<PrimaryAction>) {
+        if matches!(self.life, Life::Serving) && !self.stopping {
+            actions.push(PrimaryAction::StopApp);
+        }
+        self.stopping = true;
+    }
+
+    fn superseded(&mut self, term: Term, by: String, actions: &mut Vec<PrimaryAction>) {
+        if term > self.term {
+            self.fence(by, actions);
+        }
+    }
+
+    /// The point of no return: somebody else has the term.
+    fn fence(&mut self, by: String, actions: &mut Vec<PrimaryAction>) {
+        let handed_over = matches!(self.life, Life::HandingOver { .. });
+        self.set_permit(Permit::Shut, actions);
+        actions.push(PrimaryAction::KillApp);
+        self.arm_guard(false, actions);
+        let ending = if handed_over {
+            Ending::HandedOver { to: by.clone() }
+        } else {
+            Ending::Fenced { by: by.clone() }
+        };
+        self.life = Life::Fenced { by };
+        self.tell_status(Nanos(0), actions);
+        actions.push(PrimaryAction::EndPair(ending));
+    }
+
+    fn finish(&mut self, now: Nanos, then: Then, actions: &mut Vec<PrimaryAction>) {
+        match then {
+            Then::End(exit) => self.end(Ending::App(exit), actions),
+            Then::Restart => {
+                self.life = Life::Serving;
+                self.begin_unrelated(now);
+                if let Some(link) = &mut self.link {
+                    link.held = None;
+                    let ids = link.take_in_flight();
+                    self.return_to_ledger(ids, actions);
+                }
+                actions.push(PrimaryAction::RestartApp);
+            }
+        }
+    }
+
+    fn end(&mut self, ending: Ending, actions: &mut Vec<PrimaryAction>) {
+        self.life = Life::Ended;
+        self.set_permit(Permit::Shut, actions);
+        self.arm_guard(false, actions);
+        self.tell_status(Nanos(0), actions);
+        actions.push(PrimaryAction::EndPair(ending));
+    }
+
+    /// Whether the connected standby holds a committed epoch and may take over with it.
+    fn eligible(&self) -> bool {
+        let Some(link) = self.link.as_ref().filter(|link| link.held.is_some()) else { return false };
+        match self.config.fencing {
+            Fencing::Register => self.desk.register().is_some_and(|register| register.lists(&link.standby)),
+            Fencing::None | Fencing::Absent => true,
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! What a primary is told, what it asks for, and what it says of itself.
+
+use image::{CheckpointId, Member, Register, Sync, Term};
+use serde::Serialize;
+
+use crate::{Answer, Ask, Committed, Fencing, Nanos, Progress, Question, Reign, Timing};
+
+/// `--on-crash`: what follows when the app dies by a signal that nobody asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnCrash {
+    /// The standby takes over; without an eligible one, as `Stop`.
+    #[default]
+    Failover,
+    /// The command is started afresh here, and synced in full.
+    Restart,
+    Stop,
+}
+
+#[derive(Debug, Clone)]
+pub struct PrimaryConfig {
+    pub me: Member,
+    pub timing: Timing,
+    pub fencing: Fencing,
+    pub on_crash: OnCrash,
+    /// From one capture to the next.
+    pub interval: Nanos,
+    /// How many epochs may be captured and not acknowledged. What gets dirty beyond them waits in the ledger
+    /// and goes with a later epoch, so memory is bounded.
+    pub in_flight_max: usize,
+    /// After this without a capture that was due, the engine counts as hung.
+    pub stalled_after: Nanos,
+    /// From a refused full sync to the next attempt.
+    pub full_sync_retry: Nanos,
+}
+
+impl PrimaryConfig {
+    pub fn new(me: Member, fencing: Fencing) -> Self {
+        Self {
+            me,
+            timing: Timing::default(),
+            fencing,
+            on_crash: OnCrash::default(),
+            interval: Nanos::from_millis(50),
+            in_flight_max: 2,
+            stalled_after: Nanos::from_millis(2_000),
+            full_sync_retry: Nanos::from_millis(1_000),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum AppExit {
+    Code(i32),
+    Signal(i32),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PrimaryEvent {
+    /// Time has passed. At least once per heartbeat, better twice.
+    Tick,
+    /// A standby opened the page stream and named the newest epoch that it holds of this app.
+    PeerConnected {
+        standby: Member,
+        held: Option<CheckpointId>,
+    },
+    /// The page stream ended, or an epoch could not be sent.
+    PeerLost {
+        why: String,
+    },
+    /// `sent_at` is when *we sent* the heartbeat that was answered; `held` the newest epoch acknowledged.
+    HeartbeatAnswered {
+        from: Member,
+        sent_at: Nanos,
+        held: Option<CheckpointId>,
+    },
+    /// The standby holds `id`, prepared, and everything before it.
+    Acked {
+        id: CheckpointId,
+    },
+    /// The standby can't take this epoch. It still holds what it held.
+    EpochRefused {
+        id: CheckpointId,
+        why: String,
+    },
+    /// The answer to `CaptureNow` or `StartFullSync`: frozen, thawed, ready to be sent.
+    Captured {
+        id: CheckpointId,
+    },
+    /// The other answer: nothing of `id` will be sent, and its pages are in the ledger again.
+    CaptureFailed {
+        id: CheckpointId,
+        why: String,
+    },
+    /// A child process lives that can't be captured.
+    ChildSeen {
+        pid: i32,
+    },
+    ChildGone {
+        pid: i32,
+    },
+    /// The app replaced its address space: what was tracked is gone.
+    Executed,
+    AppExited(AppExit),
+    RegisterAnswer {
+        ask: Ask,
+        answer: Answer,
+    },
+    /// An authenticated peer serves this app in `term`.
+    Superseded {
+        term: Term,
+        by: String,
+    },
+    /// The standby has discarded its copy, as it was told the app's end.
+    EndConfirmed {
+        from: Member,
+    },
+    /// The operator asked us to stop (SIGTERM).
+    Shutdown,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Permit {
+    /// Nothing goes in or out.
+    Shut,
+    /// Until this instant, whether or not the manager lives.
+    Until(Nanos),
+    /// Without end: nobody can take over.
+    Open,
+}
+
+/// What goes to the standby besides epochs and heartbeats.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// The register names you: this is its value, to be expected in a swap.
+    Enrolled(Register),
+    /// The app ended by itself, or was told to: forget it.
+    AppEnded { reign: Reign, exit: AppExit },
+    /// The app died by a signal; its copy here is silent for good. Take over.
+    AppCrashed { reign: Reign, signal: i32 },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PrimaryAction {
+    /// The term is ours: start the app (or take up the running one), with its permit as set before.
+    StartApp {
+        term: Term,
+    },
+    /// Capture everything as epoch `id`, streaming while the app runs. `eligible`: the standby may still
+    /// take over with what it holds, and is to keep that until `id` is whole.
+    StartFullSync {
+        id: CheckpointId,
+        eligible: bool,
+    },
+    /// Capture what changed since `parent`. If that is not the last epoch captured, pages must go whole.
+    CaptureNow {
+        id: CheckpointId,
+        parent: CheckpointId,
+    },
+    /// `id` may go out (of a full sync: its end).
+    SendEpoch {
+        id: CheckpointId,
+        sync: Sync,
+    },
+    Committed(Committed),
+    /// These epochs will not be acknowledged: their pages are dirty again.
+    ReturnToLedger {
+        ids: Vec<CheckpointId>,
+    },
+    /// To be in force in the kernel before the next action is begun.
+    SetPermit(Permit),
+    /// From now on the manager's death silences and kills the app.
+    ArmGuard,
+    /// From now on the app outlives its manager.
+    DisarmGuard,
+    AskArbiter {
+        ask: Ask,
+        question: Question,
+    },
+    /// Best effort, on any connection to the standby.
+    Tell {
+        standby: Member,
+        notice: Notice,
+    },
+    /// Send no heartbeat from now on.
+    StopHeartbeats,
+    /// Close the page stream; `PeerLost` was taken care of.
+    DropPeer {
+        why: String,
+    },
+    /// What the next heartbeats say.
+    Report(Progress),
+    Status(Status),
+    /// SIGTERM to the app; its exit, whatever it is, then ends the pair.
+    StopApp,
+    /// Start the command afresh: a new app that knows nothing of the old.
+    RestartApp,
+    /// SIGKILL, and no more of it is heard.
+    KillApp,
+    /// The last action.
+    EndPair(Ending),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum Ending {
+    /// The app ended here; its end is the pair's.
+    App(AppExit),
+    /// The app died here and goes on there.
+    HandedOver { to: String },
+    /// Somebody else has the term; our copy is dead.
+    Fenced { by: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum Status {
+    Protected,
+    /// The standby can take over, but epochs wait for it.
+    CatchingUp,
+    Unprotected(Reason),
+}
+
+/// Why the app would not survive its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+pub enum Reason {
+    #[error("the register has not answered yet{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    NotOwner { why: Option<String> },
+    #[error("the register still names {0} as able to take over from an earlier run; waiting for it to do so")]
+    EarlierRun(String),
+    #[error("no standby is connected{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    NoStandby { why: Option<String> },
+    #[error("the first full sync has not been committed yet")]
+    FullSync,
+    #[error("the standby does not answer heartbeats")]
+    StandbySilent,
+    #[error("the standby refused an epoch: {0}")]
+    EpochRefused(String),
+    #[error("the last capture failed: {0}")]
+    CaptureFailed(String),
+    #[error("the engine has not captured for too long")]
+    EngineStalled,
+    #[error("child process {0} can't be captured; protected again when it ends")]
+    Child(i32),
+    #[error("the standby is not in the register yet")]
+    NotEnrolled,
+    #[error("the register is unreachable, so nobody could take over: {0}")]
+    RegisterUnreachable(String),
+    #[error("takeover on silence needs --arbiter or --fencing none")]
+    NoFencing,
+    #[error("the app has ended")]
+    Ended,
+    #[error("the app died by signal {0} and is handed over")]
+    HandingOver(i32),
+    #[error("fenced: {0} has the term")]
+    Fenced(String),
+}
