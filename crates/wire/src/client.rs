@@ -35,6 +35,7 @@ use crate::proto::guard_client::GuardClient;
 use crate::proto::heart_client::HeartClient;
 use crate::proto::replication_client::ReplicationClient;
 use crate::tls::TlsFiles;
+use crate::witness::Witness;
 
 /// A connection to a standby. It ends when the client and all links made with it are dropped.
 #[derive(Clone)]
@@ -169,10 +170,8 @@ fn origin() -> http::Uri {
     http::Uri::from_static("http://checksync.peer")
 }
 
-type Stream = crate::peeked::Peeked<TlsStream<TcpStream>>;
+type Stream = TlsStream<TcpStream>;
 
-/// Returns when both sides have accepted each other: the server speaks first, and only after it has judged
-/// our certificate.
 async fn handshake(
     tcp: TcpStream,
     tls: &TlsFiles,
@@ -184,8 +183,6 @@ async fn handshake(
     let name = ServerName::try_from(CLUSTER_NAME).expect("a constant DNS name");
     let stream = TlsConnector::from(tls.client()).connect(name, tcp).await.map_err(failed)?;
     let peer = PeerIdentity::read(stream.get_ref().1.peer_certificates(), remote);
-    let mut stream = Stream::new(stream);
-    stream.peek_more().await.map_err(failed)?;
     let peer = peer.ok_or_else(|| WireError::Certificate {
         address: address.to_owned(),
         why: "the certificate names no host of ours".to_owned(),
@@ -213,9 +210,10 @@ fn handshake_error(address: &str, why: &io::Error) -> WireError {
     }
 }
 
+/// Returns when the server has spoken, which it does only after it has accepted our certificate.
 async fn start_http2(stream: Stream, connection: &Connection) -> Result<Calls, WireError> {
-    let failed =
-        |why: hyper::Error| WireError::NotAPeer { address: connection.peer().to_string(), why: chain(&why) };
+    let peer = connection.peer().to_string();
+    let (stream, spoken) = Witness::new(stream, 1);
     let (calls, driver) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(WINDOW_BYTES)
@@ -228,15 +226,20 @@ async fn start_http2(stream: Stream, connection: &Connection) -> Result<Calls, W
         .keep_alive_while_idle(true)
         .handshake(TokioIo::new(stream))
         .await
-        .map_err(failed)?;
-    let connection = connection.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            result = driver => if let Err(why) = result { connection.ended(chain(&why)) },
-            _ = connection.condemned() => (),
-        }
-    });
-    Ok(Calls(calls))
+        .map_err(|why| WireError::Lost { peer: peer.clone(), why: chain(&why) })?;
+    tokio::spawn(drive(driver, connection.clone()));
+    match spoken.await {
+        Ok(Ok(())) => Ok(Calls(calls)),
+        Ok(Err(why)) => Err(handshake_error(&peer, &why)),
+        Err(_) => Err(connection.lost()),
+    }
+}
+
+async fn drive(driver: impl Future<Output = hyper::Result<()>>, connection: Connection) {
+    tokio::select! {
+        ended = driver => if let Err(why) = ended { connection.ended(chain(&why)) },
+        _ = connection.condemned() => (),
+    }
 }
 
 /// What tonic's generated code calls.

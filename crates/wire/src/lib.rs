@@ -24,11 +24,11 @@ mod identity;
 pub mod limits;
 mod link;
 mod message;
-mod peeked;
 pub mod pki;
 mod server;
 mod tls;
 mod token;
+mod witness;
 
 pub use calls::{Handler, Opening};
 pub use client::{Client, Replication};

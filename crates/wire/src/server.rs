@@ -1,13 +1,14 @@
 //! The side that is connected to: the standby.
 //!
 //! ```text
-//! accept ─▶ TLS handshake, preface ─▶ HTTP/2: calls ─▶ Handler
-//!              `Limits::handshakes`     `Limits::connections`
+//! accept ─▶ TLS handshake ─▶ HTTP/2: calls ─▶ Handler
+//!           `handshakes`     `connections`
 //! ```
 //!
 //! Each connection is a task of its own. Whatever is wrong with a peer ends that task with one line in the
 //! log; nothing it does reaches another connection.
 
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -32,8 +33,8 @@ use crate::limits::{
     SEND_BUFFER_BYTES, WINDOW_BYTES,
 };
 use crate::link::Connection;
-use crate::peeked::Peeked;
 use crate::tls::TlsFiles;
+use crate::witness::Witness;
 
 /// Serves until `shutdown` is ready, then closes all connections. Their handlers see their links end.
 pub async fn serve(
@@ -67,7 +68,7 @@ pub async fn serve(
 
 /// Most errors of `accept` belong to the one connection that was not made; the others, no descriptors left
 /// above all, would make a loop without pause burn a processor.
-async fn rest_after(why: &std::io::Error) {
+async fn rest_after(why: &io::Error) {
     warn!(%why, "cannot accept a connection");
     tokio::time::sleep(Duration::from_millis(20)).await;
 }
@@ -80,7 +81,7 @@ struct Door {
     handler: Arc<dyn Handler>,
 }
 
-type Stranger = Peeked<TlsStream<TcpStream>>;
+type Stream = TlsStream<TcpStream>;
 
 impl Door {
     async fn visit(self: Arc<Self>, tcp: TcpStream, from: SocketAddr) {
@@ -104,19 +105,19 @@ impl Door {
         self.speak(stream, Connection::new(peer)).await
     }
 
-    async fn greet(&self, tcp: TcpStream, from: SocketAddr) -> Result<(Stranger, PeerIdentity), String> {
+    async fn greet(&self, tcp: TcpStream, from: SocketAddr) -> Result<(Stream, PeerIdentity), String> {
         tcp.set_nodelay(true).map_err(|why| chain(&why))?;
         let stream =
             self.acceptor.accept(tcp).await.map_err(|why| format!("no handshake: {}", chain(&why)))?;
         let peer = PeerIdentity::read(stream.get_ref().1.peer_certificates(), from);
         let peer = peer.ok_or("its certificate names no host of ours")?;
-        let mut stream = Peeked::new(stream);
-        await_preface(&mut stream).await?;
         Ok((stream, peer))
     }
 
-    async fn speak(&self, stream: Stranger, connection: Connection) -> Result<(), String> {
+    async fn speak(&self, stream: Stream, connection: Connection) -> Result<(), String> {
+        const PREFACE_BYTES: usize = 24;
         let calls = Calls::new(Arc::clone(&self.handler), connection.clone(), self.limits.opening);
+        let (stream, spoken) = Witness::new(stream, PREFACE_BYTES);
         let driver = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(WINDOW_BYTES)
@@ -133,22 +134,15 @@ impl Door {
             biased;
             why = connection.condemned() => Err(why),
             ended = driver => ended.map_err(|why| chain(&why)),
+            () = silence(spoken, self.limits.handshake) => Err("it never spoke HTTP/2".to_owned()),
         };
         over.inspect_err(|why| connection.ended(why.clone()))
     }
 }
 
-/// Waits until the peer has spoken HTTP/2's preface, or something else. HTTP/2 itself has no deadline for it.
-async fn await_preface(stream: &mut Stranger) -> Result<(), String> {
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    loop {
-        let ahead = stream.peek_more().await.map_err(|why| format!("no HTTP/2: {}", chain(&why)))?;
-        let len = ahead.len().min(PREFACE.len());
-        if ahead[..len] != PREFACE[..len] {
-            return Err("it speaks something else than HTTP/2".to_owned());
-        }
-        if len == PREFACE.len() {
-            return Ok(());
-        }
+/// Ends when the peer has not spoken in time, and never when it has: then the driver knows how it goes on.
+async fn silence(spoken: oneshot::Receiver<io::Result<()>>, longest: Duration) {
+    if timeout(longest, spoken).await.is_ok() {
+        std::future::pending().await
     }
 }
