@@ -92,7 +92,7 @@ impl Copy {
     }
 
     fn acknowledge(&mut self, actions: &mut Vec<StandbyAction>) {
-        let newest = self.waiting.iter().take(ACKNOWLEDGED_MAX).last().copied();
+        let newest = self.waiting.iter().take(ACKNOWLEDGED_MAX).next_back().copied();
         if newest > self.acked {
             self.acked = newest;
             actions.extend(newest.map(|id| StandbyAction::Ack { id }));

@@ -1,0 +1,111 @@
+//! Both machines against a lossy, delaying, doubling, partitioning network, dying managers and a register
+//! that is slow or gone. One seed is one history; a failure names its seed.
+//!
+//! At every instant: at most one copy can be heard, and terms only grow. At every takeover: what is restored
+//! is whole, and no committed epoch is missing. And once the faults are over, the pair comes to rest with one
+//! copy that serves.
+
+#[path = "simulation/chance.rs"]
+mod chance;
+#[path = "simulation/world.rs"]
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use replica::Nanos;
+use world::{A, B, Fault, Flaw, World};
+
+const HEAL: Nanos = Nanos::from_millis(3_000);
+const END: Nanos = Nanos::from_millis(12_000);
+const SEEDS: u64 = 3_000;
+
+/// Some faults, each with its end, before everything heals.
+fn trouble(world: &mut World) {
+    for _ in 0..1 + world.chance.below(4) {
+        let at = world.chance.micros(300_000, 2_500_000);
+        let until = at + world.chance.micros(1_000, 700_000);
+        let host = if world.chance.percent(50) { A } else { B };
+        let (begin, end) = match world.chance.below(16) {
+            0 | 1 => (Fault::ManagerDies, None),
+            2 => (Fault::HostDies, None),
+            3 => (Fault::GuardDies, None),
+            4 => (Fault::StandbyDies, None),
+            5 => (Fault::AppCrashes, None),
+            6 => (Fault::AppExits, None),
+            7 => (Fault::AppExecutes, None),
+            8 => (Fault::CaptureFails, None),
+            9 => (Fault::Child(true), Some(Fault::Child(false))),
+            10 => (Fault::StreamBreaks, None),
+            11 | 12 => (Fault::Cut(host, true), Some(Fault::Cut(host, false))),
+            13 => {
+                world.fault_at(at, Fault::Cut(A, true));
+                (Fault::Cut(B, true), Some(Fault::Cut(B, false)))
+            }
+            14 => (Fault::Unreachable(host, true), Some(Fault::Unreachable(host, false))),
+            _ => (Fault::Paused(host, until.since(at)), None),
+        };
+        world.fault_at(at, begin);
+        if let Some(end) = end {
+            world.fault_at(until, end);
+        }
+    }
+    world.fault_at(HEAL, Fault::Heal);
+}
+
+/// One history. Panics where it breaks an invariant.
+fn live_through(seed: u64, flaw: Flaw) -> World {
+    let mut world = World::new(seed, flaw);
+    trouble(&mut world);
+    world.run(HEAL + Nanos::from_millis(200), |_| false);
+    world.run(END, |world| world.settled().is_ok());
+    if let Err(why) = world.settled() {
+        panic!("{why}, long after the last fault");
+    }
+    world
+}
+
+#[test]
+fn never_two_audible_nothing_committed_lost_and_rest_in_the_end() {
+    let (mut takeovers, mut commits) = (0, 0);
+    let only = std::env::var("CHECKSYNC_SEED").ok().map(|seed| seed.parse().expect("a seed is a number"));
+    for seed in only.map_or(0..SEEDS, |seed| seed..seed + 1) {
+        let world = catch_unwind(AssertUnwindSafe(|| live_through(seed, Flaw::None)))
+            .unwrap_or_else(|_| panic!("seed {seed}: run it alone with CHECKSYNC_SEED={seed}"));
+        takeovers += world.takeovers;
+        commits += world.commits;
+    }
+    println!("{takeovers} takeovers, {commits} commits");
+    assert!(
+        only.is_some() || takeovers > SEEDS as u32 / 10,
+        "only {takeovers} takeovers: the faults are too mild"
+    );
+}
+
+/// The first complaint that a flaw brings about.
+fn complaint(flaw: Flaw) -> Option<String> {
+    (0..500).find_map(|seed| {
+        let panic = catch_unwind(AssertUnwindSafe(|| live_through(seed, flaw))).err()?;
+        panic.downcast::<String>().ok().map(|text| *text)
+    })
+}
+
+#[test]
+fn canary_a_permit_that_outlasts_the_suspicion_is_seen() {
+    let complaint = complaint(Flaw::PermitTooLong).expect("the simulation is blind");
+    assert!(complaint.contains("two copies can be heard"), "{complaint}");
+}
+
+#[test]
+fn canary_an_acknowledgement_before_the_epoch_is_whole_is_seen() {
+    let complaint = complaint(Flaw::PreparedTooEarly).expect("the simulation is blind");
+    assert!(complaint.contains("never came whole"), "{complaint}");
+}
+
+#[test]
+fn canary_a_register_that_does_not_compare_is_seen() {
+    let complaint = complaint(Flaw::RegisterForgets).expect("the simulation is blind");
+    assert!(
+        complaint.contains("two copies can be heard") || complaint.contains("the term fell"),
+        "{complaint}"
+    );
+}

@@ -1,0 +1,664 @@
+//! Two hosts, a network between them and a register, under one virtual clock.
+//!
+//! Each host has a clock of its own (an offset apart), a manager that can be paused or die, and on the
+//! primary's a guard and a kernel permit that work without it. Datagrams (heartbeats, notices, the guard's
+//! word, questions to the register) get lost, late and doubled; a stream keeps its order, and breaks.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+
+use image::{CheckpointId, Member, Register, Sync, Term};
+use replica::primary::{AppExit, Ending, Notice, Permit, Phase};
+use replica::standby::{EpochRefusal, Refusal, StandbyStatus};
+use replica::{
+    Answer, Ask, Fencing, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Progress, Question,
+    Reign, Standby, StandbyAction, StandbyConfig, StandbyEvent,
+};
+
+use crate::chance::Chance;
+
+pub const A: usize = 0;
+pub const B: usize = 1;
+const TICK: Nanos = Nanos::from_millis(10);
+
+/// What is broken on purpose, to show that the simulation sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    None,
+    /// The kernel lets the app speak this long after its permit has run out: T1 > T2.
+    PermitTooLong,
+    /// The standby takes an epoch for prepared when its header comes.
+    PreparedTooEarly,
+    /// Every swap wins, whatever it expects.
+    RegisterForgets,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    ManagerDies,
+    HostDies,
+    /// The cell's init dies, and with it the app; nobody says a word.
+    GuardDies,
+    StandbyDies,
+    AppCrashes,
+    AppExits,
+    AppExecutes,
+    CaptureFails,
+    Child(bool),
+    StreamBreaks,
+    /// No message gets from one host to the other.
+    Cut(usize, bool),
+    /// A host does not reach the register.
+    Unreachable(usize, bool),
+    Paused(usize, Nanos),
+    /// Everything works again, dead managers are started anew.
+    Heal,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Event {
+    Tick(usize, u64),
+    Heartbeat(u64),
+    Connect(u64),
+    Primary(u64, PrimaryEvent),
+    Standby(u64, StandbyEvent),
+    Message(usize, Message),
+    Question(usize, u64, Ask, Box<Question>),
+    StreamEnd(usize, u64),
+    GuardSpeaks(Reign, u32),
+    Fault(Fault),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Message {
+    Connect { session: u64, reign: Reign },
+    Welcome { session: u64, standby: Member, held: Option<CheckpointId> },
+    Header { session: u64, id: CheckpointId, sync: Sync, eligible: bool },
+    Body { session: u64, id: CheckpointId },
+    Ack { session: u64, id: CheckpointId },
+    RefuseEpoch { session: u64, id: CheckpointId, why: EpochRefusal },
+    Heartbeat { reign: Reign, sent_at: Nanos, progress: Progress },
+    Answer { from: Member, sent_at: Nanos, held: Option<CheckpointId> },
+    Refusal(Refusal),
+    Notice(Notice),
+    GuardsWord(Reign),
+    ConfirmEnd(Member),
+}
+
+#[derive(Debug)]
+struct PrimaryHost {
+    alive: bool,
+    life: u64,
+    machine: Option<Primary>,
+    app_alive: bool,
+    kernel: Permit,
+    guard_armed: bool,
+    heartbeats: bool,
+    session: u64,
+    connected: bool,
+    eligible: BTreeMap<CheckpointId, bool>,
+    fail_next_capture: bool,
+    over: Option<Ending>,
+}
+
+#[derive(Debug)]
+struct StandbyHost {
+    life: u64,
+    machine: Option<Standby>,
+    session: u64,
+    /// Epochs whose bytes all came.
+    bodies: BTreeSet<CheckpointId>,
+    applied: Option<CheckpointId>,
+    serving: Option<Term>,
+    status: StandbyStatus,
+}
+
+#[derive(Debug)]
+pub struct World {
+    pub chance: Chance,
+    flaw: Flaw,
+    now: Nanos,
+    queue: BinaryHeap<Reverse<(Nanos, u64)>>,
+    events: BTreeMap<u64, Event>,
+    sequence: u64,
+    a: PrimaryHost,
+    b: StandbyHost,
+    offset: [Nanos; 2],
+    paused_until: [Nanos; 2],
+    cut: [bool; 2],
+    unreachable: [bool; 2],
+    loss_percent: u64,
+    stream_at: [Nanos; 2],
+    register: Option<Register>,
+    committed: Option<CheckpointId>,
+    highest_term: Term,
+    pub takeovers: u32,
+    pub commits: u32,
+}
+
+impl World {
+    pub fn new(seed: u64, flaw: Flaw) -> Self {
+        let mut chance = Chance::new(seed);
+        let offset = [chance.micros(1_000, 10_000_000), chance.micros(1_000, 10_000_000)];
+        let loss_percent = chance.below(6);
+        let a = PrimaryHost {
+            alive: true,
+            life: 0,
+            machine: None,
+            app_alive: false,
+            kernel: Permit::Shut,
+            guard_armed: false,
+            heartbeats: false,
+            session: 0,
+            connected: false,
+            eligible: BTreeMap::new(),
+            fail_next_capture: false,
+            over: None,
+        };
+        let b = StandbyHost {
+            life: 0,
+            machine: None,
+            session: 0,
+            bodies: BTreeSet::new(),
+            applied: None,
+            serving: None,
+            status: StandbyStatus::Empty,
+        };
+        let mut world = Self {
+            chance,
+            flaw,
+            now: Nanos(0),
+            queue: BinaryHeap::new(),
+            events: BTreeMap::new(),
+            sequence: 0,
+            a,
+            b,
+            offset,
+            paused_until: [Nanos(0); 2],
+            cut: [false; 2],
+            unreachable: [false; 2],
+            loss_percent,
+            stream_at: [Nanos(0); 2],
+            register: None,
+            committed: None,
+            highest_term: Term(0),
+            takeovers: 0,
+            commits: 0,
+        };
+        world.start_standby();
+        world.start_manager();
+        world
+    }
+
+    pub fn fault_at(&mut self, at: Nanos, fault: Fault) {
+        self.schedule(at, Event::Fault(fault));
+    }
+
+    /// Runs until `end`, or until `done`.
+    pub fn run(&mut self, end: Nanos, done: impl Fn(&Self) -> bool) {
+        while let Some(Reverse((at, _))) = self.queue.peek().copied()
+            && at < end
+            && !done(self)
+        {
+            let Reverse((_, sequence)) = self.queue.pop().expect("it was peeked at");
+            let event = self.events.remove(&sequence).expect("each queued event is kept");
+            self.now = at;
+            self.happen(event);
+            self.check();
+        }
+    }
+
+    fn check(&mut self) {
+        let audible = [self.primary_audible(), self.b.serving.is_some()];
+        assert!(audible != [true, true], "two copies can be heard at {}", self.now);
+        let term = self.register.as_ref().map_or(Term(0), |register| register.term);
+        assert!(self.highest_term <= term, "the term fell from {} to {term}", self.highest_term);
+        self.highest_term = term;
+    }
+
+    fn primary_audible(&self) -> bool {
+        let extra = if self.flaw == Flaw::PermitTooLong { Nanos::from_millis(60) } else { Nanos(0) };
+        self.a.app_alive
+            && match self.a.kernel {
+                Permit::Open => true,
+                Permit::Shut => false,
+                Permit::Until(deadline) => self.clock(A) < deadline + extra,
+            }
+    }
+
+    /// What must come about once all faults are over; an error says what has not.
+    pub fn settled(&self) -> Result<(), String> {
+        let owner = self.register.as_ref().map(|register| register.owner.name.as_str());
+        if let Some(ending @ (Ending::App(_) | Ending::HandedOver { .. })) = &self.a.over
+            && owner == Some("a")
+        {
+            return if self.primary_audible() { Err(format!("audible after {ending:?}")) } else { Ok(()) };
+        }
+        if owner == Some("b") {
+            let lives = self.b.machine.is_some() && self.b.status != StandbyStatus::Empty;
+            let fenced = !self.a.app_alive || self.a.machine.is_none();
+            let serves = matches!(self.b.status, StandbyStatus::Serving { .. }) || self.b.life > 1 || !lives;
+            return if serves && fenced {
+                Ok(())
+            } else {
+                Err(format!("b owns the term and is {:?}", self.b.status))
+            };
+        }
+        match &self.a.machine {
+            Some(machine) if machine.phase() == Phase::Protected && self.primary_audible() => Ok(()),
+            Some(machine) => Err(format!("the primary is {:?}, permit {:?}", machine.phase(), self.a.kernel)),
+            None => {
+                let named =
+                    self.register.as_ref().is_some_and(|register| register.lists(&self.standby_member()));
+                if named {
+                    Err(format!("the standby may take over, and is {:?}", self.b.status))
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    fn clock(&self, host: usize) -> Nanos {
+        self.now + self.offset[host]
+    }
+
+    fn schedule(&mut self, at: Nanos, event: Event) {
+        self.sequence += 1;
+        self.queue.push(Reverse((at, self.sequence)));
+        self.events.insert(self.sequence, event);
+    }
+
+    fn after(&mut self, micros: (u64, u64), event: Event) {
+        let span = self.chance.micros(micros.0, micros.1);
+        self.schedule(self.now + span, event);
+    }
+
+    fn standby_member(&self) -> Member {
+        Member::new("b", self.b.life)
+    }
+
+    fn start_manager(&mut self) {
+        self.a.life += 1;
+        let mut config = PrimaryConfig::new(Member::new("a", self.a.life), Fencing::Register);
+        config.full_sync_retry = Nanos::from_millis(200);
+        self.a.machine = Some(Primary::new(config, self.clock(A)));
+        self.a.connected = false;
+        self.a.heartbeats = false;
+        self.after((0, 10_000), Event::Tick(A, self.a.life));
+        self.after((0, 20_000), Event::Heartbeat(self.a.life));
+        self.after((0, 30_000), Event::Connect(self.a.life));
+    }
+
+    fn start_standby(&mut self) {
+        self.b.life += 1;
+        let config = StandbyConfig {
+            me: self.standby_member(),
+            timing: replica::Timing::default(),
+            fencing: Fencing::Register,
+        };
+        self.b.machine = Some(Standby::new(config));
+        self.after((0, 10_000), Event::Tick(B, self.b.life));
+    }
+
+    fn happen(&mut self, event: Event) {
+        let host = match &event {
+            Event::Tick(host, _) | Event::Message(host, _) | Event::StreamEnd(host, _) => Some(*host),
+            Event::Heartbeat(_) | Event::Connect(_) | Event::Primary(..) => Some(A),
+            Event::Standby(..) => Some(B),
+            Event::Question(..) | Event::GuardSpeaks(..) | Event::Fault(_) => None,
+        };
+        // A paused manager finds all of it when it goes on, in the old order.
+        if let Some(host) = host
+            && self.now < self.paused_until[host]
+        {
+            return self.schedule(self.paused_until[host], event);
+        }
+        match event {
+            Event::Tick(host, life) => self.tick(host, life),
+            Event::Heartbeat(life) => self.send_heartbeat(life),
+            Event::Connect(life) => self.try_connect(life),
+            Event::Primary(life, event) if life == self.a.life => self.step_primary(event),
+            Event::Standby(life, event) if life == self.b.life => self.step_standby(event),
+            Event::Primary(..) | Event::Standby(..) => {}
+            Event::Message(A, message) => self.primary_receives(message),
+            Event::Message(_, message) => self.standby_receives(message),
+            Event::Question(host, life, ask, question) => self.register_answers(host, life, ask, *question),
+            Event::StreamEnd(host, session) => self.stream_ended(host, session),
+            Event::GuardSpeaks(reign, tries) => self.guard_speaks(reign, tries),
+            Event::Fault(fault) => self.fault(fault),
+        }
+    }
+
+    fn tick(&mut self, host: usize, life: u64) {
+        let own = if host == A { self.a.life } else { self.b.life };
+        let alive = if host == A { self.a.machine.is_some() } else { self.b.machine.is_some() };
+        if own != life || !alive {
+            return;
+        }
+        self.schedule(self.now + TICK, Event::Tick(host, life));
+        if host == A { self.step_primary(PrimaryEvent::Tick) } else { self.step_standby(StandbyEvent::Tick) }
+    }
+
+    fn send_heartbeat(&mut self, life: u64) {
+        let Some(machine) = self.a.machine.as_ref().filter(|_| life == self.a.life) else { return };
+        let message = Message::Heartbeat {
+            reign: machine.reign(),
+            sent_at: self.clock(A),
+            progress: machine.progress(),
+        };
+        self.schedule(self.now + Nanos::from_millis(20), Event::Heartbeat(life));
+        if self.a.heartbeats {
+            self.datagram(B, message);
+        }
+    }
+
+    fn try_connect(&mut self, life: u64) {
+        let Some(machine) = self.a.machine.as_ref().filter(|_| life == self.a.life) else { return };
+        let reign = machine.reign();
+        self.after((20_000, 40_000), Event::Connect(life));
+        if self.a.heartbeats && !self.a.connected {
+            self.a.session += 1;
+            self.datagram(B, Message::Connect { session: self.a.session, reign });
+        }
+    }
+
+    /// To `to`: lost, late, doubled, overtaken.
+    fn datagram(&mut self, to: usize, message: Message) {
+        if self.cut[to] || self.chance.percent(self.loss_percent) {
+            return;
+        }
+        for _ in 0..1 + u64::from(self.chance.percent(3)) {
+            let slow = if self.chance.percent(2) { 150_000 } else { 2_000 };
+            self.after((50, slow), Event::Message(to, message.clone()));
+        }
+    }
+
+    /// On the page stream: in order, or not at all, and then both ends notice, each in its time.
+    fn stream(&mut self, to: usize, session: u64, message: Message) {
+        if self.cut[to] || self.chance.below(2_000) < self.loss_percent {
+            self.after((500, 300_000), Event::StreamEnd(A, session));
+            return self.after((500, 300_000), Event::StreamEnd(B, session));
+        }
+        let span = self.chance.micros(50, 3_000);
+        self.stream_at[to] = (self.now + span).max(self.stream_at[to]);
+        self.schedule(self.stream_at[to], Event::Message(to, message));
+    }
+
+    fn stream_ended(&mut self, host: usize, session: u64) {
+        if host == A && self.a.connected && session == self.a.session {
+            self.a.connected = false;
+            self.step_primary(PrimaryEvent::PeerLost { why: "reset".to_owned() });
+        } else if host == B && session == self.b.session {
+            self.b.session = 0;
+            self.step_standby(StandbyEvent::StreamEnded);
+        }
+    }
+
+    fn register_answers(&mut self, host: usize, life: u64, ask: Ask, question: Question) {
+        let current = self.register.clone();
+        let answer = match question {
+            Question::Read => Answer::Value(current),
+            Question::Swap { expected, new } if expected == current || self.flaw == Flaw::RegisterForgets => {
+                self.register = Some(new);
+                Answer::Won
+            }
+            Question::Swap { .. } => Answer::Lost(current),
+        };
+        if self.unreachable[host] || self.chance.percent(2) {
+            return; // It took place, and nobody hears of it.
+        }
+        let event = match host {
+            A => Event::Primary(life, PrimaryEvent::RegisterAnswer { ask, answer }),
+            _ => Event::Standby(life, StandbyEvent::RegisterAnswer { ask, answer }),
+        };
+        self.after((100, 4_000), event);
+    }
+
+    fn ask(&mut self, host: usize, ask: Ask, question: Question) {
+        let life = if host == A { self.a.life } else { self.b.life };
+        // A question to a register that is cut off may still get there, much later.
+        if self.unreachable[host] && self.chance.percent(70) {
+            let unreachable = Answer::Unreachable { why: "no route".to_owned() };
+            let event = match host {
+                A => Event::Primary(life, PrimaryEvent::RegisterAnswer { ask, answer: unreachable }),
+                _ => Event::Standby(life, StandbyEvent::RegisterAnswer { ask, answer: unreachable }),
+            };
+            self.after((100, 50_000), event);
+        }
+        let slow = if self.unreachable[host] || self.chance.percent(3) { 1_500_000 } else { 5_000 };
+        if !self.unreachable[host] || self.chance.percent(50) {
+            self.after((100, slow), Event::Question(host, life, ask, Box::new(question)));
+        }
+    }
+
+    fn primary_receives(&mut self, message: Message) {
+        let Some(machine) = &self.a.machine else { return };
+        let live = |session: u64| session == self.a.session;
+        let event = match message {
+            Message::Welcome { session, standby, held } if live(session) && !self.a.connected => {
+                self.a.connected = true;
+                Some(PrimaryEvent::PeerConnected { standby, held })
+            }
+            Message::Ack { session, id } if live(session) && self.a.connected => {
+                Some(PrimaryEvent::Acked { id })
+            }
+            Message::RefuseEpoch { session, id, why } if live(session) && self.a.connected => {
+                Some(PrimaryEvent::EpochRefused { id, why: why.to_string() })
+            }
+            Message::Answer { from, sent_at, held } => {
+                Some(PrimaryEvent::HeartbeatAnswered { from, sent_at, held })
+            }
+            Message::Refusal(Refusal::Serving { term, by }) if term > machine.reign().term => {
+                Some(PrimaryEvent::Superseded { term, by: by.to_string() })
+            }
+            Message::ConfirmEnd(from) => Some(PrimaryEvent::EndConfirmed { from }),
+            _ => None,
+        };
+        if let Some(event) = event {
+            self.step_primary(event);
+        }
+    }
+
+    fn standby_receives(&mut self, message: Message) {
+        let live = |session: u64| session == self.b.session;
+        let event = match message {
+            Message::Connect { session, reign } if session > self.b.session => {
+                self.b.session = session;
+                Some(StandbyEvent::PrimaryConnected { primary: Member::new("a", reign.incarnation.0), reign })
+            }
+            Message::Header { session, id, sync, eligible } if live(session) => {
+                Some(StandbyEvent::EpochBegins { id, sync, eligible })
+            }
+            Message::Body { session, id } if live(session) => {
+                self.b.bodies.insert(id);
+                return self.after((100, 2_000), Event::Standby(self.b.life, StandbyEvent::Prepared { id }));
+            }
+            Message::Heartbeat { reign, sent_at, progress } => {
+                Some(StandbyEvent::Heartbeat { reign, sent_at, progress })
+            }
+            Message::GuardsWord(reign) => Some(StandbyEvent::Silenced { reign }),
+            Message::Notice(Notice::Enrolled(register)) => Some(StandbyEvent::Enrolled { register }),
+            Message::Notice(Notice::AppEnded { reign, exit }) => Some(StandbyEvent::AppEnded { reign, exit }),
+            Message::Notice(Notice::AppCrashed { reign, signal }) => {
+                Some(StandbyEvent::AppCrashed { reign, signal })
+            }
+            _ => None,
+        };
+        if let Some(event) = event {
+            self.step_standby(event);
+        }
+    }
+
+    fn step_primary(&mut self, event: PrimaryEvent) {
+        let (now, mut actions) = (self.clock(A), Vec::new());
+        let Some(machine) = &mut self.a.machine else { return };
+        machine.step(now, event, &mut actions);
+        for action in actions {
+            self.do_for_primary(action);
+        }
+    }
+
+    fn do_for_primary(&mut self, action: PrimaryAction) {
+        let (life, session) = (self.a.life, self.a.session);
+        match action {
+            PrimaryAction::StartApp { .. } => (self.a.app_alive, self.a.heartbeats) = (true, true),
+            PrimaryAction::StartFullSync { id, eligible } => {
+                self.a.eligible.insert(id, eligible);
+                self.capture(id, (20_000, 200_000));
+            }
+            PrimaryAction::CaptureNow { id, .. } => self.capture(id, (500, 4_000)),
+            PrimaryAction::SendEpoch { id, sync } => {
+                let eligible = self.a.eligible.get(&id).copied().unwrap_or(true);
+                self.stream(B, session, Message::Header { session, id, sync, eligible });
+                self.stream(B, session, Message::Body { session, id });
+            }
+            PrimaryAction::Committed(committed) => {
+                self.committed = self.committed.max(Some(committed.id()));
+                self.commits += 1;
+            }
+            PrimaryAction::SetPermit(permit) => self.a.kernel = permit,
+            PrimaryAction::ArmGuard => self.a.guard_armed = true,
+            PrimaryAction::DisarmGuard => self.a.guard_armed = false,
+            PrimaryAction::AskArbiter { ask, question } => self.ask(A, ask, question),
+            PrimaryAction::Tell { notice, .. } => self.datagram(B, Message::Notice(notice)),
+            PrimaryAction::StopHeartbeats => self.a.heartbeats = false,
+            PrimaryAction::DropPeer { .. } => {
+                self.a.connected = false;
+                self.after((50, 2_000), Event::StreamEnd(B, session));
+            }
+            PrimaryAction::KillApp => self.a.app_alive = false,
+            PrimaryAction::StopApp => {
+                self.a.app_alive = false;
+                self.after((100, 900), Event::Primary(life, PrimaryEvent::AppExited(AppExit::Code(0))));
+            }
+            PrimaryAction::RestartApp => self.a.app_alive = true,
+            PrimaryAction::EndPair(ending) => {
+                self.a.machine = None;
+                self.a.over = Some(ending);
+            }
+            PrimaryAction::ReturnToLedger { .. } | PrimaryAction::Report(_) | PrimaryAction::Status(_) => {}
+        }
+    }
+
+    fn capture(&mut self, id: CheckpointId, micros: (u64, u64)) {
+        let event = if std::mem::take(&mut self.a.fail_next_capture) {
+            PrimaryEvent::CaptureFailed { id, why: "fd 9 is an io_uring".to_owned() }
+        } else {
+            PrimaryEvent::Captured { id }
+        };
+        self.after(micros, Event::Primary(self.a.life, event));
+    }
+
+    fn step_standby(&mut self, event: StandbyEvent) {
+        let (now, mut actions) = (self.clock(B), Vec::new());
+        let Some(machine) = &mut self.b.machine else { return };
+        machine.step(now, event, &mut actions);
+        for action in actions {
+            self.do_for_standby(action);
+        }
+    }
+
+    fn do_for_standby(&mut self, action: StandbyAction) {
+        let (life, session, me) = (self.b.life, self.b.session, self.standby_member());
+        match action {
+            StandbyAction::Welcome { held } => {
+                self.stream(A, session, Message::Welcome { session, standby: me, held });
+            }
+            StandbyAction::Refuse(refusal) => self.datagram(A, Message::Refusal(refusal)),
+            StandbyAction::Receive { id } if self.flaw == Flaw::PreparedTooEarly => {
+                self.schedule(self.now, Event::Standby(life, StandbyEvent::Prepared { id }));
+            }
+            StandbyAction::Receive { .. } | StandbyAction::DropHalf { .. } => {}
+            StandbyAction::RefuseEpoch { id, why } => {
+                self.stream(A, session, Message::RefuseEpoch { session, id, why });
+            }
+            StandbyAction::Ack { id } => self.stream(A, session, Message::Ack { session, id }),
+            StandbyAction::Apply { id } => {
+                self.b.applied = Some(id);
+                self.after((100, 30_000), Event::Standby(life, StandbyEvent::Applied { id }));
+            }
+            StandbyAction::AnswerHeartbeat { sent_at, held } => {
+                self.datagram(A, Message::Answer { from: me, sent_at, held });
+            }
+            StandbyAction::AskArbiter { ask, question } => self.ask(B, ask, question),
+            StandbyAction::Promote { right, from } => self.promote(right.term(), from),
+            StandbyAction::Discard(_) => (self.b.applied, self.b.serving) = (None, None),
+            StandbyAction::ConfirmEnd { .. } => self.datagram(A, Message::ConfirmEnd(me)),
+            StandbyAction::Status(status) => self.b.status = status,
+        }
+    }
+
+    fn promote(&mut self, term: Term, from: CheckpointId) {
+        assert!(Some(from) >= self.committed, "{:?} was committed, {from} is restored", self.committed);
+        assert!(self.b.bodies.contains(&from), "the committed epoch {from} never came whole");
+        assert_eq!(self.b.applied, Some(from), "what is restored was not applied");
+        assert!(from.term < term, "{from} is restored in term {term}");
+        self.b.serving = Some(term);
+        self.takeovers += 1;
+        self.after((500, 5_000), Event::Standby(self.b.life, StandbyEvent::RestoreFinished));
+    }
+
+    fn guard_speaks(&mut self, reign: Reign, tries: u32) {
+        self.a.app_alive = false;
+        if tries > 0 && self.a.alive {
+            self.datagram(B, Message::GuardsWord(reign));
+            self.after((1_000, 20_000), Event::GuardSpeaks(reign, tries - 1));
+        }
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        match fault {
+            Fault::ManagerDies => self.manager_dies(),
+            Fault::HostDies => {
+                (self.a.alive, self.a.app_alive, self.a.machine) = (false, false, None);
+                self.after((500, 300_000), Event::StreamEnd(B, self.a.session));
+            }
+            Fault::GuardDies => self.app_dies(AppExit::Signal(9)),
+            Fault::AppCrashes => self.app_dies(AppExit::Signal(11)),
+            Fault::AppExits => self.app_dies(AppExit::Code(3)),
+            Fault::StandbyDies => {
+                (self.b.machine, self.b.serving, self.b.applied, self.b.session) = (None, None, None, 0);
+                self.after((50, 100_000), Event::StreamEnd(A, self.a.session));
+            }
+            Fault::AppExecutes => self.step_primary(PrimaryEvent::Executed),
+            Fault::CaptureFails => self.a.fail_next_capture = true,
+            Fault::Child(true) => self.step_primary(PrimaryEvent::ChildSeen { pid: 7 }),
+            Fault::Child(false) => self.step_primary(PrimaryEvent::ChildGone { pid: 7 }),
+            Fault::StreamBreaks => {
+                self.after((50, 100_000), Event::StreamEnd(A, self.a.session));
+                self.after((50, 100_000), Event::StreamEnd(B, self.a.session));
+            }
+            Fault::Cut(to, cut) => self.cut[to] = cut,
+            Fault::Unreachable(host, unreachable) => self.unreachable[host] = unreachable,
+            Fault::Paused(host, span) => self.paused_until[host] = self.now + span,
+            Fault::Heal => self.heal(),
+        }
+    }
+
+    fn manager_dies(&mut self) {
+        let Some(machine) = self.a.machine.take() else { return };
+        let reign = machine.reign();
+        self.after((50, 2_000), Event::StreamEnd(B, self.a.session));
+        if self.a.guard_armed && self.a.app_alive {
+            self.after((200, 2_000), Event::GuardSpeaks(reign, 5));
+        }
+    }
+
+    fn app_dies(&mut self, exit: AppExit) {
+        if std::mem::take(&mut self.a.app_alive) {
+            self.after((20, 500), Event::Primary(self.a.life, PrimaryEvent::AppExited(exit)));
+        }
+    }
+
+    fn heal(&mut self) {
+        (self.cut, self.unreachable, self.loss_percent) = ([false; 2], [false; 2], 0);
+        self.step_primary(PrimaryEvent::ChildGone { pid: 7 });
+        if self.b.machine.is_none() {
+            self.start_standby();
+        }
+        if self.a.machine.is_none() && self.a.alive && self.a.over.is_none() {
+            self.start_manager();
+        }
+    }
+}
