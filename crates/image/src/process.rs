@@ -33,6 +33,8 @@ pub struct Process {
 pub struct Thread {
     pub tid: i32,
     pub registers: Registers,
+    /// Of the system call that the registers are about to make.
+    pub timeout: Option<Timeout>,
     /// The XSAVE area in the standard format, as `NT_X86_XSTATE` gives it.
     pub xstate: ByteBuf,
     pub signal_mask: u64,
@@ -50,6 +52,14 @@ pub struct Thread {
 /// a system call that was interrupted is made again with what is left of its timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registers(pub [u64; 27]);
+
+/// What is left of a timeout that the kernel kept: this argument, counted from zero, is to point to a
+/// `timespec` of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeout {
+    pub argument: u8,
+    pub remaining_ns: u64,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct AlternateStack {
@@ -107,7 +117,7 @@ pub struct ThreadAttributes {
     pub priority: u32,
     pub sched_flags: u64,
     pub deadline: [u64; 3],
-    /// Bit mask of CPUs, eight to a byte.
+    /// Bit mask of CPUs, eight to a byte; empty: any of them.
     pub affinity: ByteBuf,
     pub io_priority: u32,
     pub timer_slack_ns: u64,
@@ -123,6 +133,8 @@ pub struct ProcessAttributes {
     pub oom_score_adj: i32,
     pub coredump_filter: u32,
     pub transparent_huge_pages_off: bool,
+    /// Whether the executable carries Go's runtime, which must be sent its preemption signals again.
+    pub go: bool,
 }
 
 /// `prctl(PR_SET_MM_MAP)`, without the executable's descriptor. Belongs to the address space.

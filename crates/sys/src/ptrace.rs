@@ -18,7 +18,7 @@ const NT_PRSTATUS: usize = 1;
 const NT_X86_XSTATE: usize = 0x202;
 const SIGSET_BYTES: usize = 8;
 /// Larger than any XSAVE area known (11 KiB with AMX).
-const XSTATE_BYTES_MAX: usize = 64 << 10;
+pub const XSTATE_BYTES_MAX: usize = 64 << 10;
 
 fn request(what: c_uint, tid: pid_t, addr: usize, data: usize) -> io::Result<u64> {
     // SAFETY: the callers below pass requests whose pointers are live for the call and of the right size.
@@ -95,6 +95,13 @@ pub fn xstate(tid: pid_t, area: &mut Vec<u8>) -> io::Result<()> {
     request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, (&raw mut vector) as usize)?;
     area.truncate(vector.iov_len);
     Ok(())
+}
+
+/// The same into memory that the caller keeps, for many threads in a row; returns how many bytes it is.
+pub fn xstate_into(tid: pid_t, area: &mut [u8]) -> io::Result<usize> {
+    let mut vector = libc::iovec { iov_base: area.as_mut_ptr().cast(), iov_len: area.len() };
+    request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, (&raw mut vector) as usize)?;
+    Ok(vector.iov_len)
 }
 
 pub fn set_xstate(tid: pid_t, area: &[u8]) -> io::Result<()> {
@@ -191,6 +198,14 @@ pub fn seccomp_flags(tid: pid_t, index: u64) -> io::Result<u64> {
     let mut metadata = [index, 0];
     request(PTRACE_SECCOMP_GET_METADATA, tid, size_of_val(&metadata), (&raw mut metadata) as usize)?;
     Ok(metadata[1])
+}
+
+/// One of the thread's own segments (`struct user_desc`), as `set_thread_area` made it.
+pub fn thread_area(tid: pid_t, entry: u32) -> io::Result<[u32; 4]> {
+    const PTRACE_GET_THREAD_AREA: c_uint = 25;
+    let mut description = [0u32; 4];
+    request(PTRACE_GET_THREAD_AREA, tid, entry as usize, (&raw mut description) as usize)?;
+    Ok(description)
 }
 
 /// Makes calls in the tracee's own right possible again under seccomp, while it is traced.

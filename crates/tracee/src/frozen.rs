@@ -16,7 +16,7 @@ use sys::{memory, ptrace, wait};
 
 use crate::error::TraceError;
 use crate::restart::{Settled, Timeout};
-use crate::scratch::{CALLS_MAX, Call, SCRATCH_BYTES, Scratch, THREADS_MAX, Terrain};
+use crate::scratch::{Batch, CALLS_MAX, Call, SCRATCH_BYTES, Scratch, THREADS_MAX, Terrain};
 use crate::tree::{OPTIONS, Tree};
 
 const ALL_SIGNALS: u64 = u64::MAX;
@@ -27,11 +27,11 @@ const RSEQ_CS_OFFSET: u64 = 8;
 /// Everything stands still. Dropping it thaws.
 #[derive(Debug)]
 pub struct Frozen<'tree> {
-    tree: &'tree mut Tree,
+    pub(crate) tree: &'tree mut Tree,
     /// When the stop began.
     began: Instant,
     stopped: Instant,
-    settled: BTreeMap<i32, Settled>,
+    pub(crate) settled: BTreeMap<i32, Settled>,
 }
 
 impl<'tree> Frozen<'tree> {
@@ -57,6 +57,12 @@ impl<'tree> Frozen<'tree> {
         let threads = &self.tree.processes[&pid].threads;
         let leader = threads.contains_key(&pid).then_some(pid);
         leader.into_iter().chain(threads.keys().copied().filter(|&tid| tid != pid)).collect()
+    }
+
+    /// Tells a thread from every other that the tree ever had, and from itself before an exec: what was read
+    /// of it may be kept while this stays the same.
+    pub fn birth(&self, tid: i32) -> Option<u64> {
+        self.tree.processes.values().find_map(|process| process.threads.get(&tid)).map(|thread| thread.birth)
     }
 
     pub fn pidfd(&self, pid: i32) -> BorrowedFd<'_> {
@@ -85,7 +91,8 @@ impl<'tree> Frozen<'tree> {
         let read_time = |address| read_timespec(tid, address);
         let settled = thread.blocked.settle(&found.registers, now, &read_time);
         let here = settled.here.or(found.changed.then_some(found.registers));
-        let settled = Settled { here, ..settled };
+        let timeout = settled.timeout.or_else(|| self.timeout_given(tid, &found.registers));
+        let settled = Settled { here, timeout, ..settled };
         if let Some(registers) = &settled.here {
             ptrace::set_registers(tid, registers).map_err(TraceError::kernel("mend the registers", tid))?;
         }
@@ -95,31 +102,44 @@ impl<'tree> Frozen<'tree> {
 
     /// Borrows the leader of `pid` to make calls in the process.
     pub fn remote(&mut self, pid: i32) -> Result<Remote<'_, 'tree>, TraceError> {
+        self.remote_in(pid, pid)
+    }
+
+    /// Borrows the thread `tid` of `pid`, for calls that only it can make for itself.
+    pub fn remote_in(&mut self, pid: i32, tid: i32) -> Result<Remote<'_, 'tree>, TraceError> {
         self.settle(pid)?;
+        self.settle(tid)?;
         if self.tree.processes[&pid].scratch.is_none() {
             self.make_scratch(pid, &[])?;
         }
-        Ok(Remote { frozen: self, pid })
+        Ok(Remote { frozen: self, pid, tid })
     }
 
-    /// Makes `calls` in every thread at once. `calls` gets the address and length of a buffer that is the
-    /// thread's own for the time; the results come back by thread, with the buffer's content.
+    /// Makes calls in every thread at once. `fill` says what a thread does, given the address of a buffer that
+    /// is the thread's own for the time and begins with the batch's bytes; the results come back by thread,
+    /// with the buffer's content.
     pub fn in_every_thread(
         &mut self,
         pid: i32,
-        calls: impl Fn(i32, u64) -> Vec<Call>,
+        mut fill: impl FnMut(i32, u64, &mut Batch),
         mut done: impl FnMut(i32, &[i64], &[u8]),
     ) -> Result<(), TraceError> {
         self.remote(pid)?;
+        let mut batch = Batch::default();
+        let mut bytes = Vec::new();
         for round in self.threads(pid).chunks(THREADS_MAX) {
             let mut loans = Vec::with_capacity(round.len());
             for (index, &tid) in round.iter().enumerate() {
                 self.settle(tid)?;
                 let scratch = self.scratch(pid);
-                let calls = calls(tid, scratch.thread_buffer(index).address);
-                let table = scratch.fill_thread(index, &calls);
+                let buffer = scratch.thread_buffer(index);
+                batch.clear();
+                fill(tid, buffer.address, &mut batch);
+                assert!(batch.bytes.len() as u64 <= buffer.len, "{} bytes for a thread", batch.bytes.len());
+                scratch.write(buffer.address, &batch.bytes);
+                let table = scratch.fill_thread(index, &batch.calls);
                 let code = scratch.code_address();
-                loans.push((Loan::begin(tid)?, calls.len()));
+                loans.push((Loan::begin(tid)?, batch.calls.len()));
                 loans[index].0.start(code, table)?;
             }
             for (index, (loan, count)) in loans.into_iter().enumerate() {
@@ -129,7 +149,7 @@ impl<'tree> Frozen<'tree> {
                 let scratch = self.scratch(pid);
                 let results = scratch.thread_results(index, count);
                 let buffer = scratch.thread_buffer(index);
-                let mut bytes = vec![0; buffer.len as usize];
+                bytes.resize(buffer.len as usize, 0);
                 scratch.read(buffer.address, &mut bytes);
                 done(tid, &results, &bytes);
             }
@@ -162,12 +182,12 @@ impl<'tree> Frozen<'tree> {
         began.elapsed()
     }
 
-    fn scratch(&mut self, pid: i32) -> &mut Scratch {
+    pub(crate) fn scratch(&mut self, pid: i32) -> &mut Scratch {
         let process = self.tree.processes.get_mut(&pid).expect("a process of the tree");
         process.scratch.as_mut().expect("made before it is used")
     }
 
-    fn defer(&mut self, tid: i32, signals: Vec<i32>) {
+    pub(crate) fn defer(&mut self, tid: i32, signals: Vec<i32>) {
         if let Some(thread) = self.tree.thread(tid) {
             thread.deferred.extend(signals);
         }
@@ -230,11 +250,12 @@ impl Drop for Frozen<'_> {
     }
 }
 
-/// Makes system calls in a stopped process, through its leader.
+/// Makes system calls in a stopped process, through one of its threads.
 #[derive(Debug)]
 pub struct Remote<'frozen, 'tree> {
     frozen: &'frozen mut Frozen<'tree>,
     pid: i32,
+    tid: i32,
 }
 
 impl Remote<'_, '_> {
@@ -245,10 +266,10 @@ impl Remote<'_, '_> {
         for table in calls.chunks(CALLS_MAX) {
             let scratch = self.frozen.scratch(self.pid);
             let (code, address) = (scratch.code_address(), scratch.fill(table));
-            let mut loan = Loan::begin(self.pid)?;
+            let mut loan = Loan::begin(self.tid)?;
             loan.start(code, address)?;
             let deferred = loan.finish()?;
-            self.frozen.defer(self.pid, deferred);
+            self.frozen.defer(self.tid, deferred);
             results.extend(self.frozen.scratch(self.pid).results(table.len()));
         }
         Ok(results)
@@ -264,7 +285,7 @@ impl Remote<'_, '_> {
         let result = self.calls(&[Call::new(number, arguments)])?[0];
         u64::try_from(result).map_err(|_| TraceError::Kernel {
             what,
-            tid: self.pid,
+            tid: self.tid,
             source: sys::kernel::error(result),
         })
     }
@@ -303,7 +324,7 @@ impl Remote<'_, '_> {
 
 /// One thread, borrowed to run something of ours. It must end in `finish` or `give_back`.
 #[derive(Debug)]
-struct Loan {
+pub(crate) struct Loan {
     tid: i32,
     registers: Registers,
     mask: u64,
@@ -314,21 +335,27 @@ impl Loan {
     /// N.B. with its signals open, a pending one would get in between, and a filter could kill the app for
     /// a call that is ours.
     fn begin(tid: i32) -> Result<Self, TraceError> {
+        Self::begin_with(tid, OPTIONS)
+    }
+
+    /// With other options than ours for the time.
+    pub(crate) fn begin_with(tid: i32, options: i32) -> Result<Self, TraceError> {
         let failed = |what| TraceError::kernel(what, tid);
         let registers = ptrace::registers(tid).map_err(failed("read the registers"))?;
         let mask = ptrace::signal_mask(tid).map_err(failed("read the signal mask"))?;
         ptrace::set_signal_mask(tid, ALL_SIGNALS).map_err(failed("block the signals"))?;
-        ptrace::set_options(tid, OPTIONS | ptrace::O_SUSPEND_SECCOMP).map_err(failed("suspend seccomp"))?;
+        ptrace::set_options(tid, options | ptrace::O_SUSPEND_SECCOMP).map_err(failed("suspend seccomp"))?;
         Ok(Self { tid, registers, mask, deferred: Vec::new() })
     }
 
-    fn start(&mut self, code: u64, table: u64) -> Result<(), TraceError> {
-        let registers = Registers { rip: code, rbx: table, orig_rax: u64::MAX, ..self.registers };
+    /// N.B. the stack pointer is not the app's: `sigaltstack` answers for the stack that it points into.
+    pub(crate) fn start(&mut self, code: u64, table: u64) -> Result<(), TraceError> {
+        let registers = Registers { rip: code, rbx: table, rsp: 0, orig_rax: u64::MAX, ..self.registers };
         self.set(&registers)?;
         ptrace::resume(self.tid, 0).map_err(TraceError::kernel("start calls", self.tid))
     }
 
-    fn finish(mut self) -> Result<Vec<i32>, TraceError> {
+    pub(crate) fn finish(mut self) -> Result<Vec<i32>, TraceError> {
         self.await_trap(|tid| ptrace::resume(tid, 0))?;
         self.give_back()
     }

@@ -11,12 +11,13 @@ mod error;
 mod frozen;
 mod restart;
 mod scratch;
+mod threads;
 mod tree;
 
 pub use error::TraceError;
 pub use frozen::{Frozen, Remote};
 pub use restart::Timeout;
-pub use scratch::{Call, SCRATCH_BYTES};
+pub use scratch::{Batch, Call, SCRATCH_BYTES};
 pub use tree::{Ending, Tree, TreeEvent};
 
 pub use sys::ptrace::Registers;

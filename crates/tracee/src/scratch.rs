@@ -6,6 +6,7 @@
 //! no system call. It lies low in the address space, where no allocator looks unless it is told to.
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use sys::mapping::SharedMapping;
 
@@ -13,13 +14,17 @@ use crate::error::TraceError;
 
 /// The size of the mapping in the tracee.
 pub const SCRATCH_BYTES: u64 = 2 << 20;
-const TABLE: u64 = 0x1000;
+/// Timeouts of calls that restored threads are about to make; nothing else is ever written there.
+const TIMES: u64 = 0x1000;
+const TIMES_BYTES: u64 = 0x10000;
+const TIME_BYTES: u64 = 16;
+const TABLE: u64 = TIMES + TIMES_BYTES;
 const TABLE_BYTES: u64 = 0x10000;
 const BUFFER: u64 = TABLE + TABLE_BYTES;
 const THREADS: u64 = 1 << 20;
 const BUFFER_BYTES: u64 = THREADS - BUFFER;
-const THREAD_BYTES: u64 = 2048;
-const THREAD_TABLE_BYTES: u64 = 1024;
+const THREAD_BYTES: u64 = 8192;
+const THREAD_TABLE_BYTES: u64 = 6144;
 const ENTRY_BYTES: u64 = 64;
 const END: i64 = -1;
 
@@ -27,6 +32,8 @@ const END: i64 = -1;
 pub(crate) const CALLS_MAX: usize = (TABLE_BYTES / ENTRY_BYTES) as usize - 1;
 pub(crate) const THREAD_CALLS_MAX: usize = (THREAD_TABLE_BYTES / ENTRY_BYTES) as usize - 1;
 pub(crate) const THREADS_MAX: usize = ((SCRATCH_BYTES - THREADS) / THREAD_BYTES) as usize;
+/// How many threads can be given a timeout.
+pub(crate) const TIMES_MAX: usize = (TIMES_BYTES / TIME_BYTES) as usize;
 
 /// Makes the calls of the table at rbx, stores each result, and traps at the end of the table.
 #[rustfmt::skip]
@@ -61,6 +68,32 @@ impl Call {
         let mut all = [0; 6];
         all[..N].copy_from_slice(&arguments);
         Self { number, arguments: all }
+    }
+}
+
+/// What one thread is to do: its calls, and the bytes that their arguments point to.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub calls: Vec<Call>,
+    pub bytes: Vec<u8>,
+}
+
+impl Batch {
+    pub fn call<const N: usize>(&mut self, number: libc::c_long, arguments: [u64; N]) {
+        self.calls.push(Call::new(number, arguments));
+    }
+
+    /// Adds bytes for a call to point to; returns their offset in the thread's buffer.
+    pub fn put(&mut self, bytes: &[u8]) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+        let offset = self.bytes.len() as u64;
+        self.bytes.extend_from_slice(bytes);
+        offset
+    }
+
+    pub fn clear(&mut self) {
+        self.calls.clear();
+        self.bytes.clear();
     }
 }
 
@@ -127,6 +160,29 @@ impl Scratch {
 
     pub fn thread_results(&self, index: usize, count: usize) -> Vec<i64> {
         self.results_at(self.thread_table(index), count)
+    }
+
+    /// Writes a `timespec` that stays; returns its address.
+    pub fn put_time(&mut self, index: usize, time: Duration) -> u64 {
+        assert!(index < TIMES_MAX, "timeout {index}");
+        let address = self.address + TIMES + index as u64 * TIME_BYTES;
+        let mut bytes = [0; TIME_BYTES as usize];
+        bytes[..8].copy_from_slice(&time.as_secs().to_ne_bytes());
+        bytes[8..].copy_from_slice(&u64::from(time.subsec_nanos()).to_ne_bytes());
+        self.write(address, &bytes);
+        address
+    }
+
+    /// The time at `address`, if that is where [`Scratch::put_time`] put one.
+    pub fn time_at(&self, address: u64) -> Option<Duration> {
+        let offset = address.checked_sub(self.address + TIMES)?;
+        if offset >= TIMES_BYTES || offset % TIME_BYTES != 0 {
+            return None;
+        }
+        let mut bytes = [0; TIME_BYTES as usize];
+        self.read(address, &mut bytes);
+        let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        Some(Duration::new(word(0), u32::try_from(word(8)).ok()?))
     }
 
     /// Copies into the tracee's view of the buffers; `address` is the tracee's.

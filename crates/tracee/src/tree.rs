@@ -67,6 +67,8 @@ pub(crate) struct Thread {
     pub blocked: Blocked,
     /// Signals that came while the thread ran calls for us: sent again at the thaw.
     pub deferred: Vec<i32>,
+    /// Counts the births in the tree, an exec included: the kernel uses numbers again, this one never.
+    pub birth: u64,
 }
 
 #[derive(Debug)]
@@ -83,6 +85,7 @@ pub struct Tree {
     pub(crate) processes: BTreeMap<i32, Process>,
     alarm: Alarm,
     events: VecDeque<TreeEvent>,
+    births: u64,
     here: PhantomData<*const ()>,
 }
 
@@ -91,7 +94,8 @@ impl Tree {
     /// failure nothing of it is traced.
     pub fn seize(pid: i32) -> Result<Self, TraceError> {
         let alarm = Alarm::new().map_err(TraceError::kernel("make a timer", pid))?;
-        let mut tree = Self { processes: BTreeMap::new(), alarm, events: VecDeque::new(), here: PhantomData };
+        let mut tree =
+            Self { processes: BTreeMap::new(), alarm, events: VecDeque::new(), births: 0, here: PhantomData };
         tree.adopt(pid)?;
         // Threads that are being born while we look belong to threads that aren't traced yet.
         loop {
@@ -115,10 +119,7 @@ impl Tree {
             Err(why) if why.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
             Err(why)
                 if why.raw_os_error() == Some(libc::EPERM)
-                    && tracer_of(tid) == Some(sys::task::own_tid()) =>
-            {
-                ()
-            }
+                    && tracer_of(tid) == Some(sys::task::own_tid()) => {}
             Err(why) => return Err(refusal(pid, tid, &why)),
         }
         self.add_thread(pid, tid, Run::Running);
@@ -134,8 +135,9 @@ impl Tree {
     }
 
     pub(crate) fn add_thread(&mut self, pid: i32, tid: i32, run: Run) {
+        self.births += 1;
         let process = self.processes.get_mut(&pid).expect("threads are added to known processes");
-        let thread = Thread { run, blocked: Blocked::default(), deferred: Vec::new() };
+        let thread = Thread { run, blocked: Blocked::default(), deferred: Vec::new(), birth: self.births };
         process.threads.entry(tid).or_insert(thread);
     }
 
@@ -223,7 +225,7 @@ impl Tree {
     /// After an exec only the leader is left, with a new address space.
     fn executed(&mut self, pid: i32) {
         let process = self.processes.get_mut(&pid).expect("an exec of a known process");
-        process.threads.retain(|&tid, _| tid == pid);
+        process.threads.clear();
         process.scratch = None;
         self.add_thread(pid, pid, Run::Running);
         self.events.push_back(TreeEvent::Executed { pid });
@@ -370,7 +372,7 @@ fn gone_is_fine(result: std::io::Result<()>, tid: i32) -> Result<(), TraceError>
     }
 }
 
-fn threads_of(pid: i32) -> std::io::Result<Vec<i32>> {
+pub(crate) fn threads_of(pid: i32) -> std::io::Result<Vec<i32>> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
     Ok(tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok()).collect())
 }
