@@ -38,7 +38,8 @@ pub trait Handler: Send + Sync + 'static {
 
     async fn beat(&self, peer: PeerIdentity, beats: Incoming<Heartbeat>, answers: Outgoing<HeartbeatAnswer>);
 
-    /// A guard gives its word. Whether its token is the armed one is for the handler to see.
+    /// A guard gives its word. Whether its token is the armed one is for the handler to see. Runs to its end
+    /// even if the guard is gone; the guard waits for the answer no longer than [`crate::Limits::opening`].
     async fn silent(&self, peer: PeerIdentity, silent: Silent) -> Result<(), Refusal>;
 }
 
@@ -97,6 +98,7 @@ impl Calls {
     }
 
     async fn dispatch(self, request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
+        let opening = self.opening;
         let service = request.uri().path().trim_start_matches('/').split('/').next();
         match service.unwrap_or_default() {
             replication_server::SERVICE_NAME => {
@@ -115,7 +117,9 @@ impl Calls {
                 let service = GuardServer::new(self)
                     .max_decoding_message_size(SMALL_BYTES_MAX)
                     .max_encoding_message_size(SMALL_BYTES_MAX);
-                { service }.call(request).await
+                // The only call whose message ends with the request: a request that never ends is none.
+                let answered = timeout(opening, { service }.call(request)).await;
+                answered.unwrap_or_else(|_| Ok(Status::deadline_exceeded("it took too long").into_http()))
             }
             _ => Ok(Status::unimplemented("there is no such service").into_http()),
         }
@@ -204,7 +208,10 @@ impl Guard for Calls {
     ) -> Result<Response<proto::SilentAnswer>, Status> {
         let silent =
             Silent::try_from(request.into_inner()).map_err(|why| Status::internal(why.to_string()))?;
-        let refusal = self.handler.silent(self.peer(), silent).await.err().map(Into::into);
+        // On a task of its own: a guard may be gone before it has read the answer, and its word still counts.
+        let calls = self.clone();
+        let taken = tokio::spawn(async move { calls.handler.silent(calls.peer(), silent).await }).await;
+        let refusal = taken.map_err(|why| Status::internal(why.to_string()))?.err().map(Into::into);
         Ok(Response::new(proto::SilentAnswer { refusal }))
     }
 }

@@ -8,6 +8,7 @@
 //! Each connection is a task of its own. Whatever is wrong with a peer ends that task with one line in the
 //! log; nothing it does reaches another connection.
 
+use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -23,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::calls::{Calls, Handler};
 use crate::error::chain;
@@ -133,10 +134,25 @@ impl Door {
         let over = tokio::select! {
             biased;
             why = connection.condemned() => Err(why),
-            ended = driver => ended.map_err(|why| chain(&why)),
+            ended = driver => ended.or_else(|why| departure(&connection, &why)),
             () = silence(spoken, self.limits.handshake) => Err("it never spoke HTTP/2".to_owned()),
         };
         over.inspect_err(|why| connection.ended(why.clone()))
+    }
+}
+
+/// Tells a peer that is gone, which is the end of many a good peer, from one that breaks the protocol.
+fn departure(connection: &Connection, why: &hyper::Error) -> Result<(), String> {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
+    let text = chain(why);
+    let io = why.source().and_then(|source| source.downcast_ref::<io::Error>());
+    match io.map(io::Error::kind) {
+        Some(BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof) => {
+            info!(peer = %connection.peer(), why = text, "a peer is gone");
+            connection.ended(text);
+            Ok(())
+        }
+        _ => Err(text),
     }
 }
 

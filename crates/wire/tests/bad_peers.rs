@@ -117,7 +117,7 @@ async fn call(good: &Witnessed, path: &str, body: Bytes) {
         .body(())
         .unwrap();
     let (_response, mut stream) = client.send_request(request, false).unwrap();
-    stream.send_data(body, false).unwrap();
+    stream.send_data(body, path == SILENT).unwrap();
     // An error or an end: the connection is over, though our stream still has something to say.
     let _ = soon(connection).await.unwrap();
 }
@@ -125,7 +125,9 @@ async fn call(good: &Witnessed, path: &str, body: Bytes) {
 #[tokio::test]
 async fn plain_bytes_instead_of_tls() {
     let mut good = Witnessed::start().await;
-    for garbage in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[0xff; 4096]] {
+    for garbage in
+        [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[0xff; 4096]]
+    {
         let mut tcp = good.tcp().await;
         tcp.write_all(garbage).await.unwrap();
         closed(tcp).await;
@@ -245,7 +247,9 @@ async fn peer_that_never_speaks_http_2() {
 #[tokio::test]
 async fn methods_that_do_not_exist() {
     let mut good = Witnessed::start().await;
-    for path in ["/", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/checksync.wire.v1.Guard/Shout"] {
+    for path in
+        ["/", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/checksync.wire.v1.Guard/Shout"]
+    {
         call(&good, path, message(b"")).await;
         good.one_line_and_nothing_else("failed").await;
     }
@@ -264,7 +268,7 @@ async fn messages_that_are_too_large() {
         let mut head = BytesMut::new();
         head.put_u8(0);
         head.put_u32(len as u32);
-        call(&good, path, head.freeze()).await;
+        call_and_listen(&mut good, path, head.freeze()).await;
         good.one_line_and_nothing_else(what).await;
     }
 }
@@ -307,7 +311,7 @@ async fn call_and_listen(good: &mut Witnessed, path: &str, body: Bytes) {
     stream.send_data(body, false).unwrap();
     let (_, mut beats, _answers) = good.standby.heart().await;
     let bad = soon(beats.recv()).await;
-    assert!(matches!(bad, Some(Err(WireError::Malformed { .. }))), "{bad:?}");
+    assert!(matches!(bad, Some(Err(WireError::Malformed { .. } | WireError::TooLarge { .. }))), "{bad:?}");
     let _ = soon(connection).await.unwrap();
 }
 
@@ -317,6 +321,19 @@ async fn peer_that_says_no_hello() {
     let mut good = Witnessed::start_with(limits).await;
     call(&good, REPLICATE, Bytes::new()).await;
     good.one_line_and_nothing_else("no hello within").await;
+}
+
+#[tokio::test]
+async fn guard_that_never_ends_its_request() {
+    let limits = Limits { opening: Duration::from_millis(300), ..Limits::default() };
+    let mut good = Witnessed::start_with(limits).await;
+    let (client, connection) = h2::client::handshake(good.tls(H2).await).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::post(format!("http://checksync.peer{SILENT}")).body(()).unwrap();
+    let (_response, mut stream) = soon(client.ready()).await.unwrap().send_request(request, false).unwrap();
+    stream.send_data(message(b""), false).unwrap();
+    let _ = soon(connection).await.unwrap();
+    good.one_line_and_nothing_else("it took too long").await;
 }
 
 #[tokio::test]
@@ -332,7 +349,10 @@ async fn strangers_who_shake_hands_for_ever_take_no_place_from_peers() {
     }
     let peers = [good.standby.client().await, good.standby.client().await];
     let tls = TlsFiles::load(good.standby.pki.path(), Some("primary")).unwrap();
-    assert!(soon(Client::connect(&good.standby.address, &tls, DEADLINE)).await.is_err(), "a fourth peer is in");
+    assert!(
+        soon(Client::connect(&good.standby.address, &tls, DEADLINE)).await.is_err(),
+        "a fourth peer is in"
+    );
     assert!(good.standby.log_line().await.contains("3 peers are connected already"));
     drop(peers);
     let ack = FromStandby::Ack(CheckpointId::new(1, 1));

@@ -24,7 +24,7 @@ pub async fn soon<T>(what: impl Future<Output = T>) -> T {
 }
 
 pub enum Call {
-    Replicate(PeerIdentity, Hello, Opening),
+    Replicate(PeerIdentity, Box<Hello>, Opening),
     Beat(PeerIdentity, Incoming<Heartbeat>, Outgoing<HeartbeatAnswer>),
 }
 
@@ -34,7 +34,7 @@ struct Hands(mpsc::UnboundedSender<Call>);
 #[async_trait]
 impl Handler for Hands {
     async fn replicate(&self, peer: PeerIdentity, hello: Hello, opening: Opening) {
-        let _ = self.0.send(Call::Replicate(peer, hello, opening));
+        let _ = self.0.send(Call::Replicate(peer, Box::new(hello), opening));
     }
 
     async fn beat(&self, peer: PeerIdentity, beats: Incoming<Heartbeat>, answers: Outgoing<HeartbeatAnswer>) {
@@ -110,7 +110,7 @@ impl Standby {
 
     pub async fn hello(&mut self) -> (PeerIdentity, Hello, Opening) {
         match soon(self.calls.recv()).await {
-            Some(Call::Replicate(peer, hello, opening)) => (peer, hello, opening),
+            Some(Call::Replicate(peer, hello, opening)) => (peer, *hello, opening),
             _ => panic!("no hello came"),
         }
     }
