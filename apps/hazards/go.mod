@@ -1,0 +1,3 @@
+module checksync/apps/hazards
+
+go 1.26
