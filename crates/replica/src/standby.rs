@@ -10,10 +10,11 @@
 //! `Watching` is Empty, Receiving, Following or Suspecting, by what is held and heard: see [`StandbyStatus`].
 //!
 //! Why the silence is sound: the old copy is heard until T1 after the send time of the last heartbeat that
-//! we answered. A claim begins T2 > T1 after we heard that one, and while the claim's swap is under way no
-//! heartbeat is answered. If the register can't be reached and the primary is heard again, we step back, and
-//! the next claim waits for T2 anew; should the old swap land meanwhile, the primary learns of it from the
-//! register, and we do at the next claim.
+//! we answered. A claim begins T2 > T1 after we heard that one, and a claim answers no heartbeat. If the
+//! register can't be reached and the primary is heard again, we step back before we answer, and the next
+//! claim waits for T2 anew; should the old swap land meanwhile, the primary learns of it from the register,
+//! and we at the next claim. A swap that is under way is waited for: if it wins, stepping back would only
+//! have made the pause longer.
 
 mod copy;
 #[cfg(test)]
@@ -331,7 +332,7 @@ impl Standby {
         }
         let current = self.desk.seen_at() >= since && self.desk.trouble().is_none();
         let question = match self.desk.register() {
-            Some(register) if register.owner == self.config.me => {
+            Some(register) if self.owns(register) => {
                 return self.win(Grounds::Won(register.clone()));
             }
             Some(register) if self.names_us(register) => {
@@ -351,6 +352,12 @@ impl Standby {
     fn names_us(&self, register: &Register) -> bool {
         let followed = self.primary.as_ref().is_some_and(|(_, reign)| reign.term == register.term);
         followed && register.lists(&self.config.me)
+    }
+
+    /// Whether a swap of ours has won, whoever told us. A term that we owned before the one we follow is over.
+    fn owns(&self, register: &Register) -> bool {
+        let newer = self.primary.as_ref().is_some_and(|(_, reign)| register.term > reign.term);
+        newer && register.owner == self.config.me
     }
 
     /// The register does not let us. If the primary merely went on alone, the copy is too old to serve but
