@@ -1,0 +1,215 @@
+//! What the save keeps from epoch to epoch. Only what cannot change unseen is in here: which internal mount
+//! sockets and pipes live on, what kind of socket an inode is, which file system a device holds. The texts
+//! of `/proc/PID/fdinfo` are read anew each time; only the *files* that give them stay open, since such a
+//! file always tells of whatever has its number now. No descriptor of the app is ever kept.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, SeekFrom};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::thread::ThreadNameSpaceType;
+
+use super::fdinfo::Info;
+
+/// How many `/proc/PID/fdinfo` files stay open: they count against the manager's own limit.
+const OPEN_INFOS_MAX: usize = 2048;
+const INFO_BYTES_FIRST: usize = 1024;
+
+/// What a socket is for as long as it lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SocketIdentity {
+    pub family: i32,
+    pub socket_type: i32,
+    pub protocol: i32,
+}
+
+/// Kept by the caller from one save of a process to the next; a new one is always right, and slower.
+#[derive(Debug)]
+pub struct Cache {
+    socket_mount: u32,
+    pub(super) socket_device: u64,
+    pipe_mount: u32,
+    opened: Option<Opened>,
+    pub(super) sockets: HashMap<u64, SocketIdentity>,
+    pub(super) file_systems: HashMap<u64, u32>,
+    pub(super) scratch_pipe: Option<(OwnedFd, OwnedFd)>,
+    pub(super) watched_paths: HashMap<(u32, u64), Vec<u8>>,
+    unix_diagnosis: Option<OwnedFd>,
+    buffer: Vec<u8>,
+}
+
+/// The directories of one process.
+#[derive(Debug)]
+struct Opened {
+    pid: i32,
+    links: OwnedFd,
+    infos: OwnedFd,
+    files: HashMap<i32, OwnedFd>,
+}
+
+impl Cache {
+    /// Asks the kernel where sockets and pipes live, by looking at some of our own.
+    pub fn new() -> io::Result<Self> {
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+        let (pipe, _writer) = rustix::pipe::pipe()?;
+        Ok(Self {
+            socket_mount: mount_of(socket.as_fd())?,
+            socket_device: rustix::fs::fstat(&socket)?.st_dev,
+            pipe_mount: mount_of(pipe.as_fd())?,
+            opened: None,
+            sockets: HashMap::new(),
+            file_systems: HashMap::new(),
+            scratch_pipe: None,
+            watched_paths: HashMap::new(),
+            unix_diagnosis: None,
+            buffer: vec![0; INFO_BYTES_FIRST],
+        })
+    }
+
+    pub(super) fn is_socket(&self, info: &Info<'_>) -> bool {
+        info.mount == self.socket_mount
+    }
+
+    pub(super) fn is_pipe(&self, info: &Info<'_>) -> bool {
+        info.mount == self.pipe_mount
+    }
+
+    /// Which descriptors process `pid` has, in order. Forgets what belonged to another process.
+    pub(super) fn list(&mut self, pid: i32) -> io::Result<Vec<i32>> {
+        if self.opened.as_ref().is_none_or(|opened| opened.pid != pid) {
+            self.opened = Some(Opened::new(pid)?);
+            self.sockets.clear();
+            self.unix_diagnosis = None;
+        }
+        let opened = opened(&mut self.opened)?;
+        let mut numbers = opened.list()?;
+        numbers.sort_unstable();
+        if opened.files.len() > numbers.len() {
+            opened.files.retain(|number, _| numbers.binary_search(number).is_ok());
+        }
+        Ok(numbers)
+    }
+
+    /// Appends the text of `/proc/PID/fdinfo/number` to `text`.
+    pub(super) fn append_info(&mut self, number: i32, text: &mut String) -> io::Result<()> {
+        let opened = opened(&mut self.opened)?;
+        let len = match opened.files.get(&number) {
+            Some(file) => read_from_start(file.as_fd(), &mut self.buffer)?,
+            None => opened.first_read(number, &mut self.buffer)?,
+        };
+        let told = std::str::from_utf8(&self.buffer[..len]).map_err(io::Error::other)?;
+        text.push_str(told);
+        Ok(())
+    }
+
+    /// What the link `/proc/PID/fd/number` says.
+    pub(super) fn link(&mut self, number: i32) -> io::Result<Vec<u8>> {
+        let name = number.to_string();
+        let link = rustix::fs::readlinkat(&opened(&mut self.opened)?.links, name, Vec::new())?;
+        Ok(link.into_bytes())
+    }
+
+    /// `stat` of the open file behind a descriptor.
+    pub(super) fn stat(&mut self, number: i32) -> io::Result<rustix::fs::Stat> {
+        let name = number.to_string();
+        Ok(rustix::fs::statat(&opened(&mut self.opened)?.links, name, AtFlags::empty())?)
+    }
+
+    /// Another open file for the same inode. Only for kinds whose opening and closing nobody sees.
+    pub(super) fn reopen(&mut self, number: i32, flags: OFlags) -> io::Result<OwnedFd> {
+        let name = number.to_string();
+        let links = &opened(&mut self.opened)?.links;
+        Ok(rustix::fs::openat(links, name, flags | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    /// A socket in the app's network namespace that answers questions about unix sockets.
+    pub(super) fn unix_diagnosis(&mut self, pidfd: BorrowedFd<'_>) -> io::Result<&OwnedFd> {
+        if self.unix_diagnosis.is_none() {
+            self.unix_diagnosis = Some(diagnosis_socket(pidfd)?);
+        }
+        self.unix_diagnosis.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    /// An empty pipe that takes at least `capacity` bytes.
+    pub(super) fn scratch_pipe(&mut self, capacity: usize) -> io::Result<&(OwnedFd, OwnedFd)> {
+        use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
+        if self.scratch_pipe.is_none() {
+            self.scratch_pipe = Some(pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?);
+        }
+        let pipe = self.scratch_pipe.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        if fcntl_getpipe_size(&pipe.1)? < capacity {
+            fcntl_setpipe_size(&pipe.1, capacity)?;
+        }
+        Ok(pipe)
+    }
+}
+
+fn opened(opened: &mut Option<Opened>) -> io::Result<&mut Opened> {
+    opened.as_mut().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+}
+
+impl Opened {
+    fn new(pid: i32) -> io::Result<Self> {
+        let open = |name: &str| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(format!("/proc/{pid}/{name}"), flags, Mode::empty())
+        };
+        Ok(Self { pid, links: open("fd")?, infos: open("fdinfo")?, files: HashMap::new() })
+    }
+
+    fn list(&self) -> io::Result<Vec<i32>> {
+        rustix::fs::seek(&self.links, SeekFrom::Start(0))?;
+        let mut numbers = Vec::new();
+        let mut buffer = Vec::with_capacity(8192);
+        let mut entries = RawDir::new(&self.links, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let name = entry?.file_name().to_str().map(str::parse::<i32>);
+            numbers.extend(name.ok().and_then(Result::ok));
+        }
+        Ok(numbers)
+    }
+
+    fn first_read(&mut self, number: i32, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.infos, number.to_string(), flags, Mode::empty())?;
+        let len = read_from_start(file.as_fd(), buffer)?;
+        if self.files.len() < OPEN_INFOS_MAX {
+            self.files.insert(number, file);
+        }
+        Ok(len)
+    }
+}
+
+/// Reads a file of `/proc` whole; the buffer grows as it must.
+fn read_from_start(file: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    let mut len = 0;
+    loop {
+        let read = rustix::io::pread(file, &mut buffer[len..], len as u64)?;
+        len += read;
+        // A text that leaves room has come whole: the kernel writes these files in one piece.
+        if read == 0 || len < buffer.len() {
+            return Ok(len);
+        }
+        buffer.resize(buffer.len() * 2, 0);
+    }
+}
+
+fn mount_of(own: BorrowedFd<'_>) -> io::Result<u32> {
+    use std::os::fd::AsRawFd;
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", own.as_raw_fd()))?;
+    Info::parse(&text).map(|info| info.mount).ok_or_else(|| io::Error::other("fdinfo without mnt_id"))
+}
+
+/// Only a thread of its own may enter another network namespace: the caller's must stay where it is.
+fn diagnosis_socket(pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let make = || {
+        rustix::thread::move_into_thread_name_spaces(pidfd, ThreadNameSpaceType::NETWORK)?;
+        let protocol = Some(rustix::net::netlink::SOCK_DIAG);
+        let flags = SocketFlags::CLOEXEC;
+        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)
+    };
+    let made = std::thread::scope(|scope| scope.spawn(make).join());
+    Ok(made.map_err(|_| io::Error::other("the thread that enters the network namespace died"))??)
+}

@@ -1,0 +1,207 @@
+//! TCP, MPTCP and UDP sockets.
+//!
+//! A connection is carried as its addresses only: after a failover in timeline mode it is a *reset* one.
+//! Such a socket is made without a peer and without the network: in repair mode it becomes established
+//! with nobody, and is then disconnected, which leaves the same trace as a RST from outside: reading
+//! answers ECONNRESET once and end-of-file after that, and `poll` and epoll report
+//! `IN | OUT | RDHUP | ERR | HUP`.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use image::descriptor::{FileKind, InternetSocket};
+use rustix::event::PollFlags;
+use rustix::net::Shutdown;
+use serde_bytes::ByteBuf;
+use sys::sockets::{bind, connect, get_number, get_option, local_address, peer_address, set_number};
+
+use super::cache::SocketIdentity;
+use super::error::{Doing, RebuildError, SaveError};
+use super::options;
+use super::pipes::polled;
+use super::save::Saver;
+use super::sockets::save_options;
+
+const TCP_SYN_SENT: u8 = 2;
+const TCPI_SACKED_AT: usize = 28;
+
+pub(super) fn save(
+    saver: &Saver<'_, '_>,
+    number: i32,
+    stolen: &OwnedFd,
+    identity: &SocketIdentity,
+) -> Result<FileKind, SaveError> {
+    let fd = stolen.as_fd();
+    match (identity.socket_type, identity.protocol) {
+        (libc::SOCK_STREAM, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) => {
+            save_stream(saver, number, stolen, identity)
+        }
+        (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => {
+            let remote = peer_address(fd).unwrap_or_default();
+            describe(saver, number, stolen, identity, remote, true).map(FileKind::Datagram)
+        }
+        (libc::SOCK_RAW, _) => {
+            Err(saver.refuse(number, "is a raw socket", "use UDP or TCP, or let another process hold it"))
+        }
+        (_, protocol) => {
+            let what = format!("is an internet socket of protocol {protocol}");
+            Err(saver.refuse(number, &what, "only TCP, MPTCP and UDP sockets can be protected"))
+        }
+    }
+}
+
+fn save_stream(
+    saver: &Saver<'_, '_>,
+    number: i32,
+    stolen: &OwnedFd,
+    identity: &SocketIdentity,
+) -> Result<FileKind, SaveError> {
+    let fd = stolen.as_fd();
+    if let Ok(remote) = peer_address(fd) {
+        return describe(saver, number, stolen, identity, remote, false).map(FileKind::Connection);
+    }
+    let listening = get_number(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)
+        .map_err(|source| saver.kernel(number, "ask whether the socket listens", source))?;
+    if listening != 0 {
+        let mut socket = describe(saver, number, stolen, identity, Vec::new(), true)?;
+        socket.backlog = backlog(fd).map_err(|source| saver.kernel(number, "read the backlog", source))?;
+        return Ok(FileKind::Listener(socket));
+    }
+    if was_connected(fd) {
+        return describe(saver, number, stolen, identity, Vec::new(), false).map(FileKind::Connection);
+    }
+    describe(saver, number, stolen, identity, Vec::new(), true).map(FileKind::Unconnected)
+}
+
+/// A connection that is being made, or one that has been reset and that the app has not closed yet.
+fn was_connected(fd: BorrowedFd<'_>) -> bool {
+    let mut state = [0];
+    let asked = get_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut state);
+    asked.is_ok() && state[0] == TCP_SYN_SENT || polled(fd).contains(PollFlags::RDHUP)
+}
+
+fn backlog(fd: BorrowedFd<'_>) -> io::Result<i32> {
+    let mut info = [0; TCPI_SACKED_AT + 4];
+    get_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
+    let mut backlog = [0; 4];
+    backlog.copy_from_slice(&info[TCPI_SACKED_AT..]);
+    Ok(i32::from_ne_bytes(backlog))
+}
+
+fn describe(
+    saver: &Saver<'_, '_>,
+    number: i32,
+    stolen: &OwnedFd,
+    identity: &SocketIdentity,
+    remote: Vec<u8>,
+    with_options: bool,
+) -> Result<InternetSocket, SaveError> {
+    let local = local_address(stolen.as_fd())
+        .map_err(|source| saver.kernel(number, "ask for the socket's address", source))?;
+    let options = if with_options { save_options(saver, number, stolen, identity)? } else { Vec::new() };
+    let SocketIdentity { family, socket_type, protocol } = *identity;
+    let (local, remote) = (ByteBuf::from(local), ByteBuf::from(remote));
+    Ok(InternetSocket { family, socket_type, protocol, local, remote, backlog: 0, options })
+}
+
+/// Makes `made`, a new socket of the app, what the old one was.
+pub(super) fn restore(made: BorrowedFd<'_>, kind: &FileKind) -> Result<(), RebuildError> {
+    match kind {
+        FileKind::Listener(socket) => restore_listener(made, socket),
+        FileKind::Connection(socket) => {
+            make_reset(made, socket.family).doing(|| "make a reset connection".to_owned())
+        }
+        FileKind::Datagram(socket) => {
+            restore_bound(made, socket)?;
+            if socket.remote.is_empty() {
+                return Ok(());
+            }
+            connect(made, &socket.remote).doing(|| format!("connect a socket to {}", name(&socket.remote)))
+        }
+        FileKind::Unconnected(socket) => restore_bound(made, socket),
+        _ => Ok(()),
+    }
+}
+
+/// `SO_REUSEADDR` for the bind only, unless the app had it: connections of the time before may linger.
+fn restore_listener(made: BorrowedFd<'_>, socket: &InternetSocket) -> Result<(), RebuildError> {
+    let what = || format!("listen on {}", name(&socket.local));
+    options::restore(made, &socket.options)?;
+    let had = get_number(made, libc::SOL_SOCKET, libc::SO_REUSEADDR).doing(what)?;
+    set_number(made, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).doing(what)?;
+    bind_wherever(made, socket).doing(what)?;
+    set_number(made, libc::SOL_SOCKET, libc::SO_REUSEADDR, had).doing(what)?;
+    rustix::net::listen(made, socket.backlog).doing(what)
+}
+
+fn restore_bound(made: BorrowedFd<'_>, socket: &InternetSocket) -> Result<(), RebuildError> {
+    options::restore(made, &socket.options)?;
+    let port = socket.local.get(2..4).unwrap_or(&[0, 0]);
+    if port == [0, 0] {
+        return Ok(());
+    }
+    bind_wherever(made, socket).doing(|| format!("bind {}", name(&socket.local)))
+}
+
+/// The address may come to this host only later: then the socket is bound to it all the same.
+fn bind_wherever(made: BorrowedFd<'_>, socket: &InternetSocket) -> io::Result<()> {
+    let refused = match bind(made, &socket.local) {
+        Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => error,
+        done => return done,
+    };
+    let (level, free) = match socket.family {
+        libc::AF_INET6 => (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
+        _ => (libc::IPPROTO_IP, libc::IP_FREEBIND),
+    };
+    set_number(made, level, free, 1).map_err(|_| refused)?;
+    bind(made, &socket.local)?;
+    set_number(made, level, free, 0)
+}
+
+fn make_reset(made: BorrowedFd<'_>, family: i32) -> io::Result<()> {
+    const REPAIR_OFF_WITHOUT_PROBE: i32 = -1;
+    let (nowhere, unspecified) = addresses_of_nobody(family);
+    set_number(made, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1)?;
+    connect(made, &nowhere)?;
+    set_number(made, libc::IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_OFF_WITHOUT_PROBE)?;
+    connect(made, &unspecified)?;
+    // Answers ENOTCONN, and marks both directions as shut all the same, as a RST does.
+    match rustix::net::shutdown(made, Shutdown::Both) {
+        Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Port 1 of this host, which answers no stray RST, and `AF_UNSPEC`, which disconnects.
+fn addresses_of_nobody(family: i32) -> (Vec<u8>, Vec<u8>) {
+    let loopback = match family {
+        libc::AF_INET6 => {
+            let mut address = vec![0; 28];
+            address[18..20].copy_from_slice(&[0xff, 0xff]);
+            address[20..24].copy_from_slice(&[127, 0, 0, 1]);
+            address
+        }
+        _ => vec![0, 0, 0, 0, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+    };
+    let mut nowhere = loopback;
+    nowhere[..2].copy_from_slice(&(family as u16).to_ne_bytes());
+    nowhere[3] = 1;
+    let unspecified = vec![0; nowhere.len()];
+    (nowhere, unspecified)
+}
+
+/// An address for messages.
+fn name(address: &[u8]) -> String {
+    let port = address.get(2..4).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]));
+    match address.len() {
+        16 => {
+            let ip: [u8; 4] = address[4..8].try_into().unwrap_or_default();
+            format!("{}:{port}", std::net::Ipv4Addr::from(ip))
+        }
+        28 => {
+            let ip: [u8; 16] = address[8..24].try_into().unwrap_or_default();
+            format!("[{}]:{port}", std::net::Ipv6Addr::from(ip))
+        }
+        _ => "an address that cannot be read".to_owned(),
+    }
+}

@@ -1,0 +1,35 @@
+//! Everything that a process has open: captured in the freeze, rebuilt at the takeover.
+//!
+//! [`save`] walks over the descriptors of a frozen process and changes nothing in it. [`prepare`] makes what
+//! can be made before the takeover and has no effect that anybody could see; [`install`] does the rest, in
+//! the manager where plain calls do, and in the target where the kernel looks at who calls (sockets belong
+//! to the control group of their creator, epoll entries to a descriptor number, POSIX locks to a process).
+//!
+//! Each kind has one module that both saves and restores it. What cannot be captured is refused by name.
+//!
+//! Known limits, all of them chosen: what waits unread in an inotify, in a datagram socket or in a
+//! listener's queue of connections is not carried (it is like what arrives between the last epoch and the
+//! takeover); multicast memberships and TCP-MD5 keys cannot be read from a socket at all.
+
+mod anonymous;
+mod cache;
+mod error;
+mod fdinfo;
+mod files;
+mod install;
+mod internet;
+mod moves;
+mod options;
+mod pipes;
+mod prepare;
+mod save;
+mod sockets;
+mod target;
+mod unix;
+
+pub use cache::Cache;
+pub use error::{RebuildError, SaveError};
+pub use install::{Skeleton, install};
+pub use prepare::{Prepared, Surroundings, prepare};
+pub use save::{Saved, Subject, save};
+pub use target::{Call, SCRATCH_BYTES_MIN, Scratch, Target};
