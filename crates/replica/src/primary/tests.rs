@@ -408,3 +408,13 @@ fn the_answer_to_an_earlier_question_is_not_the_answer_to_this_one() {
     bench.primary.step(at(111), late, &mut actions);
     assert_eq!(bench.primary.permit(), Permit::Until(at(170)));
 }
+
+#[test]
+fn answers_of_one_standby_say_nothing_of_the_silence_of_another() {
+    let mut bench = Bench::protected(|_| {});
+    bench.reachable = false;
+    let reborn = Member::new("b", 2);
+    bench.step(at(110), PrimaryEvent::PeerConnected { standby: reborn.clone(), held: None });
+    bench.step(at(160), PrimaryEvent::HeartbeatAnswered { from: reborn, sent_at: at(150), held: None });
+    assert_eq!(bench.primary.permit(), Permit::Until(at(170)), "the register still names its earlier life");
+}

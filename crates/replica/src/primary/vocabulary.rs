@@ -142,6 +142,7 @@ pub enum Notice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PrimaryAction {
     /// The term is ours: start the app (or take up the running one), with its permit as set before.
+    /// Heartbeats go out from now on, each with its send time, until `StopHeartbeats` or `EndPair`.
     StartApp {
         term: Term,
     },
