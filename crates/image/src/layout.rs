@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ranges::Range;
+use crate::ranges::{Range, RangeSet};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
@@ -29,6 +29,38 @@ pub struct Mapping {
     pub advice: Advice,
     /// `PR_SET_VMA_ANON_NAME`, without the `[anon:…]` around it.
     pub name: Option<String>,
+}
+
+impl Mapping {
+    /// Whether an address in both has the same content behind it: protection and advice may differ.
+    fn is_same_memory(&self, other: &Self) -> bool {
+        let origin = |mapping: &Self| mapping.offset.wrapping_sub(mapping.range.start);
+        let anonymous = self.backing == Backing::Anonymous;
+        self.backing == other.backing
+            && self.shared == other.shared
+            && (anonymous || origin(self) == origin(other))
+    }
+}
+
+/// Where the pages of `old` live on in `new`. Primary and standby both go by this: what is not in it is
+/// forgotten by the one and unmapped by the other.
+pub fn surviving(old: &[Mapping], new: &[Mapping]) -> RangeSet {
+    let mut survivors = RangeSet::default();
+    let mut old = old.iter().peekable();
+    for mapping in new {
+        while old.peek().is_some_and(|old| old.range.end <= mapping.range.start) {
+            old.next();
+        }
+        let mut overlapping = old.clone();
+        while let Some(before) = overlapping.next_if(|old| old.range.start < mapping.range.end) {
+            if before.is_same_memory(mapping)
+                && let Some(both) = before.range.intersect(mapping.range)
+            {
+                survivors.insert(both);
+            }
+        }
+    }
+    survivors
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -116,4 +148,46 @@ pub struct Advice {
     pub locked_on_fault: bool,
     pub no_reserve: bool,
     pub grows_down: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(start: u64, end: u64, backing: Backing, offset: u64) -> Mapping {
+        let protection = Protection::NONE;
+        Mapping {
+            range: Range::new(start, end),
+            protection,
+            shared: false,
+            backing,
+            offset,
+            advice: Advice::default(),
+            name: None,
+        }
+    }
+
+    fn file(path: &[u8]) -> Backing {
+        Backing::File(FileIdentity { path: path.to_vec(), size: 0, build_id: None })
+    }
+
+    #[test]
+    fn memory_survives_growing_splitting_and_a_new_protection() {
+        let old = [mapping(0, 10, Backing::Anonymous, 0), mapping(20, 40, file(b"/a"), 5)];
+        let mut new = [
+            mapping(0, 4, Backing::Anonymous, 0),
+            mapping(4, 15, Backing::Anonymous, 0),
+            mapping(30, 50, file(b"/a"), 15),
+        ];
+        new[1].protection.write = true;
+        let survivors: Vec<_> = surviving(&old, &new).iter().collect();
+        assert_eq!(survivors, [Range::new(0, 10), Range::new(30, 40)]);
+    }
+
+    #[test]
+    fn another_file_or_another_place_in_it_is_new_memory() {
+        let old = [mapping(0, 10, file(b"/a"), 0), mapping(20, 30, file(b"/a"), 0)];
+        let new = [mapping(0, 10, file(b"/b"), 0), mapping(20, 30, file(b"/a"), 4096)];
+        assert!(surviving(&old, &new).is_empty());
+    }
 }

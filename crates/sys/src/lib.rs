@@ -15,6 +15,7 @@ pub mod ptrace;
 pub mod servant;
 pub mod sockets;
 pub mod task;
+pub mod tryout;
 pub mod userfault;
 pub mod wait;
 

@@ -35,12 +35,20 @@ pub fn gather(pid: pid_t, pieces: &[Piece], into: &mut [u8]) -> io::Result<usize
     check(ret as libc::c_long).map(|n| n as usize)
 }
 
-/// Scatters `from` over up to [`VECTORS_MAX`] pieces of `pid`'s memory. Fails on read-only mappings.
-pub fn scatter(pid: pid_t, from: &[u8], pieces: &[Piece]) -> io::Result<usize> {
-    let (remote, count) = vectors(pieces);
-    let local = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
-    // SAFETY: `local` is `from`, live and only read; the remote addresses are the other process's.
-    let ret = unsafe { libc::process_vm_writev(pid, &raw const local, 1, remote.as_ptr(), count as u64, 0) };
+/// Writes each piece of bytes to its address in `pid`, up to [`VECTORS_MAX`] of them; returns how many bytes
+/// went. Fails on read-only mappings.
+pub fn scatter_each(pid: pid_t, pieces: &[(u64, &[u8])]) -> io::Result<usize> {
+    let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+    let (mut local, mut remote) = ([none; VECTORS_MAX], [none; VECTORS_MAX]);
+    let count = pieces.len().min(VECTORS_MAX);
+    for (n, &(address, bytes)) in pieces[..count].iter().enumerate() {
+        local[n] = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        remote[n] = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: bytes.len() };
+    }
+    let count = count as u64;
+    // SAFETY: the local vectors are the live slices of `pieces`, only read; the remote addresses are the
+    // other process's.
+    let ret = unsafe { libc::process_vm_writev(pid, local.as_ptr(), count, remote.as_ptr(), count, 0) };
     check(ret as libc::c_long).map(|n| n as usize)
 }
 

@@ -182,6 +182,16 @@ impl<'tree> Frozen<'tree> {
         began.elapsed()
     }
 
+    /// Puts our memory into a process where it keeps `avoid` free; returns where it lies.
+    pub fn make_room(&mut self, pid: i32, avoid: &[(u64, u64)]) -> Result<(u64, u64), TraceError> {
+        self.settle(pid)?;
+        if self.tree.processes[&pid].scratch.is_none() {
+            self.make_scratch(pid, avoid)?;
+        }
+        let start = self.scratch(pid).address;
+        Ok((start, start + SCRATCH_BYTES))
+    }
+
     pub(crate) fn scratch(&mut self, pid: i32) -> &mut Scratch {
         let process = self.tree.processes.get_mut(&pid).expect("a process of the tree");
         process.scratch.as_mut().expect("made before it is used")

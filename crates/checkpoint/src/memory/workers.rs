@@ -1,0 +1,167 @@
+//! The cores that the stopped app leaves idle: a few threads that wait, spinning while the app stands still.
+//!
+//! A parked thread takes 30 to 60 µs to wake, a good part of a short freeze. So the workers are woken when
+//! the freeze begins and spin until it ends.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<VecDeque<Job>>,
+    woken: Condvar,
+    armed: AtomicBool,
+    ended: AtomicBool,
+}
+
+/// Threads that help the tracer. With none of them, it does all by itself.
+pub struct Workers {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Workers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Workers({})", self.threads.len())
+    }
+}
+
+impl Workers {
+    /// `helpers` threads beside the caller's own, at the given real-time priority where that is allowed.
+    pub fn new(helpers: usize, priority: Option<i32>) -> Self {
+        let shared = Arc::new(Shared::default());
+        let start = |n| {
+            let shared = Arc::clone(&shared);
+            let named = std::thread::Builder::new().name(format!("copy-{n}"));
+            named.spawn(move || work(&shared, priority))
+        };
+        let threads = (0..helpers).filter_map(|n| start(n).ok()).collect();
+        Self { shared, threads }
+    }
+
+    /// One for every core but the caller's.
+    pub fn for_this_machine(priority: Option<i32>) -> Self {
+        const MOST: usize = 7;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::new((cores - 1).min(MOST), priority)
+    }
+
+    /// How many jobs can run at once.
+    pub fn width(&self) -> usize {
+        self.threads.len() + 1
+    }
+
+    /// Wakes the workers: there will be work soon.
+    pub fn arm(&self) {
+        if !self.threads.is_empty() {
+            self.shared.armed.store(true, Ordering::Release);
+            self.shared.woken.notify_all();
+        }
+    }
+
+    pub fn disarm(&self) {
+        self.shared.armed.store(false, Ordering::Release);
+    }
+
+    /// Runs all jobs, the caller helping, and returns their results in no particular order.
+    pub fn run<T: Send + 'static>(&self, jobs: Vec<impl FnOnce() -> T + Send + 'static>) -> Vec<T> {
+        if jobs.len() < 2 || self.threads.is_empty() {
+            return jobs.into_iter().map(|job| job()).collect();
+        }
+        let results = Arc::new(Mutex::new(Vec::with_capacity(jobs.len())));
+        let open = Arc::new(AtomicUsize::new(jobs.len()));
+        {
+            let mut queue = lock(&self.shared.queue);
+            for job in jobs {
+                let (results, open) = (Arc::clone(&results), Arc::clone(&open));
+                queue.push_back(Box::new(move || {
+                    let guard = Done(open);
+                    let result = job();
+                    lock(&results).push(result);
+                    drop(guard);
+                }));
+            }
+        }
+        self.shared.woken.notify_all();
+        while let Some(job) = take(&self.shared) {
+            job();
+        }
+        while open.load(Ordering::Acquire) > 0 {
+            std::hint::spin_loop();
+        }
+        let mut results = lock(&results);
+        std::mem::take(&mut *results)
+    }
+}
+
+/// Counts a job as done, also when it panicked.
+struct Done(Arc<AtomicUsize>);
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Release);
+        self.shared.woken.notify_all();
+        for thread in self.threads.drain(..) {
+            let _panicked = thread.join();
+        }
+    }
+}
+
+fn work(shared: &Shared, priority: Option<i32>) {
+    if let Some(priority) = priority {
+        // Without the right to it the copies are only later.
+        let _ = sys::task::become_real_time(priority);
+    }
+    while !shared.ended.load(Ordering::Acquire) {
+        if let Some(job) = take(shared) {
+            job();
+        } else if shared.armed.load(Ordering::Acquire) {
+            std::hint::spin_loop();
+        } else {
+            let queue = lock(&shared.queue);
+            let idle = |queue: &mut VecDeque<Job>| {
+                queue.is_empty()
+                    && !shared.armed.load(Ordering::Acquire)
+                    && !shared.ended.load(Ordering::Acquire)
+            };
+            // The wake-ups come without the lock held, so none of them may be relied on alone.
+            const RECHECK: std::time::Duration = std::time::Duration::from_millis(50);
+            let _ = shared.woken.wait_timeout_while(queue, RECHECK, |queue| idle(queue));
+        }
+    }
+}
+
+fn take(shared: &Shared) -> Option<Job> {
+    lock(&shared.queue).pop_front()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_job_is_done_once() {
+        let workers = Workers::new(3, None);
+        for count in [0u64, 1, 2, 50] {
+            workers.arm();
+            let mut results = workers.run((0..count).map(|n| move || n).collect());
+            workers.disarm();
+            results.sort_unstable();
+            assert_eq!(results, (0..count).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! An epoch as it comes in: frames in, a whole and verified epoch out.
+
+use image::frame::{Frame, FrameError, FrameKind, FrameOrder, decode};
+use image::layout::Layout;
+use image::state::State;
+use image::{Header, PageBatch};
+
+/// An incremental epoch, whole and decoded.
+#[derive(Debug)]
+pub struct EpochBytes {
+    pub header: Header,
+    pub layout: Option<Layout>,
+    pub batches: Vec<PageBatch>,
+    pub state: State,
+}
+
+/// What a frame brought.
+#[derive(Debug)]
+pub enum Piece {
+    Header(Header),
+    Layout(Layout),
+    Pages(PageBatch),
+    /// A slice of the state; it is decoded at the end.
+    State,
+    End(Box<State>),
+}
+
+/// Takes the frames of one epoch in their order. Bounded: an epoch that is longer is refused.
+#[derive(Debug)]
+pub struct Incoming {
+    order: FrameOrder,
+    state: Vec<u8>,
+    bytes: u64,
+    bytes_max: u64,
+}
+
+/// An epoch that fits into no memory is an attack or a fault, not an epoch.
+const STATE_BYTES_MAX: usize = 512 << 20;
+
+impl Incoming {
+    /// `bytes_max` bounds what is held of pages until the epoch is whole; a full sync that is applied as it
+    /// comes needs no bound.
+    pub fn new(bytes_max: u64) -> Self {
+        Self { order: FrameOrder::default(), state: Vec::new(), bytes: 0, bytes_max }
+    }
+
+    pub fn accept(&mut self, frame: &Frame) -> Result<Piece, FrameError> {
+        self.order.accept(frame)?;
+        self.bytes += frame.payload.len() as u64;
+        if self.bytes > self.bytes_max || self.state.len() > STATE_BYTES_MAX {
+            return Err(FrameError::Length(self.bytes));
+        }
+        Ok(match frame.kind {
+            FrameKind::Header => Piece::Header(frame.decode("header")?),
+            FrameKind::Layout => Piece::Layout(frame.decode("layout")?),
+            FrameKind::Pages => Piece::Pages(PageBatch::decode(frame.payload.clone())?),
+            FrameKind::State => {
+                self.state.extend_from_slice(&frame.payload);
+                Piece::State
+            }
+            FrameKind::End => Piece::End(Box::new(decode(&self.state, "state")?)),
+        })
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// Collects an incremental epoch.
+#[derive(Debug)]
+pub struct Collector {
+    incoming: Incoming,
+    header: Option<Header>,
+    layout: Option<Layout>,
+    batches: Vec<PageBatch>,
+}
+
+impl Collector {
+    pub fn new(bytes_max: u64) -> Self {
+        Self { incoming: Incoming::new(bytes_max), header: None, layout: None, batches: Vec::new() }
+    }
+
+    /// `Some` once the epoch is whole.
+    pub fn accept(&mut self, frame: &Frame) -> Result<Option<EpochBytes>, FrameError> {
+        match self.incoming.accept(frame)? {
+            Piece::Header(header) => self.header = Some(header),
+            // One freeze, one layout: pages before it would be meant for another one.
+            Piece::Layout(_) if self.layout.is_some() || !self.batches.is_empty() => {
+                return Err(FrameError::Place(FrameKind::Layout));
+            }
+            Piece::Layout(layout) => self.layout = Some(layout),
+            Piece::Pages(batch) => self.batches.push(batch),
+            Piece::State => (),
+            Piece::End(state) => {
+                let header = self.header.take().ok_or(FrameError::Place(FrameKind::End))?;
+                let batches = std::mem::take(&mut self.batches);
+                return Ok(Some(EpochBytes { header, layout: self.layout.take(), batches, state: *state }));
+            }
+        }
+        Ok(None)
+    }
+}

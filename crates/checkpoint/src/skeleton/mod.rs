@@ -1,0 +1,122 @@
+//! The skeleton: the stopped process on the standby into which every committed epoch's memory goes.
+//!
+//! It has the app's numbers and addresses, and the app's memory as of the last epoch that was applied; no
+//! thread but its first, no descriptor, no effect on anything outside. So a takeover has no memory to make.
+//!
+//! An epoch is received whole and checked ([`Incoming`]), planned ([`Skeleton::prepare`]: all that can fail),
+//! acknowledged by the caller, and then applied ([`Skeleton::apply`]). A full sync goes into a new skeleton
+//! as it comes, since there is nothing to spoil.
+
+mod birth;
+mod incoming;
+mod plan;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+
+use image::layout::{Layout, Mapping, ObjectKey};
+use image::{FrameError, PageBatch};
+use tracee::{Frozen, TraceError};
+
+pub use incoming::{Collector, EpochBytes, Incoming, Piece};
+
+use self::writer::HeldObject;
+use crate::Unsupported;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// The file is not on this host, or another one.
+    #[error("{path}: {why}; install the same version of it on this host")]
+    File { path: String, why: String },
+    #[error("the epoch has pages at {0:#x}, where nothing is mapped")]
+    NotMapped(u64),
+    #[error("the epoch names a shared object that it does not describe")]
+    UnknownObject,
+    #[error("the epoch is for address space {0}; process trees are not carried yet")]
+    Space(u32),
+    #[error("cannot {what} in the skeleton at {address:#x}")]
+    Kernel { what: &'static str, address: u64, source: io::Error },
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+}
+
+/// A process that waits to become the app. It stands still until it is promoted.
+#[derive(Debug)]
+pub struct Skeleton<'tree> {
+    frozen: Frozen<'tree>,
+    pid: i32,
+    memory: File,
+    mappings: Vec<Mapping>,
+    objects: BTreeMap<ObjectKey, HeldObject>,
+}
+
+impl<'tree> Skeleton<'tree> {
+    /// Hollows out a process that was made for it: nothing is left in there but the vdso and our scratch.
+    /// `layout` is the first one of the app, whose place is kept free.
+    pub fn hollow_out(mut frozen: Frozen<'tree>, pid: i32, layout: &Layout) -> Result<Self, ApplyError> {
+        birth::hollow_out(&mut frozen, pid, layout)?;
+        let memory = File::options()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/{pid}/mem"))
+            .map_err(|source| ApplyError::Kernel { what: "open the memory", address: 0, source })?;
+        Ok(Self { frozen, pid, memory, mappings: Vec::new(), objects: BTreeMap::new() })
+    }
+
+    /// Applies a new layout: what is no more is unmapped, what is new is mapped.
+    pub fn apply_layout(&mut self, layout: &Layout) -> Result<(), ApplyError> {
+        if layout.space != 0 {
+            return Err(ApplyError::Space(layout.space));
+        }
+        self.hold_objects(layout)?;
+        let plan = plan::Plan::new(&self.mappings, &layout.mappings);
+        self.carry_out(&plan)?;
+        self.mappings.clone_from(&layout.mappings);
+        Ok(())
+    }
+
+    /// Applies one batch of pages.
+    pub fn apply_pages(&mut self, batch: &PageBatch) -> Result<(), ApplyError> {
+        self.write_batch(batch)
+    }
+
+    /// Checks everything that can fail before the epoch is acknowledged. Nothing is changed.
+    pub fn prepare(&self, epoch: &EpochBytes) -> Result<(), ApplyError> {
+        let mappings = epoch.layout.as_ref().map_or(&self.mappings, |layout| &layout.mappings);
+        if let Some(layout) = &epoch.layout {
+            if layout.space != 0 {
+                return Err(ApplyError::Space(layout.space));
+            }
+            plan::check_files(&self.mappings, layout)?;
+            plan::check_order(layout)?;
+        }
+        epoch.batches.iter().try_for_each(|batch| self.check_batch(batch, mappings, epoch.layout.as_ref()))
+    }
+
+    /// Applies an epoch that was prepared and acknowledged.
+    pub fn apply(&mut self, epoch: &EpochBytes) -> Result<(), ApplyError> {
+        if let Some(layout) = &epoch.layout {
+            self.apply_layout(layout)?;
+        }
+        epoch.batches.iter().try_for_each(|batch| self.apply_pages(batch))
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The mappings as they were last applied.
+    pub fn mappings(&self) -> &[Mapping] {
+        &self.mappings
+    }
+
+    pub fn frozen(&mut self) -> &mut Frozen<'tree> {
+        &mut self.frozen
+    }
+}
