@@ -13,4 +13,5 @@ pub mod guest;
 pub mod process;
 pub mod programs;
 pub mod rights;
+pub mod servers;
 pub mod wait;
