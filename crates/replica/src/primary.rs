@@ -460,4 +460,10 @@ impl Primary {
             Fencing::None | Fencing::Absent => true,
         }
     }
+
+    /// Whether it may take over for all we know: an enrolment whose answer was lost may have landed.
+    fn may_be_eligible(&self) -> bool {
+        let Some(link) = self.link.as_ref().filter(|link| link.held.is_some()) else { return false };
+        self.eligible() || self.desk.rivals().any(|rival| *rival == link.standby)
+    }
 }

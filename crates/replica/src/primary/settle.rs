@@ -184,7 +184,7 @@ impl Primary {
         }
         self.crowded_since = None;
         let (session, parent) = (link.session, link.parent().filter(|_| !link.needs_full));
-        let eligible = self.eligible();
+        let eligible = self.may_be_eligible();
         self.newest = self.newest.next();
         let id = CheckpointId { term: self.term, epoch: self.newest };
         let (sync, action) = match parent {

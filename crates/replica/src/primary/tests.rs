@@ -418,3 +418,19 @@ fn answers_of_one_standby_say_nothing_of_the_silence_of_another() {
     bench.step(at(160), PrimaryEvent::HeartbeatAnswered { from: reborn, sent_at: at(150), held: None });
     assert_eq!(bench.primary.permit(), Permit::Until(at(170)), "the register still names its earlier life");
 }
+
+#[test]
+fn a_standby_that_may_have_been_enrolled_is_told_to_keep_its_copy_during_a_full_sync() {
+    let mut bench = Bench::new(|_| {});
+    bench.step(at(0), PrimaryEvent::Tick);
+    bench.connect(at(0), None);
+    bench.answer_heartbeat(at(90));
+    bench.step(at(90), PrimaryEvent::Captured { id: CheckpointId::new(1, 1) });
+    bench.reachable = false;
+    bench.step(at(100), PrimaryEvent::Executed);
+    let actions = bench.step(at(101), PrimaryEvent::Acked { id: CheckpointId::new(1, 1) });
+    assert!(actions.iter().any(|action| matches!(action, PrimaryAction::AskArbiter { .. })));
+    let failed = PrimaryEvent::CaptureFailed { id: CheckpointId::new(1, 2), why: "exec".to_owned() };
+    let actions = bench.step(at(102), failed);
+    position(&actions, |action| matches!(action, PrimaryAction::StartFullSync { eligible: true, .. }));
+}

@@ -25,7 +25,8 @@ pub enum StandbyEvent {
     },
     /// The page stream ended.
     StreamEnded,
-    /// The header of an epoch arrived. `eligible`: the register still names us for what we hold.
+    /// The header of an epoch arrived: the next of a stream is read only when the one before is `Prepared`, or
+    /// was refused. `eligible`: the register may still name us for what we hold.
     EpochBegins {
         id: CheckpointId,
         sync: Sync,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use image::{CheckpointId, Member, Register, Sync, Term};
 use replica::primary::{AppExit, Ending, Notice, Permit, Phase};
-use replica::standby::{EpochRefusal, Refusal, StandbyStatus};
+use replica::standby::{Discarded, EpochRefusal, Refusal, StandbyStatus};
 use replica::{
     Answer, Ask, Fencing, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Progress, Question,
     Reign, Standby, StandbyAction, StandbyConfig, StandbyEvent,
@@ -109,6 +109,8 @@ struct StandbyHost {
     /// Epochs whose bytes all came.
     bodies: BTreeSet<CheckpointId>,
     applied: Option<CheckpointId>,
+    /// Until then nothing more is read from the stream.
+    preparing_until: Nanos,
     serving: Option<Term>,
     status: StandbyStatus,
 }
@@ -161,6 +163,7 @@ impl World {
             session: 0,
             bodies: BTreeSet::new(),
             applied: None,
+            preparing_until: Nanos(0),
             serving: None,
             status: StandbyStatus::Empty,
         };
@@ -237,7 +240,10 @@ impl World {
         if owner == Some("b") {
             let lives = self.b.machine.is_some() && self.b.status != StandbyStatus::Empty;
             let fenced = !self.a.app_alive || self.a.machine.is_none();
-            let serves = matches!(self.b.status, StandbyStatus::Serving { .. }) || self.b.life > 1 || !lives;
+            // The word that the app ended may come while the swap is under way: then nobody is to serve.
+            let ended = matches!(self.b.status, StandbyStatus::Discarded(Discarded::AppEnded(_)));
+            let serves = matches!(self.b.status, StandbyStatus::Serving { .. });
+            let serves = serves || ended || self.b.life > 1 || !lives;
             return if serves && fenced {
                 Ok(())
             } else {
@@ -462,6 +468,11 @@ impl World {
 
     fn standby_receives(&mut self, message: Message) {
         let live = |session: u64| session == self.b.session;
+        if matches!(message, Message::Header { .. } | Message::Body { .. })
+            && self.now < self.b.preparing_until
+        {
+            return self.schedule(self.b.preparing_until, Event::Message(B, message));
+        }
         let event = match message {
             Message::Connect { session, reign } if session > self.b.session => {
                 self.b.session = session;
@@ -472,7 +483,9 @@ impl World {
             }
             Message::Body { session, id } if live(session) => {
                 self.b.bodies.insert(id);
-                return self.after((100, 2_000), Event::Standby(self.b.life, StandbyEvent::Prepared { id }));
+                let until = self.now + self.chance.micros(100, 2_000);
+                self.b.preparing_until = until;
+                return self.schedule(until, Event::Standby(self.b.life, StandbyEvent::Prepared { id }));
             }
             Message::Heartbeat { reign, sent_at, progress } => {
                 Some(StandbyEvent::Heartbeat { reign, sent_at, progress })
