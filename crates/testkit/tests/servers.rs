@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use testkit::process::Running;
+use testkit::programs::newest_go;
 use testkit::rights::on_path;
 use testkit::servers::{Load, Server, own_address};
 use testkit::wait::wait_until;
@@ -21,9 +22,15 @@ fn is_here(server: &Server) -> bool {
     here
 }
 
+/// The servers whose programs are here, and our own by the newest Go if that can be had.
+fn servers() -> Vec<Server> {
+    let newest = newest_go().inspect_err(|why| eprintln!("SKIPPED: the newest Go: {why}"));
+    Server::ALL.into_iter().filter(is_here).chain(newest.map(Server::KvBy)).collect()
+}
+
 #[test]
 fn every_server_starts_and_keeps_what_it_acknowledged() {
-    for server in Server::ALL.iter().filter(|server| is_here(server)) {
+    for server in &servers() {
         let address = own_address();
         let _running = Running::start(server.command(address));
         server.wait_ready(address, LIMIT);

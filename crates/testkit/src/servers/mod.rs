@@ -43,6 +43,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nats-server", "nats-server"),
     ("caddy", "caddy"),
     ("python3", "python3"),
+    ("pip3", "python3-pip"),
     ("node", "nodejs"),
     ("javac", "default-jdk-headless"),
     ("java", "default-jre-headless"),
