@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{DEADLINE, Standby, armed_token, hello, soon, welcome};
+use common::{Call, DEADLINE, Standby, armed_token, hello, soon, welcome};
 use image::frame::PAYLOAD_BYTES_MAX;
 use image::{CheckpointId, Frame, FrameKind, Term};
 use wire::*;
@@ -132,6 +132,24 @@ async fn guard_is_believed_with_its_token_and_refused_by_name_with_another() {
     assert!(why.to_string().contains("primary shows another token"), "{why}");
     // A guard that is refused may speak again: the connection lives.
     soon(client.silent(word(armed_token()))).await.unwrap();
+}
+
+#[tokio::test]
+async fn guards_word_is_handled_to_its_end_though_the_guard_is_gone() {
+    let mut standby = Standby::start().await;
+    let client = standby.client().await;
+    let word = Silent { app: "slow".to_owned(), term: Term(3), token: armed_token() };
+    let guard = tokio::spawn(async move { client.silent(word).await });
+    let Some(Call::Silent { go, done }) = soon(standby.calls.recv()).await else { panic!("no word came") };
+    guard.abort();
+    assert!(guard.await.unwrap_err().is_cancelled());
+    // By the time that another connection has had its answers, the end of the first one has been seen.
+    let client = standby.client().await;
+    for app in ["a", "b"] {
+        let _ = tokio::join!(client.replicate(hello(app)), standby.welcome(welcome()));
+    }
+    go.send(()).expect("the handler was cancelled");
+    soon(done).await.expect("the handler was cancelled");
 }
 
 #[tokio::test]

@@ -26,6 +26,11 @@ pub async fn soon<T>(what: impl Future<Output = T>) -> T {
 pub enum Call {
     Replicate(PeerIdentity, Box<Hello>, Opening),
     Beat(PeerIdentity, Incoming<Heartbeat>, Outgoing<HeartbeatAnswer>),
+    /// A word about the app `slow`, which is handled when the test says so.
+    Silent {
+        go: oneshot::Sender<()>,
+        done: oneshot::Receiver<()>,
+    },
 }
 
 /// Hands its calls to the test; takes a guard's word with [`armed_token`].
@@ -42,6 +47,13 @@ impl Handler for Hands {
     }
 
     async fn silent(&self, peer: PeerIdentity, silent: Silent) -> Result<(), Refusal> {
+        if silent.app == "slow" {
+            let (go, gone_on) = oneshot::channel();
+            let (finished, done) = oneshot::channel();
+            let _ = self.0.send(Call::Silent { go, done });
+            let _ = gone_on.await;
+            let _ = finished.send(());
+        }
         if armed_token().hash().matches(&silent.token) && silent.term == Term(3) && silent.app == "kv" {
             return Ok(());
         }
