@@ -388,11 +388,47 @@ async fn primary_learns_what_it_has_reached_instead_of_a_standby() {
 }
 
 #[tokio::test]
-async fn standby_that_sends_too_much_is_dropped_by_the_primary() {
+async fn our_standby_never_sends_more_than_the_limit() {
     let mut good = Witnessed::start().await;
     let client = good.standby.client().await;
     let facts = Bytes::from(vec![0; limits::FROM_STANDBY_BYTES_MAX + 1]);
     let greedy = Welcome { host_facts: facts, ..welcome() };
     let (answer, _) = tokio::join!(client.replicate(hello("kv")), good.standby.welcome(greedy));
-    assert!(answer.is_err(), "a welcome beyond the limit was taken");
+    assert!(answer.is_err(), "a welcome beyond the limit was sent");
+}
+
+#[tokio::test]
+async fn standby_that_sends_too_much_is_dropped_by_the_primary() {
+    let pki = made_pki(&["primary"]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let standby = tokio::spawn(greedy_standby(listener, pki.path().to_owned()));
+    let tls = TlsFiles::load(pki.path(), None).unwrap();
+    let client = soon(Client::connect(&address, &tls, DEADLINE)).await.unwrap();
+    let why = soon(client.replicate(hello("kv"))).await.unwrap_err();
+    assert!(matches!(why, WireError::TooLarge { .. }), "{why:?}");
+    soon(standby).await.unwrap();
+}
+
+/// Answers a call with the length of a message that is too large, and waits until it is left.
+async fn greedy_standby(listener: TcpListener, pki: std::path::PathBuf) {
+    let chain = vec![CertificateDer::from_pem_file(pki.join("primary.crt")).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(pki.join("primary.key")).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    let (tcp, _) = listener.accept().await.unwrap();
+    let tls = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(tcp).await.unwrap();
+    let mut connection = h2::server::handshake(tls).await.unwrap();
+    let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+    let mut stream = respond.send_response(http::Response::new(()), false).unwrap();
+    let mut head = BytesMut::new();
+    head.put_u8(0);
+    head.put_u32(limits::FROM_STANDBY_BYTES_MAX as u32 + 1);
+    stream.send_data(head.freeze(), false).unwrap();
+    while let Some(Ok(_)) = connection.accept().await {}
 }
