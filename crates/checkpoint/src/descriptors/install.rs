@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use image::descriptor::{AsyncOwner, EpollTarget, FileKind, Lock, UnixName};
+use image::descriptor::{AsyncOwner, Descriptor, EpollTarget, FileKind, Lock, UnixName};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
@@ -371,10 +371,17 @@ impl<'a> Installer<'a> {
         with_bytes(self.target, what, path, call).map(drop)
     }
 
+    /// A pidfd is born with it, so it may have to be taken away.
     fn set_close_on_exec(&mut self) -> Result<(), RebuildError> {
-        let descriptors = self.prepared.descriptors.iter().filter(|descriptor| descriptor.close_on_exec);
-        let set = |number| control(number, libc::F_SETFD, libc::FD_CLOEXEC as u64);
-        let calls: Vec<Call> = descriptors.map(|descriptor| set(descriptor.number)).collect();
+        let files = self.prepared.files;
+        let needed = |descriptor: &&Descriptor| {
+            let process = matches!(files[descriptor.file as usize].kind, FileKind::Process { .. });
+            descriptor.close_on_exec || process
+        };
+        let set = |descriptor: &Descriptor| {
+            control(descriptor.number, libc::F_SETFD, descriptor.close_on_exec.into())
+        };
+        let calls: Vec<Call> = self.prepared.descriptors.iter().filter(needed).map(set).collect();
         self.run("set close-on-exec", &calls).map(drop)
     }
 
@@ -457,7 +464,7 @@ impl<'a> Installer<'a> {
     }
 
     fn close_on_exec_again(&self, number: i32, file: u32) -> Option<Call> {
-        let same = |descriptor: &&image::descriptor::Descriptor| {
+        let same = |descriptor: &&Descriptor| {
             (descriptor.number, descriptor.file) == (number, file) && descriptor.close_on_exec
         };
         let set = || control(number, libc::F_SETFD, libc::FD_CLOEXEC as u64);

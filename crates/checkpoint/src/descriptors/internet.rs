@@ -123,14 +123,12 @@ pub(super) fn restore(made: BorrowedFd<'_>, kind: &FileKind) -> Result<(), Rebui
     }
 }
 
-/// `SO_REUSEADDR` for the bind only, unless the app had it: connections of the time before may linger.
+/// N.B. what lingers of the app's own connections stands in the way only where the app would not have
+/// been able to start again either, that is without `SO_REUSEADDR`.
 fn restore_listener(made: BorrowedFd<'_>, socket: &InternetSocket) -> Result<(), RebuildError> {
     let what = || format!("listen on {}", name(&socket.local));
     options::restore(made, &socket.options)?;
-    let had = get_number(made, libc::SOL_SOCKET, libc::SO_REUSEADDR).doing(what)?;
-    set_number(made, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).doing(what)?;
     bind_wherever(made, socket).doing(what)?;
-    set_number(made, libc::SOL_SOCKET, libc::SO_REUSEADDR, had).doing(what)?;
     rustix::net::listen(made, socket.backlog).doing(what)
 }
 

@@ -25,6 +25,7 @@ use super::save::Saver;
 use super::sockets::save_options;
 
 const SO_BUF_LOCK: i32 = 72;
+const BOTH_SHUT: u8 = 3;
 /// `SCM_CREDENTIALS` alone: with descriptors along, the kernel reports that something did not fit.
 const CREDENTIALS_BYTES: usize = 32;
 
@@ -59,9 +60,12 @@ fn save_connected(
     report: &UnixReport,
     peer: &[u8],
 ) -> Result<FileKind, SaveError> {
-    let inside = report.peer == 0 || saver.table.has_socket(report.peer);
+    let packets = identity.socket_type == libc::SOCK_DGRAM;
+    // A peer without inode has gone, or waits in a listener's queue to be accepted.
+    let gone = report.peer == 0 && (packets || report.shut == BOTH_SHUT);
+    let inside = gone || saver.table.has_socket(report.peer);
     let named = local_address(stolen.as_fd()).is_ok_and(|local| local.len() > 2);
-    let accepted = named && identity.socket_type != libc::SOCK_DGRAM;
+    let accepted = named && !packets;
     if !inside && !accepted {
         let what = format!("is a unix socket connected to {}, outside the app", address_name(peer));
         let way_out = "have the app log to its standard error or over the network, or protect both";
