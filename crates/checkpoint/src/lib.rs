@@ -3,6 +3,7 @@
 //! Nothing here knows who receives an image, or why.
 
 pub mod memory;
+pub mod process;
 pub mod skeleton;
 pub mod unsupported;
 

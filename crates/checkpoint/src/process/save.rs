@@ -1,0 +1,332 @@
+//! Captures a frozen process: the order of the reads, and what is refused.
+
+use std::fs::{self, File};
+use std::sync::LazyLock;
+
+use image::process::{
+    MemoryMap, Process, ProcessAttributes, Registers, RobustList, Rseq, Thread, ThreadAttributes, Timeout,
+};
+use serde_bytes::ByteBuf;
+use sys::ptrace::{self, Queue};
+use sys::task;
+use tracee::Frozen;
+
+use super::cache::{KnownProcess, KnownThread, ProcessCache, Scheduling};
+use super::error::SaveError;
+use super::numbers::CellNumbers;
+use super::status::{self, Status};
+use super::thread::Answers;
+use super::{credentials, elf, posix_timers, thread, whole};
+use crate::Unsupported;
+
+/// How many CPUs this host has online. They hardly ever change, and nothing hangs on it.
+static CPUS: LazyLock<usize> = LazyLock::new(|| {
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    count_listed(online.trim()).unwrap_or(usize::MAX)
+});
+
+/// Captures `pid` with all its threads; descriptors are left to their own module. Take memory after this: the
+/// threads that answer write to their rseq areas, as at any system call.
+pub fn save(
+    frozen: &mut Frozen<'_>,
+    pid: i32,
+    numbers: &mut CellNumbers,
+    cache: &mut ProcessCache,
+) -> Result<(Process, MemoryMap), SaveError> {
+    let threads = frozen.threads(pid);
+    cache.begin(&threads);
+    numbers.keep(&threads);
+    let from_outside = threads
+        .iter()
+        .map(|&tid| read_from_outside(frozen, tid, &mut cache.area))
+        .collect::<Result<Vec<_>, _>>()?;
+    let answers = ask_every_thread(frozen, pid, threads.len())?;
+    let mut saved = Vec::with_capacity(threads.len());
+    let both = from_outside.into_iter().zip(answers);
+    for (index, (&tid, (outside, answers))) in threads.iter().zip(both).enumerate() {
+        let due = cache.is_due(index);
+        saved.push(join(frozen, tid, (numbers, cache, due), outside, answers)?);
+    }
+    save_whole(frozen, pid, saved, numbers, cache)
+}
+
+/// What ptrace and a thread's number tell.
+struct FromOutside {
+    registers: Registers,
+    timeout: Option<Timeout>,
+    xstate: ByteBuf,
+    signal_mask: u64,
+    robust_list: RobustList,
+    rseq: Option<Rseq>,
+    pending: Vec<ByteBuf>,
+}
+
+fn read_from_outside(
+    frozen: &mut Frozen<'_>,
+    tid: i32,
+    area: &mut Vec<u8>,
+) -> Result<FromOutside, SaveError> {
+    let (registers, timeout) = frozen.registers(tid)?;
+    refuse_compatibility_mode(tid, registers.cs)?;
+    area.resize(ptrace::XSTATE_BYTES_MAX, 0);
+    let len = ptrace::xstate_into(tid, area).map_err(SaveError::kernel("the vector registers", tid))?;
+    let (head, len_robust) = task::robust_list(tid).map_err(SaveError::kernel("the robust list", tid))?;
+    let rseq = ptrace::rseq_configuration(tid).map_err(SaveError::kernel("the rseq registration", tid))?;
+    Ok(FromOutside {
+        registers: Registers(ptrace::to_words(&registers)),
+        timeout: timeout.map(|timeout| Timeout {
+            argument: timeout.argument,
+            remaining_ns: timeout.remaining.as_nanos().min(u64::MAX.into()) as u64,
+        }),
+        xstate: ByteBuf::from(&area[..len]),
+        signal_mask: ptrace::signal_mask(tid).map_err(SaveError::kernel("the signal mask", tid))?,
+        robust_list: RobustList { head, len: len_robust },
+        rseq: (rseq.address != 0).then_some(Rseq {
+            address: rseq.address,
+            size: rseq.size,
+            signature: rseq.signature,
+        }),
+        pending: pending(tid, Queue::Thread)?,
+    })
+}
+
+fn pending(tid: i32, queue: Queue) -> Result<Vec<ByteBuf>, SaveError> {
+    let found = ptrace::pending_signals(tid, queue).map_err(SaveError::kernel("the pending signals", tid))?;
+    Ok(found.into_iter().map(ByteBuf::from).collect())
+}
+
+fn ask_every_thread(frozen: &mut Frozen<'_>, pid: i32, count: usize) -> Result<Vec<Answers>, SaveError> {
+    let mut answers = Vec::with_capacity(count);
+    frozen.in_every_thread(
+        pid,
+        |_, buffer, batch| thread::ask(buffer, batch),
+        |_, results, bytes| answers.push(thread::answers(results, bytes)),
+    )?;
+    Ok(answers)
+}
+
+fn join(
+    frozen: &Frozen<'_>,
+    tid: i32,
+    (numbers, cache, due): (&mut CellNumbers, &mut ProcessCache, bool),
+    outside: FromOutside,
+    answers: Answers,
+) -> Result<Thread, SaveError> {
+    let birth = frozen.birth(tid).ok_or(tracee::TraceError::Ended(tid))?;
+    let Answers { alternate_stack, clear_child_tid, parent_death_signal, name, timer_slack_ns, fingerprint } =
+        answers;
+    let FromOutside { registers, timeout, xstate, signal_mask, robust_list, rseq, pending } = outside;
+    match cache.threads.get_mut(&tid) {
+        Some(known) if known.birth == birth && !due && known.fingerprint.vouches_for(&fingerprint) => {
+            credentials::read_new_filters(tid, &mut known.credentials.seccomp)?;
+        }
+        _ => {
+            cache.threads.insert(tid, look_again(tid, birth, fingerprint)?);
+        }
+    }
+    let known = &cache.threads[&tid];
+    let Scheduling { attributes, affinity, io_priority } = known.scheduling.clone();
+    Ok(Thread {
+        tid: numbers.of(frozen, tid)?,
+        registers,
+        timeout,
+        xstate,
+        signal_mask,
+        alternate_stack,
+        robust_list,
+        clear_child_tid,
+        rseq,
+        pending,
+        credentials: known.credentials.clone(),
+        attributes: ThreadAttributes {
+            name,
+            policy: attributes.policy,
+            nice: attributes.nice,
+            priority: attributes.priority,
+            sched_flags: attributes.flags,
+            deadline: [attributes.runtime, attributes.deadline, attributes.period],
+            affinity: ByteBuf::from(affinity),
+            io_priority,
+            timer_slack_ns,
+            parent_death_signal,
+        },
+    })
+}
+
+/// Reads what is not read in every freeze, and refuses what can only be seen there.
+fn look_again(tid: i32, birth: u64, fingerprint: credentials::Fingerprint) -> Result<KnownThread, SaveError> {
+    let status = text(tid, "status")?;
+    if Status(&status).shadow_stack() {
+        return Err(refused(
+            tid,
+            "it has a shadow stack",
+            "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+        ));
+    }
+    refuse_segments(tid)?;
+    let credentials = credentials::read(tid, &fingerprint, &status)?;
+    let affinity = task::affinity(tid).map_err(SaveError::kernel("the affinity", tid))?;
+    let scheduling = Scheduling {
+        attributes: task::scheduling(tid).map_err(SaveError::kernel("the scheduling", tid))?,
+        affinity: if is_everywhere(&affinity) { Vec::new() } else { affinity },
+        io_priority: task::io_priority(tid).map_err(SaveError::kernel("the I/O priority", tid))?,
+    };
+    Ok(KnownThread { birth, fingerprint, credentials, scheduling })
+}
+
+/// Whether a thread may run on as many CPUs as there are.
+fn is_everywhere(affinity: &[u8]) -> bool {
+    let allowed: u32 = affinity.iter().map(|byte| byte.count_ones()).sum();
+    allowed as usize >= *CPUS
+}
+
+/// How many numbers a list like `0-3,8` has.
+fn count_listed(list: &str) -> Option<usize> {
+    let range = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?).map(|more| more + 1)
+    };
+    list.split(',').map(range).sum()
+}
+
+fn save_whole(
+    frozen: &mut Frozen<'_>,
+    pid: i32,
+    threads: Vec<Thread>,
+    numbers: &mut CellNumbers,
+    cache: &mut ProcessCache,
+) -> Result<(Process, MemoryMap), SaveError> {
+    let birth = frozen.birth(pid).ok_or(tracee::TraceError::Ended(pid))?;
+    let due = cache.is_due(0);
+    let known = match cache.process.take() {
+        Some(known) if known.birth == birth && !due => known,
+        Some(known) if known.birth == birth => look_again_at_whole(pid, birth, Some(known))?,
+        _ => look_again_at_whole(pid, birth, None)?,
+    };
+    let known = cache.process.insert(known);
+    let timers = posix_timers::list(pid, &known.timers)?;
+    let answers = whole::ask(frozen, pid, known.umask, &timers)?;
+    known.umask = answers.umask();
+    if answers.has_segments() {
+        return Err(refused(
+            pid,
+            "it has segments of its own (modify_ldt)",
+            "run it without 16- or 32-bit code",
+        ));
+    }
+    let [parent, group, session] = answers.family();
+    let process = Process {
+        pid: numbers.of(frozen, pid)?,
+        parent,
+        group,
+        session,
+        space: 0,
+        threads,
+        descriptors: Vec::new(),
+        actions: answers.actions(),
+        pending: pending(pid, Queue::Process)?,
+        limits: answers.limits(),
+        filesystem: answers.filesystem(pid)?,
+        interval_timers: answers.interval_timers(),
+        posix_timers: answers.posix_timers(frozen, numbers, &timers)?,
+        attributes: ProcessAttributes {
+            personality: answers.personality(),
+            dumpable: answers.dumpable(),
+            child_subreaper: answers.subreaper(),
+            transparent_huge_pages_off: answers.huge_pages_off(),
+            ..known.attributes.clone()
+        },
+    };
+    Ok((process, MemoryMap { brk: answers.brk(), ..known.memory.clone() }))
+}
+
+/// Reads what is not read in every freeze, of the process; `before` is what was known of it.
+fn look_again_at_whole(
+    pid: i32,
+    birth: u64,
+    before: Option<KnownProcess>,
+) -> Result<KnownProcess, SaveError> {
+    const FIRST_GUESS: u32 = 0o022;
+    refuse_other_users(pid)?;
+    let stat = text(pid, "stat")?;
+    let memory = status::memory_map(&stat).ok_or(SaveError::Unreadable { what: "its memory", tid: pid })?;
+    let auxv =
+        fs::read(format!("/proc/{pid}/auxv")).map_err(SaveError::kernel("the auxiliary vector", pid))?;
+    let (timers, umask) = match before {
+        Some(known) => (known.timers, known.umask),
+        None => (open(pid, "timers")?, FIRST_GUESS),
+    };
+    Ok(KnownProcess {
+        birth,
+        timers,
+        umask,
+        memory: MemoryMap { auxv: ByteBuf::from(auxv), ..memory },
+        attributes: read_attributes(pid)?,
+    })
+}
+
+fn read_attributes(pid: i32) -> Result<ProcessAttributes, SaveError> {
+    let executable = rustix::fs::readlink(format!("/proc/{pid}/exe"), Vec::new())
+        .map_err(SaveError::kernel("the executable", pid))?
+        .into_bytes();
+    let go = elf::is_go(&open(pid, "exe")?).map_err(SaveError::kernel("the executable", pid))?;
+    let score = text(pid, "oom_score_adj")?;
+    let filter = text(pid, "coredump_filter")?;
+    let unreadable = |what| move || SaveError::Unreadable { what, tid: pid };
+    Ok(ProcessAttributes {
+        executable: ByteBuf::from(executable),
+        oom_score_adj: score.trim().parse().ok().ok_or_else(unreadable("its out-of-memory score"))?,
+        coredump_filter: u32::from_str_radix(filter.trim(), 16)
+            .ok()
+            .ok_or_else(unreadable("its core dump filter"))?,
+        go,
+        ..ProcessAttributes::default()
+    })
+}
+
+fn text(tid: i32, name: &'static str) -> Result<String, SaveError> {
+    let bytes = fs::read(format!("/proc/{tid}/{name}")).map_err(SaveError::kernel(name, tid))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn open(pid: i32, name: &'static str) -> Result<File, SaveError> {
+    File::open(format!("/proc/{pid}/{name}")).map_err(SaveError::kernel(name, pid))
+}
+
+fn refused(pid: i32, what: &str, way_out: &str) -> SaveError {
+    Unsupported { pid, what: what.to_owned(), way_out: way_out.to_owned() }.into()
+}
+
+fn refuse_compatibility_mode(tid: i32, code_segment: u64) -> Result<(), SaveError> {
+    const CODE_64: u64 = 0x33;
+    match code_segment {
+        CODE_64 => Ok(()),
+        _ => Err(refused(tid, "it runs 32-bit code", "run the 64-bit build of the program")),
+    }
+}
+
+/// The three entries that `set_thread_area` may fill must be empty, as they are in every 64-bit program.
+fn refuse_segments(tid: i32) -> Result<(), SaveError> {
+    const ENTRIES: [u32; 3] = [12, 13, 14];
+    for entry in ENTRIES {
+        let [_, base, limit, _] =
+            ptrace::thread_area(tid, entry).map_err(SaveError::kernel("a thread's segment", tid))?;
+        if (base, limit) != (0, 0) {
+            let what = "it has segments of its own (set_thread_area)";
+            return Err(refused(tid, what, "run it without 32-bit code"));
+        }
+    }
+    Ok(())
+}
+
+/// User and group numbers must mean here what they mean to the app.
+fn refuse_other_users(pid: i32) -> Result<(), SaveError> {
+    let link = |pid: &str| rustix::fs::readlink(format!("/proc/{pid}/ns/user"), Vec::new());
+    let theirs = link(&pid.to_string()).map_err(SaveError::kernel("the user namespace", pid))?;
+    let ours = link("self").map_err(SaveError::kernel("our user namespace", pid))?;
+    if theirs == ours {
+        return Ok(());
+    }
+    let what = "it lives in a user namespace of its own";
+    Err(refused(pid, what, "run checksync inside of it, or the app outside of it"))
+}
