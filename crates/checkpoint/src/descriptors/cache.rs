@@ -1,5 +1,5 @@
-//! What the save keeps from epoch to epoch. Only what cannot change unseen is in here: which internal mount
-//! sockets and pipes live on, what kind of socket an inode is, which file system a device holds. The texts
+//! What the save keeps from epoch to epoch. Only what cannot change unseen is in here: which internal mounts
+//! sockets, pipes and anonymous inodes live on, what kind of socket an inode is, which file system a device holds. The texts
 //! of `/proc/PID/fdinfo` are read anew each time; only the *files* that give them stay open, since such a
 //! file always tells of whatever has its number now. No descriptor of the app is ever kept.
 
@@ -31,6 +31,7 @@ pub struct Cache {
     socket_mount: u32,
     pub(super) socket_device: u64,
     pipe_mount: u32,
+    anonymous_mount: u32,
     opened: Option<Opened>,
     pub(super) sockets: HashMap<u64, SocketIdentity>,
     pub(super) file_systems: HashMap<u64, u32>,
@@ -54,10 +55,12 @@ impl Cache {
     pub fn new() -> io::Result<Self> {
         let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
         let (pipe, _writer) = rustix::pipe::pipe()?;
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
         Ok(Self {
             socket_mount: mount_of(socket.as_fd())?,
             socket_device: rustix::fs::fstat(&socket)?.st_dev,
             pipe_mount: mount_of(pipe.as_fd())?,
+            anonymous_mount: mount_of(event.as_fd())?,
             opened: None,
             sockets: HashMap::new(),
             file_systems: HashMap::new(),
@@ -74,6 +77,19 @@ impl Cache {
 
     pub(super) fn is_pipe(&self, info: &Info<'_>) -> bool {
         info.mount == self.pipe_mount
+    }
+
+    /// What an anonymous inode's own lines in `fdinfo` say it is. An empty epoll or inotify has none: then
+    /// only the link tells.
+    pub(super) fn anonymous_kind(&self, info: &Info<'_>) -> Option<&'static [u8]> {
+        const KINDS: [(&str, &[u8]); 4] = [
+            ("eventfd-count:", b"[eventfd]"),
+            ("tfd:", b"[eventpoll]"),
+            ("clockid:", b"[timerfd]"),
+            ("sigmask:", b"[signalfd]"),
+        ];
+        let known = KINDS.iter().find(|(line, _)| info.details.starts_with(line));
+        known.filter(|_| info.mount == self.anonymous_mount).map(|(_, kind)| *kind)
     }
 
     /// Which descriptors process `pid` has, in order. Forgets what belonged to another process.

@@ -21,11 +21,8 @@ type Options = &'static [(i32, usize)];
 const SOCKET: Options = &[
     (libc::SO_REUSEADDR, 4),
     (libc::SO_REUSEPORT, 4),
-    (libc::SO_DONTROUTE, 4),
-    (libc::SO_BROADCAST, 4),
     (libc::SO_KEEPALIVE, 4),
     (libc::SO_OOBINLINE, 4),
-    (libc::SO_NO_CHECK, 4),
     (libc::SO_PRIORITY, 4),
     (libc::SO_LINGER, 8),
     (libc::SO_RCVLOWAT, 4),
@@ -36,12 +33,19 @@ const SOCKET: Options = &[
     (libc::SO_TIMESTAMPNS, 4),
     (libc::SO_TIMESTAMPING, 8),
     (libc::SO_MARK, 4),
-    (libc::SO_RXQ_OVFL, 4),
-    (libc::SO_SELECT_ERR_QUEUE, 4),
     (libc::SO_BUSY_POLL, 4),
     (SO_PREFER_BUSY_POLL, 4),
     (libc::SO_MAX_PACING_RATE, 8),
     (libc::SO_ZEROCOPY, 4),
+];
+
+/// What has no effect on a stream.
+const DATAGRAM: Options = &[
+    (libc::SO_DONTROUTE, 4),
+    (libc::SO_BROADCAST, 4),
+    (libc::SO_NO_CHECK, 4),
+    (libc::SO_RXQ_OVFL, 4),
+    (libc::SO_SELECT_ERR_QUEUE, 4),
     (libc::SO_TXTIME, 8),
 ];
 
@@ -76,41 +80,47 @@ const TCP: Options = &[
 const IP: Options = &[
     (libc::IP_TOS, 4),
     (libc::IP_TTL, 4),
-    (libc::IP_PKTINFO, 4),
     (libc::IP_MTU_DISCOVER, 4),
     (libc::IP_RECVERR, 4),
-    (libc::IP_RECVTTL, 4),
-    (libc::IP_RECVTOS, 4),
     (libc::IP_FREEBIND, 4),
     (libc::IP_TRANSPARENT, 4),
-    (libc::IP_RECVORIGDSTADDR, 4),
     (libc::IP_MINTTL, 4),
     (libc::IP_BIND_ADDRESS_NO_PORT, 4),
-    (libc::IP_MULTICAST_IF, 4),
-    (libc::IP_MULTICAST_TTL, 4),
-    (libc::IP_MULTICAST_LOOP, 4),
-    (libc::IP_MULTICAST_ALL, 4),
-    (libc::IP_UNICAST_IF, 4),
     (IP_LOCAL_PORT_RANGE, 4),
 ];
 
 const IPV6: Options = &[
     (libc::IPV6_V6ONLY, 4),
     (libc::IPV6_UNICAST_HOPS, 4),
+    (libc::IPV6_MTU_DISCOVER, 4),
+    (libc::IPV6_RECVERR, 4),
+    (libc::IPV6_TCLASS, 4),
+    (libc::IPV6_TRANSPARENT, 4),
+    (libc::IPV6_FREEBIND, 4),
+];
+
+const IP_DATAGRAM: Options = &[
+    (libc::IP_PKTINFO, 4),
+    (libc::IP_RECVTTL, 4),
+    (libc::IP_RECVTOS, 4),
+    (libc::IP_RECVORIGDSTADDR, 4),
+    (libc::IP_MULTICAST_IF, 4),
+    (libc::IP_MULTICAST_TTL, 4),
+    (libc::IP_MULTICAST_LOOP, 4),
+    (libc::IP_MULTICAST_ALL, 4),
+    (libc::IP_UNICAST_IF, 4),
+];
+
+const IPV6_DATAGRAM: Options = &[
     (libc::IPV6_MULTICAST_IF, 4),
     (libc::IPV6_MULTICAST_HOPS, 4),
     (libc::IPV6_MULTICAST_LOOP, 4),
-    (IPV6_MULTICAST_ALL, 4),
-    (libc::IPV6_MTU_DISCOVER, 4),
-    (libc::IPV6_RECVERR, 4),
     (libc::IPV6_RECVPKTINFO, 4),
     (libc::IPV6_RECVHOPLIMIT, 4),
     (libc::IPV6_RECVTCLASS, 4),
-    (libc::IPV6_TCLASS, 4),
     (libc::IPV6_DONTFRAG, 4),
-    (libc::IPV6_TRANSPARENT, 4),
-    (libc::IPV6_FREEBIND, 4),
     (libc::IPV6_RECVORIGDSTADDR, 4),
+    (IPV6_MULTICAST_ALL, 4),
 ];
 
 const UDP: Options = &[
@@ -137,14 +147,23 @@ const BUFFERS: [(i32, i32, i32); 2] =
 const OPTION_BYTES_MAX: usize = 16;
 
 fn levels(identity: &SocketIdentity) -> Vec<(i32, Options)> {
-    let mut levels = match identity.family {
-        libc::AF_INET6 => vec![(IPPROTO_IPV6, IPV6), (IPPROTO_IP, IP)],
-        libc::AF_INET => vec![(IPPROTO_IP, IP)],
-        _ => vec![(SOL_SOCKET, UNIX)],
-    };
+    let datagram = identity.socket_type == libc::SOCK_DGRAM;
+    let mut levels = Vec::with_capacity(8);
+    match identity.family {
+        libc::AF_INET6 if datagram => {
+            levels.extend([(IPPROTO_IPV6, IPV6_DATAGRAM), (IPPROTO_IP, IP_DATAGRAM)]);
+        }
+        libc::AF_INET if datagram => levels.push((IPPROTO_IP, IP_DATAGRAM)),
+        _ => (),
+    }
+    match identity.family {
+        libc::AF_INET6 => levels.extend([(IPPROTO_IPV6, IPV6), (IPPROTO_IP, IP)]),
+        libc::AF_INET => levels.push((IPPROTO_IP, IP)),
+        _ => levels.push((SOL_SOCKET, UNIX)),
+    }
     match identity.protocol {
         libc::IPPROTO_TCP | libc::IPPROTO_MPTCP => levels.push((IPPROTO_TCP, TCP)),
-        libc::IPPROTO_UDP => levels.push((IPPROTO_UDP, UDP)),
+        libc::IPPROTO_UDP => levels.extend([(IPPROTO_UDP, UDP), (SOL_SOCKET, DATAGRAM)]),
         _ => (),
     }
     levels.push((SOL_SOCKET, SOCKET));

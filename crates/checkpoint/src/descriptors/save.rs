@@ -226,6 +226,9 @@ impl<'t> Saver<'_, 't> {
         if self.cache.is_pipe(info) {
             return pipes::save(self, number, info);
         }
+        if let Some(name) = self.cache.anonymous_kind(info) {
+            return anonymous::save(self, number, info, name);
+        }
         let link = self.cache.link(number).map_err(|source| self.kernel(number, "read the link", source))?;
         match link.strip_prefix(b"anon_inode:") {
             Some(name) => anonymous::save(self, number, info, name),
