@@ -67,6 +67,8 @@ pub struct Capture {
     pub layout: Option<Layout>,
     /// Pages that the standby has and the app no longer.
     pub gone: Vec<(PageTarget, Range)>,
+    /// Pages that went with their mapping: the layout says so, but only to a standby that gets this epoch.
+    unmapped: Vec<(PageTarget, Range)>,
     pub chunks: Vec<Chunk>,
     pub times: ScanTimes,
 }
@@ -87,7 +89,8 @@ impl Capture {
     /// For the ledger: all that this capture carries.
     pub fn carried(&self) -> Pages {
         let mut pages = Pages::new();
-        self.gone.iter().for_each(|&(target, range)| ledger::add(&mut pages, target, range));
+        let dropped = self.gone.iter().chain(&self.unmapped);
+        dropped.for_each(|&(target, range)| ledger::add(&mut pages, target, range));
         for chunk in &self.chunks {
             chunk.ranges.iter().for_each(|&range| ledger::add(&mut pages, chunk.target, range));
         }
@@ -141,6 +144,7 @@ pub struct Tracker {
     /// Found, but not handed out since a later step failed.
     pending: Pages,
     layout_pending: bool,
+    unmapped: RangeSet,
     workers: Arc<Workers>,
     buffers: Buffers,
 }
@@ -181,6 +185,7 @@ impl Tracker {
             advice: BTreeMap::new(),
             pending: Pages::new(),
             layout_pending: true,
+            unmapped: RangeSet::default(),
             workers,
             buffers: Buffers::default(),
         })
@@ -257,8 +262,9 @@ impl Tracker {
         self.find_drops(&mut found)?;
         self.capture_objects(&found, &mut chunks)?;
         let mut capture = Capture { chunks, ..Capture::default() };
-        capture.gone =
-            self.private(&found.gone).map(|range| (PageTarget::Space(self.space), range)).collect();
+        let space = PageTarget::Space(self.space);
+        capture.unmapped = std::mem::take(&mut self.unmapped).iter().map(|range| (space, range)).collect();
+        capture.gone = self.private(&found.gone).map(|range| (space, range)).collect();
         if self.layout_pending || self.objects.list() != self.objects_sent {
             capture.layout = Some(self.hand_out_layout());
         }
@@ -393,8 +399,9 @@ impl Tracker {
         for survivor in survivors.iter().chain([Range::new(HIGHEST, HIGHEST)]) {
             let hole = Range::new(at, survivor.start);
             if !hole.is_empty() {
-                self.present.take(hole);
-                self.data.retain(|&page, _| !hole.contains(page));
+                self.unmapped.extend(self.present.take(hole));
+                self.unmapped.extend(self.data.range(hole.start..hole.end).map(|(&page, _)| page_at(page)));
+                self.forget_data(hole);
                 gone.remove(hole);
             }
             at = survivor.end;
@@ -406,7 +413,7 @@ impl Tracker {
         for mapping in mappings.iter().filter(|mapping| !mapping.protection.write) {
             let range = mapping.range;
             for page in self.data.range(range.start..range.end).map(|(&page, _)| page) {
-                self.present.insert(Range::new(page, page + PAGE_BYTES));
+                self.present.insert(page_at(page));
             }
             self.forget_data(range);
         }
@@ -735,13 +742,13 @@ impl Tracker {
             .collect();
         for page in reverted {
             self.data.remove(&page);
-            found.gone.insert(Range::new(page, page + PAGE_BYTES));
+            found.gone.insert(page_at(page));
         }
         for range in self.present.take(range) {
             // It was read-only when it was sent, and its pages are followed here from now on.
             for page in (range.start..range.end).step_by(PAGE_BYTES as usize) {
                 if !now.contains(page) {
-                    found.gone.insert(Range::new(page, page + PAGE_BYTES));
+                    found.gone.insert(page_at(page));
                 }
             }
         }
@@ -895,6 +902,10 @@ fn cut(ranges: &[Range], bytes: u64) -> Vec<Range> {
         }
     }
     spans
+}
+
+fn page_at(address: u64) -> Range {
+    Range::new(address, address + PAGE_BYTES)
 }
 
 fn object_of(mapping: &Mapping) -> Option<ObjectKey> {
