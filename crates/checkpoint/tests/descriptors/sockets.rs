@@ -320,6 +320,22 @@ fn a_unix_pair_that_was_shut_one_way_still_is() {
 }
 
 #[test]
+fn datagram_ends_are_shut_each_for_itself() {
+    for shut in [0, 1] {
+        let mut app = Servant::start();
+        let ends = unix_pair(&mut app, libc::SOCK_DGRAM);
+        rustix::net::shutdown(app.borrow(ends[shut]), rustix::net::Shutdown::Write).expect("shutdown");
+        let (mut skeleton, _) = carry(app);
+        let address = skeleton.put(b"x");
+        let nosignal = libc::MSG_NOSIGNAL as u64;
+        let mut send =
+            |number: i32| skeleton.try_call(libc::SYS_sendto, &[number as u64, address, 1, nosignal, 0, 0]);
+        assert_eq!(send(ends[shut]), -i64::from(libc::EPIPE));
+        assert_eq!(send(ends[1 - shut]), 1);
+    }
+}
+
+#[test]
 fn credentials_are_asked_for_again() {
     let mut app = Servant::start();
     let [a, b] = unix_pair(&mut app, libc::SOCK_DGRAM);

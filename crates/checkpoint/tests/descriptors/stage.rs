@@ -21,7 +21,8 @@ use rustix::process::{
 };
 use sys::servant::{CALLS_MAX, Mailbox, SCRATCH_BYTES};
 
-const DEADLINE: Duration = Duration::from_secs(20);
+/// How long anything may take.
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A process that stands still except while it makes the calls that it is told.
 #[derive(Debug)]
