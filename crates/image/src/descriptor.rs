@@ -28,29 +28,64 @@ pub struct OpenFile {
 pub enum FileKind {
     /// A file, directory or harmless device that the standby opens by its path; `file_type` are the `S_IFMT`
     /// bits that it must find there.
-    Path { path: ByteBuf, file_type: u32 },
-    /// A regular file without a name; its bytes travel with the epoch that first holds it or changes it.
-    Deleted { path: ByteBuf, mode: u32, content: ByteBuf },
+    Path {
+        path: ByteBuf,
+        file_type: u32,
+    },
+    /// A regular file without a name, and its bytes. Where several open files share it, the first has them.
+    Deleted {
+        key: ObjectKey,
+        path: ByteBuf,
+        mode: u32,
+        content: ByteBuf,
+    },
     /// One of the three streams that the manager owns: 0, 1 or 2.
-    Stdio { stream: u8 },
+    Stdio {
+        stream: u8,
+    },
     /// An end of the pipe with this index in [`crate::state::State::pipes`].
-    Pipe { pipe: u32 },
+    Pipe {
+        pipe: u32,
+    },
     /// An end of a FIFO that has a path; its content is the pipe's.
-    Fifo { path: ByteBuf, pipe: u32 },
-    Event { count: u64, semaphore: bool },
+    Fifo {
+        path: ByteBuf,
+        pipe: u32,
+    },
+    Event {
+        count: u64,
+        semaphore: bool,
+    },
     Timer(TimerDescriptor),
-    Signal { mask: u64 },
-    Epoll { targets: Vec<EpollTarget> },
-    Inotify { watches: Vec<InotifyWatch> },
+    Signal {
+        mask: u64,
+    },
+    Epoll {
+        targets: Vec<EpollTarget>,
+    },
+    Inotify {
+        watches: Vec<InotifyWatch>,
+    },
     /// A memfd or another shared object.
-    Object { key: ObjectKey },
-    Process { pid: i32 },
+    Object {
+        key: ObjectKey,
+    },
+    Process {
+        pid: i32,
+    },
     /// The cgroup's own `cpu.max`, `cpu.cfs_quota_us` or `cpu.cfs_period_us`, as its base name.
-    CgroupFile { name: String },
+    CgroupFile {
+        name: String,
+    },
     /// `/proc/…` of the app itself, as the path below `/proc`.
-    OwnProc { path: ByteBuf },
+    OwnProc {
+        path: ByteBuf,
+    },
     UnixPair(UnixEnd),
-    UnixListener { socket: UnixName, backlog: i32 },
+    UnixListener {
+        socket: UnixName,
+        backlog: i32,
+    },
     /// A unix socket that is neither listening nor connected.
     UnixLoose(UnixName),
     Listener(InternetSocket),
@@ -59,7 +94,12 @@ pub enum FileKind {
     Connection(InternetSocket),
     /// A socket that is neither connected nor listening.
     Unconnected(InternetSocket),
-    Netlink { protocol: i32, socket_type: i32, address: ByteBuf, options: Vec<SocketOption> },
+    Netlink {
+        protocol: i32,
+        socket_type: i32,
+        address: ByteBuf,
+        options: Vec<SocketOption>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
