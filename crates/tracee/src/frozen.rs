@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -27,16 +28,67 @@ const RSEQ_CS_OFFSET: u64 = 8;
 /// Everything stands still. Dropping it thaws.
 #[derive(Debug)]
 pub struct Frozen<'tree> {
-    pub(crate) tree: &'tree mut Tree,
+    pub(crate) tree: Hold<'tree>,
     /// When the stop began.
     began: Instant,
     stopped: Instant,
     pub(crate) settled: BTreeMap<i32, Settled>,
 }
 
+/// A tree that stands still, for a while or for good.
+#[derive(Debug)]
+pub(crate) enum Hold<'tree> {
+    Borrowed(&'tree mut Tree),
+    Owned(Box<Tree>),
+    /// Nothing is held any more.
+    Given,
+}
+
+impl Deref for Hold<'_> {
+    type Target = Tree;
+
+    fn deref(&self) -> &Tree {
+        match self {
+            Self::Borrowed(tree) => tree,
+            Self::Owned(tree) => tree,
+            Self::Given => unreachable!("a loan that was given back is used"),
+        }
+    }
+}
+
+impl DerefMut for Hold<'_> {
+    fn deref_mut(&mut self) -> &mut Tree {
+        match self {
+            Self::Borrowed(tree) => tree,
+            Self::Owned(tree) => tree,
+            Self::Given => unreachable!("a loan that was given back is used"),
+        }
+    }
+}
+
+impl Frozen<'static> {
+    pub(crate) fn owning(tree: Tree, began: Instant) -> Self {
+        Self { tree: Hold::Owned(Box::new(tree)), began, stopped: Instant::now(), settled: BTreeMap::new() }
+    }
+
+    /// Gives every thread back, and the tree with them.
+    pub fn thaw_into_tree(mut self) -> Tree {
+        let Hold::Owned(mut tree) = std::mem::replace(&mut self.tree, Hold::Given) else {
+            unreachable!("a hold that lasts for good owns its tree")
+        };
+        tree.resume_all();
+        *tree
+    }
+}
+
 impl<'tree> Frozen<'tree> {
+    /// Ends the loan without giving anything back: everything stays stopped.
+    pub(crate) fn stay(mut self) {
+        self.tree = Hold::Given;
+    }
+
     pub(crate) fn new(tree: &'tree mut Tree, began: Instant) -> Self {
-        Self { tree, began, stopped: Instant::now(), settled: BTreeMap::new() }
+        Self { tree: Hold::Borrowed(tree), began, stopped: Instant::now(), settled: BTreeMap::new() }
     }
 
     /// How long it took until the last thread stood.
@@ -256,7 +308,11 @@ impl<'tree> Frozen<'tree> {
 
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
-        self.tree.resume_all();
+        match &mut self.tree {
+            Hold::Borrowed(tree) => tree.resume_all(),
+            Hold::Owned(tree) => tree.resume_all(),
+            Hold::Given => (),
+        }
     }
 }
 

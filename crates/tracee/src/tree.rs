@@ -261,6 +261,13 @@ impl Tree {
         }
     }
 
+    /// Stops every thread until [`Frozen::thaw_into_tree`]. On failure everything runs again, untraced.
+    pub fn freeze_for_good(mut self, patience: Duration) -> Result<Frozen<'static>, TraceError> {
+        let began = Instant::now();
+        self.freeze(patience)?.stay();
+        Ok(Frozen::owning(self, began))
+    }
+
     fn stop_all(&mut self, began: Instant, patience: Duration) -> Result<(), TraceError> {
         let running: Vec<i32> = self.processes.values().flat_map(|p| p.threads.keys().copied()).collect();
         for &tid in &running {
