@@ -1,1 +1,46 @@
-fn main() {}
+//! The one program: managers, one-shot verbs, and what people see of them.
+//!
+//! `arguments` says what can be asked for, `verbs` has one module per verb. A verb that fails returns an
+//! error, which is printed here once, with all that is behind it, and becomes the exit code that goes with it.
+
+mod arguments;
+mod config;
+mod demo;
+mod duration;
+mod exit;
+mod guard;
+mod logging;
+mod manager;
+mod status;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Cli, PkiVerb, Verb};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::start(cli.log);
+    dispatch(cli.verb).unwrap_or_else(|error| {
+        eprintln!("checksync: {error:#}");
+        exit::of(&error).into()
+    })
+}
+
+fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Pki(PkiVerb::Init(args)) => verbs::pki::run(args),
+        Verb::Standby(args) => verbs::standby::run(args),
+        Verb::Run(args) => verbs::run::run(args),
+        Verb::Attach(args) => verbs::attach::run(args),
+        Verb::Checkpoint(args) => verbs::checkpoint::run(args),
+        Verb::Restore(args) => verbs::restore::run(args),
+        Verb::Inspect(args) => verbs::inspect::run(args),
+        Verb::Status(args) => verbs::status::run(args),
+        Verb::Check(args) => verbs::check::run(args),
+        Verb::Demo(args) => demo::run(args),
+        Verb::CellInit(args) => verbs::cell_init::run(args),
+    }
+}

@@ -1,0 +1,268 @@
+//! The command line: every verb with its flags.
+//!
+//! What can also stand in a configuration file is an `Option` here, and [`crate::config`] puts the three
+//! sources together: a flag beats the environment, which beats the file.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use arbiter::ArbiterSpec;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::duration;
+
+#[derive(Debug, Parser)]
+#[command(name = "checksync", version, about = "An unmodified server survives the death of its machine")]
+pub struct Cli {
+    /// How log lines look; they go to the standard error
+    #[arg(long, global = true, env = "CHECKSYNC_LOG", value_enum, default_value_t)]
+    pub log: LogFormat,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make the certificates of a cluster
+    #[command(subcommand)]
+    Pki(PkiVerb),
+    /// Keep warm copies of apps, and take over when their primaries die
+    Standby(StandbyArgs),
+    /// Start a program and protect it
+    Run(RunArgs),
+    /// Protect a program that runs already
+    Attach(AttachArgs),
+    /// Save a running process into a directory, once
+    Checkpoint(CheckpointArgs),
+    /// Set a saved process going again
+    Restore(RestoreArgs),
+    /// Show what a checkpoint holds
+    Inspect(InspectArgs),
+    /// Show what the managers of this host do
+    Status(StatusArgs),
+    /// Say whether this host, a process and a peer are fit
+    Check(CheckArgs),
+    /// Show a takeover on this one machine
+    Demo(DemoArgs),
+    /// The first process of a cell
+    #[command(hide = true, name = "cell-init")]
+    CellInit(CellInitArgs),
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Output {
+    /// How results look; they go to the standard output
+    #[arg(short = 'o', long = "output", value_enum, default_value_t)]
+    pub format: Format,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PkiVerb {
+    /// Make an authority, and a pair of files for each host; or pairs for more hosts
+    Init(PkiInitArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct PkiInitArgs {
+    /// Where the files go
+    pub dir: PathBuf,
+    /// Names or addresses of the hosts
+    #[arg(required = true)]
+    pub hosts: Vec<String>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// What a primary and a standby both need.
+#[derive(Debug, Clone, Args)]
+pub struct SharedArgs {
+    /// The directory with ca.crt and this host's certificate and key
+    #[arg(long, env = "CHECKSYNC_PKI")]
+    pub pki: Option<PathBuf>,
+    /// Which host of the directory this is, if it holds several
+    #[arg(long, env = "CHECKSYNC_HOST")]
+    pub host: Option<String>,
+    /// What decides who may serve: file:DIR, for managers on one host
+    #[arg(long, env = "CHECKSYNC_ARBITER", conflicts_with = "fencing")]
+    pub arbiter: Option<ArbiterSpec>,
+    /// `none`: take over on silence without an arbiter; a cut-off primary and its standby may then both serve
+    #[arg(long, env = "CHECKSYNC_FENCING", value_enum)]
+    pub fencing: Option<FencingArg>,
+    /// Where logs and the lock of this manager are kept
+    #[arg(long, env = "CHECKSYNC_STATE")]
+    pub state: Option<PathBuf>,
+    /// A file with what is not said here
+    #[arg(long, env = "CHECKSYNC_CONFIG")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FencingArg {
+    None,
+}
+
+#[derive(Debug, Args)]
+pub struct StandbyArgs {
+    /// The address to listen on; port 0 takes any, and says which
+    #[arg(long, env = "CHECKSYNC_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// A command that is run when an app is served from here
+    #[arg(long, env = "CHECKSYNC_PROMOTE_HOOK")]
+    pub promote_hook: Option<OsString>,
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
+/// What `run` and `attach` share.
+#[derive(Debug, Clone, Args)]
+pub struct PrimaryArgs {
+    /// The app's name, on both hosts
+    #[arg(long, env = "CHECKSYNC_APP")]
+    pub app: Option<String>,
+    /// HOST:PORT of the standby
+    #[arg(long, env = "CHECKSYNC_STANDBY")]
+    pub standby: Option<String>,
+    /// From one checkpoint to the next [default: 50ms]
+    #[arg(long, env = "CHECKSYNC_INTERVAL", value_parser = duration::parse)]
+    pub interval: Option<Duration>,
+    /// From one heartbeat to the next [default: 20ms]
+    #[arg(long, env = "CHECKSYNC_HEARTBEAT", value_parser = duration::parse)]
+    pub heartbeat: Option<Duration>,
+    /// So many heartbeats must be missed in a row [default: 5]
+    #[arg(long, env = "CHECKSYNC_MISSED")]
+    pub missed: Option<u32>,
+    /// What follows when the app dies by a signal [default: failover]
+    #[arg(long, env = "CHECKSYNC_ON_CRASH", value_enum)]
+    pub on_crash: Option<OnCrashArg>,
+    /// How long the app may take to end after SIGTERM [default: 10s]
+    #[arg(long, env = "CHECKSYNC_GRACE", value_parser = duration::parse)]
+    pub grace: Option<Duration>,
+    /// Memory for earlier versions of hot pages, in MiB; 0 sends pages whole [default: 256]
+    #[arg(long, env = "CHECKSYNC_SHADOW_MIB")]
+    pub shadow_mib: Option<u64>,
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCrashArg {
+    Failover,
+    Restart,
+    Stop,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub primary: PrimaryArgs,
+    /// The program and its arguments
+    #[arg(last = true, required = true)]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// The process to protect
+    pub pid: i32,
+    #[command(flatten)]
+    pub primary: PrimaryArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    /// The process to save
+    pub pid: i32,
+    /// The directory to make
+    #[arg(long)]
+    pub to: PathBuf,
+    /// Let the process run on; otherwise it ends
+    #[arg(long)]
+    pub leave_running: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The directory that `checkpoint` made
+    pub dir: PathBuf,
+    /// Return once the process runs, instead of waiting for its end
+    #[arg(long)]
+    pub detach: bool,
+    /// Write the process's number here
+    #[arg(long)]
+    pub pidfile: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The directory that `checkpoint` made
+    pub dir: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Show this app only
+    #[arg(long)]
+    pub app: Option<String>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Look at this running process
+    #[arg(long, conflicts_with = "command")]
+    pub pid: Option<i32>,
+    /// Look whether the standby at HOST:PORT answers
+    #[arg(long, requires = "pki")]
+    pub peer: Option<String>,
+    /// For `--peer`: the directory with ca.crt and this host's certificate and key
+    #[arg(long, env = "CHECKSYNC_PKI")]
+    pub pki: Option<PathBuf>,
+    /// For `--peer`: which host of the directory this is
+    #[arg(long, env = "CHECKSYNC_HOST")]
+    pub host: Option<String>,
+    #[command(flatten)]
+    pub output: Output,
+    /// Start this program, look at it, and end it
+    #[arg(last = true)]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct CellInitArgs {
+    /// What the engine and the manager say to each other
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<OsString>,
+}

@@ -1,0 +1,12 @@
+//! One module per verb, each with `run(args)`.
+
+pub mod attach;
+pub mod cell_init;
+pub mod check;
+pub mod checkpoint;
+pub mod inspect;
+pub mod pki;
+pub mod restore;
+pub mod run;
+pub mod standby;
+pub mod status;
