@@ -53,6 +53,9 @@ pub enum Verb {
     Check(CheckArgs),
     /// Show a takeover on this one machine
     Demo(DemoArgs),
+    /// The program that the demo protects
+    #[command(hide = true, name = "demo-app")]
+    DemoApp(DemoAppArgs),
     /// The first process of a cell
     #[command(hide = true, name = "cell-init")]
     CellInit(CellInitArgs),
@@ -240,16 +243,16 @@ pub struct CheckArgs {
     pub pid: Option<i32>,
     /// Look whether the standby at HOST:PORT answers
     #[arg(long, requires = "pki")]
-    pub peer: Option<String>,
-    /// For `--peer`: the directory with ca.crt and this host's certificate and key
+    pub standby: Option<String>,
+    /// For `--standby`: the directory with ca.crt and this host's certificate and key
     #[arg(long, env = "CHECKSYNC_PKI")]
     pub pki: Option<PathBuf>,
-    /// For `--peer`: which host of the directory this is
+    /// For `--standby`: which host of the directory this is
     #[arg(long, env = "CHECKSYNC_HOST")]
     pub host: Option<String>,
     #[command(flatten)]
     pub output: Output,
-    /// Start this program, look at it, and end it
+    /// Look at this program, without starting it
     #[arg(last = true)]
     pub command: Vec<OsString>,
 }
@@ -258,6 +261,12 @@ pub struct CheckArgs {
 pub struct DemoArgs {
     #[command(flatten)]
     pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoAppArgs {
+    /// The address to listen on
+    pub listen: SocketAddr,
 }
 
 #[derive(Debug, Args)]

@@ -41,6 +41,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Status(args) => verbs::status::run(args),
         Verb::Check(args) => verbs::check::run(args),
         Verb::Demo(args) => demo::run(args),
+        Verb::DemoApp(args) => demo::serve_app(&args),
         Verb::CellInit(args) => verbs::cell_init::run(args),
     }
 }
