@@ -1,1 +1,50 @@
-fn main() {}
+//! The one door to the work on this tree: `cargo xtask ci`, `cargo xtask tidy`, `cargo xtask eval NAME`.
+//!
+//! Nothing of the product is in here, and nothing in here is part of the product.
+
+mod ci;
+mod eval;
+mod packages;
+mod processes;
+mod step;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(about = "Checks, tests and measures CheckSync")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// All that must hold: installs what the tests need, then format, lints, tidiness, tests, demo.
+    Ci,
+    /// The rules that no compiler checks: arrows between crates, where `unsafe` may be, the length of files.
+    Tidy,
+    /// Takes figures: prints a table and writes target/eval/NAME.json.
+    Eval {
+        /// Which figures; without a name, the list.
+        name: Option<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Ci => ci::run_all(),
+        Task::Tidy => tidy::run(),
+        Task::Eval { name } => eval::run(name.as_deref()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("xtask: {why:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
