@@ -41,6 +41,7 @@ pub fn run() -> Result<()> {
     }
     match breaches.len() {
         0 => Ok(()),
-        count => bail!("{count} breaches of the rules of the tree"),
+        1 => bail!("one rule of the tree is broken"),
+        count => bail!("{count} rules of the tree are broken"),
     }
 }
