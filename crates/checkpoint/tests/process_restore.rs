@@ -15,7 +15,7 @@ use image::process::{
 use process_cell::{Cell, PATIENCE, fresh_save, run_until};
 use serde_bytes::ByteBuf;
 use sys::ptrace;
-use tracee::{Frozen, Tree};
+use tracee::{Ending, Frozen, TraceError, Tree, TreeEvent};
 
 /// Where the page of code lies, in the process, and behind it each thread's own memory.
 const CODE: u64 = 0x6000_0000;
@@ -448,4 +448,32 @@ fn capabilities_that_this_host_lacks_are_named() {
     process.threads[1].credentials.capabilities[1] |= 1 << 50;
     let refused = restore(&mut frozen, cell.pid, &process, &memory).expect_err("nobody has capability 50");
     assert!(matches!(refused, RestoreError::Capabilities { missing } if missing == 1 << 50), "{refused}");
+}
+
+/// N.B. the kernel reports the leader's end only after the other threads are reaped, which is the tracer's to do.
+#[test]
+fn an_app_that_is_killed_while_it_works_for_us_is_reported_as_ended() {
+    testkit::needs!(CAP_SYS_PTRACE, CAP_CHECKPOINT_RESTORE);
+    let cell = Cell::start();
+    let mut tree = Tree::seize(cell.pid).expect("seize");
+    let mut frozen = tree.freeze(PATIENCE).expect("freeze");
+    let (process, memory) = program(&mut frozen, cell.pid, 8);
+    restore(&mut frozen, cell.pid, &process, &memory).expect("restore");
+    let pid = cell.pid;
+    let killer = std::thread::spawn(move || {
+        process_cell::wait_for("the leader to wait", || {
+            let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
+            call.starts_with(&format!("{} ", libc::SYS_pause)).then_some(())
+        });
+        sys::task::kill(pid, libc::SIGKILL).expect("kill");
+    });
+    let died = frozen.remote(pid).and_then(|mut remote| remote.call("pause", libc::SYS_pause, []));
+    assert!(matches!(died, Err(TraceError::Ended(_))), "{died:?}");
+    killer.join().expect("the killer");
+    frozen.thaw();
+    process_cell::wait_for("the end to be told", || {
+        let events = tree.pump().expect("pump");
+        let ended = TreeEvent::Ended { pid, ending: Ending::Killed(libc::SIGKILL) };
+        events.contains(&ended).then_some(())
+    });
 }

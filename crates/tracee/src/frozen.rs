@@ -1,26 +1,21 @@
 //! The loan: every thread of the app stopped, to be looked at and given back.
-//!
-//! A thread that runs calls for us gets back its registers, its signal mask and its seccomp filters before
-//! anything else can happen to it.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use sys::ptrace::Registers;
-use sys::wait::{Stop, Whom};
-use sys::{memory, ptrace, wait};
+use sys::{memory, ptrace};
 
 use crate::error::TraceError;
+use crate::loan::Loan;
 use crate::restart::{Settled, Timeout};
 use crate::scratch::{Batch, CALLS_MAX, Call, SCRATCH_BYTES, Scratch, THREADS_MAX, Terrain};
-use crate::tree::{OPTIONS, Tree};
+use crate::tree::{Process, Tree};
 
-const ALL_SIGNALS: u64 = u64::MAX;
 /// No mapping of an unprivileged process may lie lower (`vm.mmap_min_addr`).
 const LOWEST: u64 = 0x10000;
 const RSEQ_CS_OFFSET: u64 = 8;
@@ -106,7 +101,7 @@ impl<'tree> Frozen<'tree> {
 
     /// The threads of a process, the leader first.
     pub fn threads(&self, pid: i32) -> Vec<i32> {
-        let threads = &self.tree.processes[&pid].threads;
+        let Some(Process { threads, .. }) = self.tree.processes.get(&pid) else { return Vec::new() };
         let leader = threads.contains_key(&pid).then_some(pid);
         leader.into_iter().chain(threads.keys().copied().filter(|&tid| tid != pid)).collect()
     }
@@ -196,7 +191,7 @@ impl<'tree> Frozen<'tree> {
             }
             for (index, (loan, count)) in loans.into_iter().enumerate() {
                 let tid = loan.tid;
-                let deferred = loan.finish()?;
+                let deferred = loan.finish(&mut self.tree)?;
                 self.defer(tid, deferred);
                 let scratch = self.scratch(pid);
                 let results = scratch.thread_results(index, count);
@@ -220,7 +215,7 @@ impl<'tree> Frozen<'tree> {
             let Some(instruction) = find_syscall(pid, vdso)? else { continue };
             let unmap = Call::new(libc::SYS_munmap, [scratch.address, SCRATCH_BYTES]);
             let mut loan = Loan::begin(pid)?;
-            loan.step(instruction, unmap)?;
+            loan.step(&mut self.tree, instruction, unmap)?;
             let deferred = loan.give_back()?;
             self.defer(pid, deferred);
         }
@@ -280,7 +275,7 @@ impl<'tree> Frozen<'tree> {
     }
 
     fn map_scratch(
-        &self,
+        &mut self,
         pid: i32,
         loan: &mut Loan,
         instruction: u64,
@@ -290,11 +285,11 @@ impl<'tree> Frozen<'tree> {
         let flags = (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE) as u64;
         let name = name_in_vdso(pid, self.terrain(pid, &[])?.vdso)?;
         let memfd = Call::new(libc::SYS_memfd_create, [name, u64::from(libc::MFD_CLOEXEC)]);
-        let fd = loan.checked_step(instruction, memfd, "make shared memory")?;
+        let fd = loan.checked_step(&mut self.tree, instruction, memfd, "make shared memory")?;
         let scratch = self.steal(pid, fd as i32).and_then(|memfd| Scratch::new(memfd, address));
         let map = Call::new(libc::SYS_mmap, [address, SCRATCH_BYTES, all, flags, fd, 0]);
-        let mapped = loan.checked_step(instruction, map, "map shared memory");
-        loan.checked_step(instruction, Call::new(libc::SYS_close, [fd]), "close the shared memory")?;
+        let mapped = loan.checked_step(&mut self.tree, instruction, map, "map shared memory");
+        loan.checked_step(&mut self.tree, instruction, Call::new(libc::SYS_close, [fd]), "close the shared memory")?;
         mapped?;
         scratch
     }
@@ -334,7 +329,7 @@ impl Remote<'_, '_> {
             let (code, address) = (scratch.code_address(), scratch.fill(table));
             let mut loan = Loan::begin(self.tid)?;
             loan.start(code, address)?;
-            let deferred = loan.finish()?;
+            let deferred = loan.finish(&mut self.frozen.tree)?;
             self.frozen.defer(self.tid, deferred);
             results.extend(self.frozen.scratch(self.pid).results(table.len()));
         }
@@ -362,6 +357,13 @@ impl Remote<'_, '_> {
         (buffer.address, buffer.len)
     }
 
+    /// The same, for who only looks.
+    pub fn buffer_place(&self) -> (u64, u64) {
+        let scratch = self.frozen.tree.processes[&self.pid].scratch.as_ref().expect("made before it is used");
+        let buffer = scratch.buffer();
+        (buffer.address, buffer.len)
+    }
+
     /// Puts bytes into the buffer at `offset`; returns their address in the process.
     pub fn put(&mut self, offset: u64, bytes: &[u8]) -> u64 {
         let scratch = self.frozen.scratch(self.pid);
@@ -385,114 +387,6 @@ impl Remote<'_, '_> {
     /// A duplicate of one of the process's descriptors.
     pub fn steal(&self, fd: i32) -> Result<OwnedFd, TraceError> {
         self.frozen.steal(self.pid, fd)
-    }
-}
-
-/// One thread, borrowed to run something of ours. It must end in `finish` or `give_back`.
-#[derive(Debug)]
-pub(crate) struct Loan {
-    tid: i32,
-    registers: Registers,
-    mask: u64,
-    deferred: Vec<i32>,
-}
-
-impl Loan {
-    /// N.B. with its signals open, a pending one would get in between, and a filter could kill the app for
-    /// a call that is ours.
-    fn begin(tid: i32) -> Result<Self, TraceError> {
-        Self::begin_with(tid, OPTIONS)
-    }
-
-    /// With other options than ours for the time.
-    pub(crate) fn begin_with(tid: i32, options: i32) -> Result<Self, TraceError> {
-        let failed = |what| TraceError::kernel(what, tid);
-        let registers = ptrace::registers(tid).map_err(failed("read the registers"))?;
-        let mask = ptrace::signal_mask(tid).map_err(failed("read the signal mask"))?;
-        ptrace::set_signal_mask(tid, ALL_SIGNALS).map_err(failed("block the signals"))?;
-        ptrace::set_options(tid, options | ptrace::O_SUSPEND_SECCOMP).map_err(failed("suspend seccomp"))?;
-        Ok(Self { tid, registers, mask, deferred: Vec::new() })
-    }
-
-    /// N.B. the stack pointer is not the app's: `sigaltstack` answers for the stack that it points into.
-    pub(crate) fn start(&mut self, code: u64, table: u64) -> Result<(), TraceError> {
-        let registers = Registers { rip: code, rbx: table, rsp: 0, orig_rax: u64::MAX, ..self.registers };
-        self.set(&registers)?;
-        ptrace::resume(self.tid, 0).map_err(TraceError::kernel("start calls", self.tid))
-    }
-
-    pub(crate) fn finish(mut self) -> Result<Vec<i32>, TraceError> {
-        self.await_trap(|tid| ptrace::resume(tid, 0))?;
-        self.give_back()
-    }
-
-    fn step(&mut self, instruction: u64, call: Call) -> Result<i64, TraceError> {
-        let [rdi, rsi, rdx, r10, r8, r9] = call.arguments;
-        let registers = Registers {
-            rip: instruction,
-            rax: call.number as u64,
-            orig_rax: u64::MAX,
-            rdi,
-            rsi,
-            rdx,
-            r10,
-            r8,
-            r9,
-            ..self.registers
-        };
-        self.set(&registers)?;
-        ptrace::single_step(self.tid).map_err(TraceError::kernel("step", self.tid))?;
-        self.await_trap(ptrace::single_step)?;
-        let after = ptrace::registers(self.tid).map_err(TraceError::kernel("read a result", self.tid))?;
-        Ok(after.rax as i64)
-    }
-
-    fn checked_step(&mut self, instruction: u64, call: Call, what: &'static str) -> Result<u64, TraceError> {
-        let result = self.step(instruction, call)?;
-        u64::try_from(result).map_err(|_| TraceError::Kernel {
-            what,
-            tid: self.tid,
-            source: sys::kernel::error(result),
-        })
-    }
-
-    fn set(&self, registers: &Registers) -> Result<(), TraceError> {
-        ptrace::set_registers(self.tid, registers).map_err(TraceError::kernel("set the registers", self.tid))
-    }
-
-    /// Waits for the trap at the end of what we started. A signal that can't be blocked is kept for later.
-    fn await_trap(&mut self, go_on: impl Fn(i32) -> io::Result<()>) -> Result<(), TraceError> {
-        loop {
-            let waited = match wait::wait(Whom::Only(self.tid)) {
-                Ok(waited) => waited,
-                Err(why) if why.raw_os_error() == Some(libc::EINTR) => continue,
-                Err(why) => return Err(TraceError::kernel("wait for a call", self.tid)(why)),
-            };
-            match waited.stop {
-                Stop::Signal(libc::SIGTRAP) => return Ok(()),
-                Stop::Signal(signal @ libc::SIGSTOP) => self.deferred.push(signal),
-                Stop::Interrupted | Stop::Group(_) => (),
-                Stop::Exited(_) | Stop::Killed(_) => return Err(TraceError::Ended(self.tid)),
-                stop @ (Stop::Signal(_)
-                | Stop::Clone
-                | Stop::Fork
-                | Stop::Vfork
-                | Stop::Exec
-                | Stop::Exit
-                | Stop::Other(_)) => {
-                    return Err(TraceError::NotRestored { tid: self.tid, stop: format!("{stop:?}") });
-                }
-            }
-            go_on(self.tid).map_err(TraceError::kernel("go on with a call", self.tid))?;
-        }
-    }
-
-    fn give_back(self) -> Result<Vec<i32>, TraceError> {
-        self.set(&self.registers)?;
-        let failed = |what| TraceError::kernel(what, self.tid);
-        ptrace::set_signal_mask(self.tid, self.mask).map_err(failed("restore the signal mask"))?;
-        ptrace::set_options(self.tid, OPTIONS).map_err(failed("restore seccomp"))?;
-        Ok(self.deferred)
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod error;
 mod frozen;
+mod loan;
 mod restart;
 mod scratch;
 mod threads;

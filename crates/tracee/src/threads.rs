@@ -9,7 +9,8 @@ use sys::wait::{Stop, Whom};
 use sys::{ptrace, wait};
 
 use crate::error::TraceError;
-use crate::frozen::{Frozen, Loan};
+use crate::frozen::Frozen;
+use crate::loan::Loan;
 use crate::restart::{Settled, Timeout};
 use crate::scratch::{CALLS_MAX, Call, TIMES_MAX};
 use crate::tree::{OPTIONS, Run, threads_of};
@@ -41,14 +42,18 @@ impl Frozen<'_> {
         // N.B. without PTRACE_O_TRACECLONE: with it the leader would stop once per thread.
         let mut loan = Loan::begin_with(pid, 0)?;
         loan.start(code, table)?;
-        let deferred = loan.finish()?;
+        let deferred = loan.finish(&mut self.tree)?;
         self.defer(pid, deferred);
         let results = self.scratch(pid).results(numbers.len());
         let born = self.welcome(pid, table, numbers.len())?;
         for (&number, result) in numbers.iter().zip(results) {
             if result < 0 {
                 let source = sys::kernel::error(result);
-                return Err(TraceError::Kernel { what: "make a thread with its number", tid: number, source });
+                return Err(TraceError::Kernel {
+                    what: "make a thread with its number",
+                    tid: number,
+                    source,
+                });
             }
         }
         Ok(born)

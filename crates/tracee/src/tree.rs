@@ -29,6 +29,10 @@ pub(crate) const OPTIONS: i32 = libc::PTRACE_O_TRACECLONE
     | libc::PTRACE_O_TRACEVFORK
     | libc::PTRACE_O_TRACEEXEC;
 
+/// How long a wait for a leader goes on before we look whether its threads have died: see
+/// [`Tree::reap_threads`].
+pub(crate) const TICK: Duration = Duration::from_millis(5);
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
@@ -83,7 +87,7 @@ pub(crate) struct Process {
 #[derive(Debug)]
 pub struct Tree {
     pub(crate) processes: BTreeMap<i32, Process>,
-    alarm: Alarm,
+    pub(crate) alarm: Alarm,
     events: VecDeque<TreeEvent>,
     births: u64,
     here: PhantomData<*const ()>,
@@ -231,6 +235,30 @@ impl Tree {
         self.events.push_back(TreeEvent::Executed { pid });
     }
 
+    /// N.B. the kernel reports a leader's end only when all its other threads have been reaped, and they wait
+    /// for us. So whoever waits for a leader calls this now and then.
+    pub(crate) fn reap_threads(&mut self, leader: i32) {
+        let Some(process) = self.processes.get(&leader) else { return };
+        let others: Vec<i32> = process.threads.keys().copied().filter(|&tid| tid != leader).collect();
+        for tid in others {
+            if let Ok(Some(Waited { stop, .. })) = wait::reap(tid) {
+                self.ended(tid, stop);
+            }
+        }
+    }
+
+    /// Takes note of an end that somebody else waited for.
+    pub(crate) fn ended(&mut self, tid: i32, stop: Stop) {
+        let ending = match stop {
+            Stop::Exited(code) => Ending::Exited(code),
+            Stop::Killed(signal) => Ending::Killed(signal),
+            _ => return,
+        };
+        if let Some(pid) = self.process_of(tid) {
+            self.thread_ended(pid, tid, ending);
+        }
+    }
+
     fn thread_ended(&mut self, pid: i32, tid: i32, ending: Ending) {
         let process = self.processes.get_mut(&pid).expect("a thread of a known process");
         process.threads.remove(&tid);
@@ -249,7 +277,7 @@ impl Tree {
     /// Stops every thread of the tree. On failure everything runs again.
     pub fn freeze(&mut self, patience: Duration) -> Result<Frozen<'_>, TraceError> {
         let began = Instant::now();
-        self.alarm.arm(patience).map_err(TraceError::kernel("set a deadline", 0))?;
+        self.alarm.arm(patience.min(TICK)).map_err(TraceError::kernel("set a deadline", 0))?;
         let stopped = self.stop_all(began, patience);
         let disarmed = self.alarm.disarm().map_err(TraceError::kernel("take back a deadline", 0));
         match stopped.and(disarmed) {
@@ -296,6 +324,7 @@ impl Tree {
             let waited = match wait::wait(Whom::Only(tid)) {
                 Ok(waited) => waited,
                 Err(why) if why.raw_os_error() == Some(libc::EINTR) => {
+                    self.reap_threads(tid);
                     if began.elapsed() >= patience {
                         return Err(TraceError::NotStopping {
                             tid,
