@@ -11,6 +11,8 @@ use crate::ranges::{Range, RangeSet};
 pub struct Layout {
     /// Index into [`crate::state::State::spaces`].
     pub space: u32,
+    /// The process, as the cell counts: a copy needs it before the state comes.
+    pub pid: i32,
     /// Sorted by address, not overlapping.
     pub mappings: Vec<Mapping>,
     /// Every shared object that a mapping here or a descriptor refers to.

@@ -58,6 +58,10 @@ impl Objects {
         Ok(())
     }
 
+    pub fn keys(&self) -> impl Iterator<Item = ObjectKey> + '_ {
+        self.known.keys().copied()
+    }
+
     pub fn retain(&mut self, mut used: impl FnMut(ObjectKey) -> bool) {
         self.known.retain(|&key, _| used(key));
     }

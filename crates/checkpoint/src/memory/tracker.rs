@@ -19,14 +19,17 @@
 //!
 //! The ledger is outside; a capture that fails half-way keeps what it had found in `pending`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use image::layout::{Advice, Backing, Layout, Mapping, ObjectKey, Protection, SharedObject, surviving};
+use image::layout::{
+    Advice, Backing, Layout, Mapping, ObjectKey, ObjectKind, Protection, SharedObject, surviving,
+};
 use image::{PAGE_BYTES, PageTarget, Range, RangeSet};
 use sys::memory::Piece;
 use sys::pagemap::{Query, Region, category, scan};
@@ -82,6 +85,11 @@ pub struct ScanTimes {
 }
 
 impl Capture {
+    /// Pages that were copied while the app ran.
+    pub fn of_chunks(chunks: Vec<Chunk>) -> Self {
+        Self { chunks, ..Self::default() }
+    }
+
     pub fn pages(&self) -> u64 {
         self.chunks.iter().flat_map(|chunk| &chunk.ranges).map(|range| range.pages()).sum()
     }
@@ -124,6 +132,8 @@ struct Found {
 #[derive(Debug)]
 pub struct Tracker {
     pid: i32,
+    /// As the cell counts.
+    cell_pid: i32,
     space: u32,
     kernel: Kernel,
     fault: Userfault,
@@ -140,6 +150,7 @@ pub struct Tracker {
     data: BTreeMap<u64, Box<[u8]>>,
     objects: Objects,
     objects_sent: Vec<SharedObject>,
+    open_objects: HashSet<ObjectKey>,
     advice: BTreeMap<u64, (Range, Advice, Option<String>)>,
     /// Found, but not handed out since a later step failed.
     pending: Pages,
@@ -168,6 +179,7 @@ impl Tracker {
         let fault = Userfault::enable(stolen?).map_err(failed("enable the write tracking"))?;
         Ok(Self {
             pid,
+            cell_pid: innermost_number(pid).map_err(failed("read the number"))?,
             space,
             kernel,
             fault,
@@ -182,6 +194,7 @@ impl Tracker {
             data: BTreeMap::new(),
             objects: Objects::default(),
             objects_sent: Vec::new(),
+            open_objects: HashSet::new(),
             advice: BTreeMap::new(),
             pending: Pages::new(),
             layout_pending: true,
@@ -260,6 +273,9 @@ impl Tracker {
         let mut chunks = self.copy(found.copy.iter(), true)?;
         self.compare_data(&mut found, &mut chunks)?;
         self.find_drops(&mut found)?;
+        let mapped_objects: HashSet<ObjectKey> =
+            self.tracked.iter().filter_map(|t| object_of(&t.mapping)).collect();
+        self.objects.retain(|key| mapped_objects.contains(&key) || self.open_objects.contains(&key));
         self.capture_objects(&found, &mut chunks)?;
         let mut capture = Capture { chunks, ..Capture::default() };
         let space = PageTarget::Space(self.space);
@@ -314,9 +330,20 @@ impl Tracker {
         self.space
     }
 
-    /// The shared objects of the app, for descriptors that refer to them.
-    pub fn objects(&mut self) -> &mut Objects {
-        &mut self.objects
+    /// The shared objects that are carried already.
+    pub fn object_keys(&self) -> HashSet<ObjectKey> {
+        self.objects.keys().collect()
+    }
+
+    /// Shared objects that the app has open: carried whether they are mapped or not. Whatever was held so
+    /// before and is not in the list is let go of.
+    pub fn hold_open_objects(&mut self, open: Vec<(ObjectKey, OwnedFd)>) -> io::Result<()> {
+        self.open_objects = open.iter().map(|(key, _)| *key).collect();
+        for (key, descriptor) in open {
+            let file = File::from(descriptor);
+            self.objects.add(key, &kind_of_open(&file)?, || file.try_clone())?;
+        }
+        Ok(())
     }
 
     // ---- the layout
@@ -348,8 +375,6 @@ impl Tracker {
             tracked.registered = true;
         }
         (self.tracked, self.classes, self.text) = (tracked, classes, text);
-        let used: Vec<ObjectKey> = self.tracked.iter().filter_map(|t| object_of(&t.mapping)).collect();
-        self.objects.retain(|key| used.contains(&key));
         Ok(true)
     }
 
@@ -424,6 +449,7 @@ impl Tracker {
         self.objects_sent = self.objects.list();
         Layout {
             space: self.space,
+            pid: self.cell_pid,
             mappings: self.tracked.iter().map(|tracked| self.with_advice(&tracked.mapping)).collect(),
             objects: self.objects_sent.clone(),
         }
@@ -908,6 +934,19 @@ fn page_at(address: u64) -> Range {
     Range::new(address, address + PAGE_BYTES)
 }
 
+/// What an open shared object is, by the name that the kernel gives it.
+fn kind_of_open(file: &File) -> io::Result<ObjectKind> {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::ffi::OsStrExt;
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let name = link.as_os_str().as_bytes();
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    Ok(match name.strip_prefix(b"/memfd:") {
+        Some(name) => ObjectKind::Memfd { name: name.to_vec(), seals: 0 },
+        None => ObjectKind::File { path: name.to_vec(), deleted: true, mode: 0o600 },
+    })
+}
+
 fn object_of(mapping: &Mapping) -> Option<ObjectKey> {
     match mapping.backing {
         Backing::Object(key) => Some(key),
@@ -949,6 +988,14 @@ fn advice(flags: &[&str]) -> Advice {
         no_reserve: has("nr"),
         grows_down: has("gd"),
     }
+}
+
+/// What the process is called in its own PID namespace.
+fn innermost_number(pid: i32) -> io::Result<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let number = line.and_then(|line| line.split_ascii_whitespace().last()?.parse().ok());
+    number.ok_or_else(|| io::Error::other("no NSpid in /proc/PID/status"))
 }
 
 /// Reads a file of `/proc` from its start in big steps.

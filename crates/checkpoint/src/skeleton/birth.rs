@@ -13,6 +13,7 @@ const HIGHEST: u64 = 0x7fff_ffff_f000;
 pub fn hollow_out(frozen: &mut Frozen<'_>, pid: i32, layout: &Layout) -> Result<(), ApplyError> {
     let avoid: Vec<(u64, u64)> = layout.mappings.iter().map(|m| (m.range.start, m.range.end)).collect();
     let scratch = frozen.make_room(pid, &avoid)?;
+    unregister_rseq(frozen, pid)?;
     let (wanted, present) = (vdso_in(layout), vdso_now(pid)?);
     let mut calls = Vec::new();
     let keep = [Range::new(scratch.0, scratch.1)];
@@ -44,6 +45,19 @@ pub fn hollow_out(frozen: &mut Frozen<'_>, pid: i32, layout: &Layout) -> Result<
         let address = wanted.map_or(0, |range| range.start);
         let source = std::io::Error::other("the kernel put the vdso elsewhere");
         return Err(ApplyError::Kernel { what: "place the vdso", address, source });
+    }
+    Ok(())
+}
+
+/// N.B. the kernel writes to a registered area whenever the thread was moved to another CPU: with the area
+/// unmapped that kills the process, some time later.
+fn unregister_rseq(frozen: &mut Frozen<'_>, pid: i32) -> Result<(), ApplyError> {
+    const UNREGISTER: u64 = 1;
+    let failed = |source| ApplyError::Kernel { what: "see the rseq registration", address: 0, source };
+    let present = sys::ptrace::rseq_configuration(pid).map_err(failed)?;
+    if present.address != 0 {
+        let arguments = [present.address, present.size.into(), UNREGISTER, present.signature.into()];
+        frozen.remote(pid)?.call("unregister rseq", libc::SYS_rseq, arguments)?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@
 mod birth;
 mod incoming;
 mod plan;
+mod promote;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use image::{FrameError, PageBatch};
 use tracee::{Frozen, TraceError};
 
 pub use incoming::{Collector, EpochBytes, Incoming, Piece};
+pub use promote::{Promotion, PromotionTimes};
 
 use self::writer::HeldObject;
 use crate::Unsupported;
@@ -44,6 +46,12 @@ pub enum ApplyError {
     Kernel { what: &'static str, address: u64, source: io::Error },
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
+    #[error("cannot {what}")]
+    Host { what: &'static str, source: io::Error },
+    #[error(transparent)]
+    Descriptors(#[from] crate::descriptors::RebuildError),
+    #[error(transparent)]
+    Process(#[from] crate::process::RestoreError),
 }
 
 /// A process that waits to become the app. It stands still until it is promoted.
@@ -86,15 +94,16 @@ impl<'tree> Skeleton<'tree> {
         self.write_batch(batch)
     }
 
+    /// Whether all pages of a batch have a place in the layout as it is.
+    pub fn check_pages(&self, batch: &PageBatch) -> Result<(), ApplyError> {
+        self.check_batch(batch, &self.mappings, None)
+    }
+
     /// Checks everything that can fail before the epoch is acknowledged. Nothing is changed.
     pub fn prepare(&self, epoch: &EpochBytes) -> Result<(), ApplyError> {
         let mappings = epoch.layout.as_ref().map_or(&self.mappings, |layout| &layout.mappings);
         if let Some(layout) = &epoch.layout {
-            if layout.space != 0 {
-                return Err(ApplyError::Space(layout.space));
-            }
-            plan::check_files(&self.mappings, layout)?;
-            plan::check_order(layout)?;
+            check_layout(&self.mappings, layout)?;
         }
         epoch.batches.iter().try_for_each(|batch| self.check_batch(batch, mappings, epoch.layout.as_ref()))
     }
@@ -119,4 +128,14 @@ impl<'tree> Skeleton<'tree> {
     pub fn frozen(&mut self) -> &mut Frozen<'tree> {
         &mut self.frozen
     }
+}
+
+/// Whether a layout that came from the network can be applied over `old`: its mappings are in order, and its
+/// files are here and the same.
+pub fn check_layout(old: &[Mapping], layout: &Layout) -> Result<(), ApplyError> {
+    if layout.space != 0 {
+        return Err(ApplyError::Space(layout.space));
+    }
+    plan::check_order(layout)?;
+    plan::check_files(old, layout)
 }

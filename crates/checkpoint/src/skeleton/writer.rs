@@ -305,7 +305,7 @@ fn is_private(mappings: &[Mapping], range: Range) -> bool {
     false
 }
 
-fn bits(protection: Protection) -> u64 {
+pub(super) fn bits(protection: Protection) -> u64 {
     let mut bits = 0;
     for (set, bit) in [
         (protection.read, libc::PROT_READ),

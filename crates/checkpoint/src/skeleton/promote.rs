@@ -1,0 +1,300 @@
+//! The skeleton becomes the app: clocks, shared files, descriptors, threads, in this order.
+//!
+//! Nothing of it can be seen from outside before the thaw but what belongs to the winner of a takeover:
+//! listening sockets, locks, the bytes of files that are mapped shared. A failure leaves a skeleton that
+//! must be thrown away.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use image::layout::{Backing, ObjectKey, ObjectKind};
+use image::state::State;
+use tracee::{Call, Frozen, Remote};
+
+use super::writer::{HeldObject, bits};
+use super::{ApplyError, Skeleton};
+use crate::descriptors::{self, Scratch, Surroundings, Target};
+use crate::process;
+
+const CLONE_NEWTIME: u64 = 0x80;
+
+/// What the app is given in its new life.
+#[derive(Debug)]
+pub struct Promotion<'a> {
+    pub state: &'a State,
+    /// The host's monotonic and boot clock when the epoch came in, in nanoseconds.
+    pub received_monotonic_ns: u64,
+    pub received_boottime_ns: u64,
+    pub output: BorrowedFd<'a>,
+    pub error: BorrowedFd<'a>,
+    /// The directory of the control group that the skeleton is in.
+    pub cgroup: &'a Path,
+    /// Our end of the unix socket whose other end the skeleton has open at `channel_number`.
+    pub channel: BorrowedFd<'a>,
+    pub channel_number: i32,
+}
+
+/// Where the time of a promotion went.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PromotionTimes {
+    pub clocks: Duration,
+    pub objects: Duration,
+    pub descriptors: Duration,
+    pub threads: Duration,
+}
+
+impl<'tree> Skeleton<'tree> {
+    /// Makes the skeleton the app as it was at the freeze. It still stands: thaw what comes back.
+    pub fn promote(
+        mut self,
+        promotion: &Promotion<'_>,
+    ) -> Result<(Frozen<'tree>, PromotionTimes), ApplyError> {
+        let [process] = &promotion.state.processes[..] else {
+            return Err(ApplyError::Space(promotion.state.processes.len() as u32));
+        };
+        let memory = promotion.state.spaces.first().ok_or(ApplyError::Space(0))?;
+        let mut times = PromotionTimes::default();
+        let mut last = Instant::now();
+        let mut lap = move || {
+            let now = Instant::now();
+            std::mem::replace(&mut last, now).elapsed()
+        };
+        self.set_clocks(promotion)?;
+        times.clocks = lap();
+        let objects = self.materialize_objects()?;
+        times.objects = lap();
+        self.install_descriptors(promotion, process, &objects)?;
+        times.descriptors = lap();
+        self.lock_memory()?;
+        process::restore(&mut self.frozen, self.pid, process, memory)?;
+        times.threads = lap();
+        Ok((self.frozen, times))
+    }
+
+    /// The app's clocks go on from the freeze, as if it had only been slow. N.B. offsets can be set only
+    /// until a task enters the namespace, and only a single-threaded one can: so it is now or never.
+    fn set_clocks(&mut self, promotion: &Promotion<'_>) -> Result<(), ApplyError> {
+        let clocks = promotion.state.clocks;
+        let mut remote = self.frozen.remote(self.pid)?;
+        remote.call("make a time namespace", libc::SYS_unshare, [CLONE_NEWTIME])?;
+        let text = format!(
+            "monotonic {}\nboottime {}\n",
+            offset(clocks.monotonic_ns, promotion.received_monotonic_ns),
+            offset(clocks.boottime_ns, promotion.received_boottime_ns),
+        );
+        let path = format!("/proc/{}/timens_offsets", self.pid);
+        File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(host("set the app's clocks"))?;
+        let name = remote.put(0, b"/proc/self/ns/time_for_children\0");
+        let at = libc::AT_FDCWD as u64;
+        let fd = remote.call("open a time namespace", libc::SYS_openat, [at, name, 0])?;
+        remote.call("enter a time namespace", libc::SYS_setns, [fd, CLONE_NEWTIME])?;
+        remote.call("close a time namespace", libc::SYS_close, [fd])?;
+        Ok(())
+    }
+
+    /// Files that were mapped shared and writable get the bytes that the app last saw in them, and are
+    /// mapped in the place of what stood for them. The others are handed on as they are.
+    fn materialize_objects(&mut self) -> Result<HashMap<ObjectKey, OwnedFd>, ApplyError> {
+        let mut objects = HashMap::new();
+        for (key, held) in &self.objects {
+            let file = match &held.object.kind {
+                ObjectKind::File { path, deleted, mode } => {
+                    let file = write_file(held, path, *deleted, *mode)?;
+                    map_file(&mut self.frozen, self.pid, &self.mappings, *key, &file)?;
+                    file
+                }
+                ObjectKind::Memfd { seals, .. } => {
+                    let seals = rustix::fs::SealFlags::from_bits_retain(*seals);
+                    if !seals.is_empty() {
+                        rustix::fs::fcntl_add_seals(&held.file, seals)
+                            .map_err(|why| host("seal a memfd")(why.into()))?;
+                    }
+                    held.file.try_clone().map_err(host("duplicate a memfd"))?
+                }
+                ObjectKind::Anonymous => held.file.try_clone().map_err(host("duplicate shared memory"))?,
+            };
+            objects.insert(*key, OwnedFd::from(file));
+        }
+        Ok(objects)
+    }
+
+    fn install_descriptors(
+        &mut self,
+        promotion: &Promotion<'_>,
+        process: &image::process::Process,
+        objects: &HashMap<ObjectKey, OwnedFd>,
+    ) -> Result<(), ApplyError> {
+        let root = File::open(format!("/proc/{}/root", self.pid)).map_err(host("open the cell's root"))?;
+        let surroundings = Surroundings {
+            root: root.as_fd(),
+            cgroup: promotion.cgroup,
+            stdio: [None, Some(promotion.output), Some(promotion.error)],
+            objects,
+        };
+        let state = promotion.state;
+        let prepared = descriptors::prepare(&process.descriptors, &state.files, &state.pipes, &surroundings)?;
+        let pidfd = rustix::process::Pid::from_raw(self.pid)
+            .ok_or(io::ErrorKind::NotFound.into())
+            .and_then(|pid| {
+                rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+                    .map_err(io::Error::from)
+            })
+            .map_err(host("open the skeleton"))?;
+        let skeleton = descriptors::Skeleton {
+            pid: self.pid,
+            pidfd: pidfd.as_fd(),
+            channel: promotion.channel,
+            channel_number: promotion.channel_number,
+            elapsed: elapsed_since(promotion.received_monotonic_ns),
+        };
+        let mut target = InSkeleton(self.frozen.remote(self.pid)?);
+        descriptors::install(prepared, &mut target, &skeleton)?;
+        Ok(())
+    }
+
+    fn lock_memory(&mut self) -> Result<(), ApplyError> {
+        const MLOCK_ONFAULT: u64 = 1;
+        let locked = self.mappings.iter().filter(|mapping| mapping.advice.locked);
+        let calls: Vec<Call> = locked
+            .map(|mapping| {
+                let flags = if mapping.advice.locked_on_fault { MLOCK_ONFAULT } else { 0 };
+                Call::new(libc::SYS_mlock2, [mapping.range.start, mapping.range.len_bytes(), flags])
+            })
+            .collect();
+        if calls.is_empty() {
+            return Ok(());
+        }
+        let results = self.frozen.remote(self.pid)?.calls(&calls)?;
+        match results.iter().position(|&result| result < 0) {
+            None => Ok(()),
+            Some(n) => Err(ApplyError::Kernel {
+                what: "lock memory",
+                address: calls[n].arguments[0],
+                source: sys::kernel::error(results[n]),
+            }),
+        }
+    }
+}
+
+/// How the kernel writes an offset: seconds, which may be negative, and nanoseconds, which may not.
+fn offset(app_ns: u64, host_ns: u64) -> String {
+    const SECOND_NS: i64 = 1_000_000_000;
+    let difference = app_ns.wrapping_sub(host_ns) as i64;
+    format!("{} {}", difference.div_euclid(SECOND_NS), difference.rem_euclid(SECOND_NS))
+}
+
+fn elapsed_since(monotonic_ns: u64) -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let now_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+    Duration::from_nanos(now_ns.saturating_sub(monotonic_ns))
+}
+
+fn write_file(held: &HeldObject, path: &[u8], deleted: bool, mode: u32) -> Result<File, ApplyError> {
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    let failed = |why: io::Error| ApplyError::File { path: path.display().to_string(), why: why.to_string() };
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(mode & 0o7777);
+    if deleted {
+        let place = path.parent().unwrap_or(Path::new("/tmp"));
+        options.create(false).custom_flags(libc::O_TMPFILE);
+        let file = options.open(place).or_else(|_| options.open("/tmp")).map_err(failed)?;
+        return copy_bytes(held, file).map_err(failed);
+    }
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
+    let file = options.open(path).map_err(failed)?;
+    copy_bytes(held, file).map_err(failed)
+}
+
+fn copy_bytes(held: &HeldObject, file: File) -> io::Result<File> {
+    const STEP_BYTES: u64 = 1 << 20;
+    file.set_len(held.object.size_bytes)?;
+    let mut buffer = vec![0; STEP_BYTES as usize];
+    for start in (0..held.object.size_bytes).step_by(STEP_BYTES as usize) {
+        let len = (held.object.size_bytes - start).min(STEP_BYTES) as usize;
+        held.file.read_exact_at(&mut buffer[..len], start)?;
+        file.write_all_at(&buffer[..len], start)?;
+    }
+    Ok(file)
+}
+
+/// Maps the file itself where a stand-in was, through the path of our own descriptor's file.
+fn map_file(
+    frozen: &mut Frozen<'_>,
+    pid: i32,
+    mappings: &[image::layout::Mapping],
+    key: ObjectKey,
+    file: &File,
+) -> Result<(), ApplyError> {
+    use std::os::fd::AsRawFd;
+    let link =
+        std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(host("name a file"))?;
+    let mut remote = frozen.remote(pid)?;
+    let name = remote.put(0, &[link.as_os_str().as_bytes(), b"\0"].concat());
+    let at = libc::AT_FDCWD as u64;
+    let opened = remote.call("open a shared file", libc::SYS_openat, [at, name, libc::O_RDWR as u64]);
+    // A file without a name can't be opened by one: its stand-in has its bytes, and nobody else has it.
+    let Ok(fd) = opened else { return Ok(()) };
+    for mapping in mappings.iter().filter(|mapping| mapping.backing == Backing::Object(key) && mapping.shared)
+    {
+        let flags = (libc::MAP_SHARED | libc::MAP_FIXED) as u64;
+        let (start, len) = (mapping.range.start, mapping.range.len_bytes());
+        let arguments = [start, len, bits(mapping.protection), flags, fd, mapping.offset];
+        remote.call("map a shared file", libc::SYS_mmap, arguments)?;
+    }
+    remote.call("close a shared file", libc::SYS_close, [fd])?;
+    Ok(())
+}
+
+fn host(what: &'static str) -> impl FnOnce(io::Error) -> ApplyError {
+    move |source| ApplyError::Host { what, source }
+}
+
+/// The skeleton as the descriptors' module knows it.
+struct InSkeleton<'frozen, 'tree>(Remote<'frozen, 'tree>);
+
+impl Target for InSkeleton<'_, '_> {
+    fn calls(&mut self, calls: &[descriptors::Call]) -> io::Result<Vec<i64>> {
+        let calls: Vec<Call> = calls.iter().map(|&(number, arguments)| Call { number, arguments }).collect();
+        self.0.calls(&calls).map_err(io::Error::other)
+    }
+
+    fn write(&mut self, address: u64, bytes: &[u8]) -> io::Result<()> {
+        let start = self.0.buffer().0;
+        self.0.put(address - start, bytes);
+        Ok(())
+    }
+
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let start = self.0.buffer().0;
+        self.0.get(address - start, bytes);
+        Ok(())
+    }
+
+    fn scratch(&self) -> Scratch {
+        let (address, len) = self.0.buffer_place();
+        Scratch { address, len: len as usize }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_has_no_negative_nanoseconds() {
+        assert_eq!(offset(5_500_000_000, 2_000_000_000), "3 500000000");
+        assert_eq!(offset(2_000_000_000, 5_500_000_000), "-4 500000000");
+    }
+}

@@ -1,0 +1,441 @@
+//! One freeze: registers, descriptors and memory of one instant, and the frames made of them after the thaw.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use checkpoint::Unsupported;
+use checkpoint::descriptors::{self, Subject};
+use checkpoint::memory::self_test::{Kernel, SelfTestError};
+use checkpoint::memory::{Capture, CaptureError, Encoder, Ledger, Tracker, Workers};
+use checkpoint::process::{self, CellNumbers, ProcessCache};
+use image::descriptor::FileKind;
+use image::frame::{FrameKind, FrameWriter};
+use image::layout::ObjectKey;
+use image::state::{Clocks, State};
+use image::{CheckpointId, Header, Sync};
+use tracee::{Frozen, TraceError, Tree};
+
+use crate::clock;
+use crate::command::Settings;
+use crate::event::CaptureReport;
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    #[error(transparent)]
+    Memory(CaptureError),
+    #[error(transparent)]
+    Process(process::SaveError),
+    #[error(transparent)]
+    Descriptors(descriptors::SaveError),
+    #[error(transparent)]
+    Kernel(#[from] SelfTestError),
+    #[error("cannot {what}")]
+    Host { what: &'static str, source: std::io::Error },
+    #[error("the standby went away in the middle of a full sync")]
+    PeerGone,
+    #[error("process {pid} made process {child}, which still runs; protected again when it has ended")]
+    Child { pid: i32, child: i32 },
+    #[error("process {pid} has an ended child that it has not waited for; protected again once it has")]
+    Zombie { pid: i32 },
+    #[error("there is no full sync that this checkpoint could build on")]
+    NoBase,
+}
+
+impl EngineError {
+    /// Whether the app does something that can't be carried, rather than that something went wrong.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Unsupported(_) | Self::Child { .. } | Self::Zombie { .. })
+    }
+}
+
+/// A refusal keeps its name through the layers.
+impl From<CaptureError> for EngineError {
+    fn from(why: CaptureError) -> Self {
+        match why {
+            CaptureError::Unsupported(unsupported) => Self::Unsupported(unsupported),
+            CaptureError::Trace(why) => Self::Trace(why),
+            why @ (CaptureError::Kernel { .. } | CaptureError::Maps(_)) => Self::Memory(why),
+        }
+    }
+}
+
+impl From<process::SaveError> for EngineError {
+    fn from(why: process::SaveError) -> Self {
+        match why {
+            process::SaveError::Unsupported(unsupported) => Self::Unsupported(unsupported),
+            process::SaveError::Trace(why) => Self::Trace(why),
+            why @ (process::SaveError::Kernel { .. } | process::SaveError::Unreadable { .. }) => {
+                Self::Process(why)
+            }
+        }
+    }
+}
+
+impl From<descriptors::SaveError> for EngineError {
+    fn from(why: descriptors::SaveError) -> Self {
+        match why {
+            descriptors::SaveError::Unsupported(unsupported) => Self::Unsupported(unsupported),
+            why @ (descriptors::SaveError::Kernel { .. } | descriptors::SaveError::List { .. }) => {
+                Self::Descriptors(why)
+            }
+        }
+    }
+}
+
+/// Takes checkpoints of one process.
+#[derive(Debug)]
+pub struct Capturer {
+    pid: i32,
+    app: String,
+    patience: Duration,
+    kernel: Kernel,
+    workers: Arc<Workers>,
+    tracker: Option<Tracker>,
+    ledger: Ledger,
+    encoder: Encoder,
+    numbers: CellNumbers,
+    process_cache: ProcessCache,
+    descriptor_cache: descriptors::Cache,
+    /// The pipes of the app's that are the manager's, by inode, and which stream each is.
+    stdio: Vec<(u64, u8)>,
+    cgroup_mount: PathBuf,
+    last: Option<CheckpointId>,
+    /// The app made processes since it was last seen to have none.
+    had_children: bool,
+}
+
+/// What one freeze brought, before it is encoded.
+struct Taken {
+    state: State,
+    memory: Capture,
+    report: CaptureReport,
+}
+
+/// A full sync under way: it copies while the app runs.
+pub struct FullSync {
+    pub id: CheckpointId,
+    frames: FrameWriter,
+    from: u64,
+    round: u32,
+    pages_in_round: u64,
+    pub bytes: u64,
+}
+
+impl Capturer {
+    pub fn new(pid: i32, settings: &Settings, stdio: Vec<(u64, u8)>) -> Result<Self, EngineError> {
+        let host = |what| move |source| EngineError::Host { what, source };
+        Ok(Self {
+            pid,
+            app: settings.app.clone(),
+            patience: settings.freeze_patience,
+            kernel: checkpoint::memory::self_test::run()?,
+            workers: checkpoint::memory::workers(),
+            tracker: None,
+            ledger: Ledger::default(),
+            encoder: Encoder::new(settings.shadow_bytes),
+            numbers: CellNumbers::new(),
+            process_cache: ProcessCache::new(),
+            descriptor_cache: descriptors::Cache::new().map_err(host("prepare for descriptors"))?,
+            stdio,
+            cgroup_mount: PathBuf::from("/sys/fs/cgroup"),
+            last: None,
+            had_children: false,
+        })
+    }
+
+    /// The app made a process.
+    pub fn note_child(&mut self) {
+        self.had_children = true;
+    }
+
+    /// The address space is another one: nothing of what was known holds.
+    pub fn start_over(&mut self) {
+        self.tracker = None;
+        self.process_cache = ProcessCache::new();
+        self.ledger.clear();
+        self.encoder.forget();
+        self.last = None;
+    }
+
+    pub fn committed(&mut self, id: CheckpointId) {
+        self.ledger.committed(id);
+    }
+
+    /// What was not committed goes into the next checkpoint.
+    pub fn return_to_ledger(&mut self) {
+        self.ledger.fail();
+        self.encoder.forget();
+    }
+
+    /// Stops the app for a moment to follow its memory from here on; the first frames go to `out`.
+    pub fn begin_full_sync(
+        &mut self,
+        tree: &mut Tree,
+        id: CheckpointId,
+        out: &mut dyn FnMut(Bytes) -> bool,
+    ) -> Result<FullSync, EngineError> {
+        self.refuse_children(tree)?;
+        self.ledger.clear();
+        self.encoder.forget();
+        self.last = None;
+        let mut frozen = tree.freeze(self.patience)?;
+        let mut tracker = match self.tracker.take() {
+            Some(mut tracker) => {
+                tracker.start_over();
+                tracker
+            }
+            None => Tracker::new(&mut frozen, self.pid, 0, self.kernel, Arc::clone(&self.workers))?,
+        };
+        let layout = tracker.begin(&mut frozen)?;
+        drop(frozen);
+        self.tracker = Some(tracker);
+        let mut frames = FrameWriter::default();
+        let header = Header { app: self.app.clone(), id, sync: Sync::Full, frozen_at_ns: 0 };
+        let mut gone = !out(frames.cbor(FrameKind::Header, &header));
+        if let Some(layout) = layout {
+            gone |= !out(frames.cbor(FrameKind::Layout, &layout));
+        }
+        if gone {
+            return Err(EngineError::PeerGone);
+        }
+        Ok(FullSync { id, frames, from: 0, round: 0, pages_in_round: 0, bytes: 0 })
+    }
+
+    /// Copies the next piece while the app runs; true once it pays no longer.
+    pub fn advance_full_sync(
+        &mut self,
+        sync: &mut FullSync,
+        out: &mut dyn FnMut(Bytes) -> bool,
+    ) -> Result<bool, EngineError> {
+        const WINDOW_BYTES: u64 = 16 << 20;
+        const ROUNDS_MAX: u32 = 5;
+        const WORTH_ANOTHER_ROUND_PAGES: u64 = 1000;
+        let tracker = self.tracker.as_mut().ok_or(EngineError::NoBase)?;
+        let copied = tracker.precopy(sync.from, WINDOW_BYTES)?;
+        let capture = Capture::of_chunks(copied.chunks);
+        sync.pages_in_round += capture.pages();
+        let mut alive = true;
+        self.encoder.encode(&capture, &mut sync.frames, |frame| {
+            sync.bytes += frame.len() as u64;
+            alive &= alive && out(frame);
+        });
+        tracker.recycle(capture);
+        if !alive {
+            return Err(EngineError::PeerGone);
+        }
+        match copied.next {
+            Some(next) => sync.from = next,
+            None => {
+                let enough = sync.round >= ROUNDS_MAX || sync.pages_in_round < WORTH_ANOTHER_ROUND_PAGES;
+                if enough {
+                    return Ok(true);
+                }
+                (sync.from, sync.pages_in_round) = (0, 0);
+                sync.round += 1;
+            }
+        }
+        Ok(false)
+    }
+
+    /// The freeze at the end of a full sync.
+    pub fn finish_full_sync(
+        &mut self,
+        tree: &mut Tree,
+        mut sync: FullSync,
+        out: &mut dyn FnMut(Bytes) -> bool,
+    ) -> Result<CaptureReport, EngineError> {
+        let taken = self.take(tree)?;
+        let mut alive = true;
+        let report = self.encode(taken, &mut sync.frames, &mut |frame| alive &= alive && out(frame));
+        alive &= alive && out(sync.frames.end());
+        if !alive {
+            return Err(EngineError::PeerGone);
+        }
+        self.last = Some(sync.id);
+        Ok(report)
+    }
+
+    /// Captures what changed since `parent`.
+    pub fn capture(
+        &mut self,
+        tree: &mut Tree,
+        id: CheckpointId,
+        parent: CheckpointId,
+    ) -> Result<(Vec<Bytes>, CaptureReport), EngineError> {
+        let last = self.last.ok_or(EngineError::NoBase)?;
+        if parent != last {
+            self.return_to_ledger();
+        }
+        let taken = self.take(tree)?;
+        self.ledger.enter(id, taken.memory.carried(), taken.memory.layout.is_some());
+        self.last = Some(id);
+        let mut frames = FrameWriter::default();
+        let frozen_at_ns = taken.report.frozen_at_ns;
+        let header = Header { app: self.app.clone(), id, sync: Sync::Since(parent), frozen_at_ns };
+        let mut out = vec![frames.cbor(FrameKind::Header, &header)];
+        let report = self.encode(taken, &mut frames, &mut |frame| out.push(frame));
+        out.push(frames.end());
+        Ok((out, report))
+    }
+
+    /// After the thaw: frames of everything that was taken.
+    fn encode(
+        &mut self,
+        taken: Taken,
+        frames: &mut FrameWriter,
+        out: &mut dyn FnMut(Bytes),
+    ) -> CaptureReport {
+        let Taken { state, memory, mut report } = taken;
+        let began = Instant::now();
+        let mut bytes = 0;
+        let mut count = |frame: Bytes| {
+            bytes += frame.len() as u64;
+            out(frame);
+        };
+        self.encoder.encode(&memory, frames, &mut count);
+        frames.state(&state).into_iter().for_each(count);
+        report.pages = memory.pages();
+        let new_layout = memory.layout.is_some();
+        if let Some(tracker) = &mut self.tracker {
+            tracker.recycle(memory);
+            if new_layout && let Err(why) = tracker.refresh_advice() {
+                tracing::debug!("cannot read the advice of the mappings: {why}");
+            }
+        }
+        report.encode = began.elapsed();
+        report.bytes = bytes;
+        report
+    }
+
+    /// The freeze itself. On success and on failure the app runs again afterwards.
+    fn take(&mut self, tree: &mut Tree) -> Result<Taken, EngineError> {
+        self.refuse_children(tree)?;
+        let mut tracker = self.tracker.take().ok_or(EngineError::NoBase)?;
+        tracker.arm();
+        let taken = self.take_with(tree, &mut tracker);
+        tracker.disarm();
+        self.tracker = Some(tracker);
+        taken
+    }
+
+    fn take_with(&mut self, tree: &mut Tree, tracker: &mut Tracker) -> Result<Taken, EngineError> {
+        let mut frozen = tree.freeze(self.patience)?;
+        let clocks = clock::as_the_app_sees_them(self.pid);
+        let stop = frozen.stop_time();
+        let began = Instant::now();
+        let state = self.take_state(&mut frozen, tracker, clocks)?;
+        let state_time = began.elapsed();
+        let (owed, layout_owed) = self.ledger.settle();
+        let memory = match tracker.capture(&mut frozen, owed.clone(), layout_owed) {
+            Ok(memory) => memory,
+            Err(why) => {
+                self.ledger.owe(owed, layout_owed);
+                return Err(why.into());
+            }
+        };
+        let threads = frozen.threads(self.pid).len();
+        let before_thaw = Instant::now();
+        let pause = frozen.thaw();
+        let times = memory.times;
+        let report = CaptureReport {
+            pause,
+            stop,
+            scan: times.maps + times.scan,
+            copy: times.copy,
+            state: state_time,
+            thaw: before_thaw.elapsed(),
+            threads,
+            frozen_at_ns: clocks.realtime_ns,
+            ..CaptureReport::default()
+        };
+        Ok(Taken { state, memory, report })
+    }
+
+    fn take_state(
+        &mut self,
+        frozen: &mut Frozen<'_>,
+        tracker: &mut Tracker,
+        clocks: Clocks,
+    ) -> Result<State, EngineError> {
+        let (mut process, space) =
+            process::save(frozen, self.pid, &mut self.numbers, &mut self.process_cache)?;
+        let threads = frozen.threads(self.pid);
+        let numbers: HashMap<i32, i32> =
+            threads.iter().zip(&process.threads).map(|(&host, thread)| (host, thread.tid)).collect();
+        let objects: HashSet<ObjectKey> = tracker.object_keys();
+        let subject = Subject {
+            pid: self.pid,
+            pidfd: frozen.pidfd(self.pid),
+            cell_pid: process.pid,
+            pids: &numbers,
+            stdio: &self.stdio,
+            cgroup_mount: Path::new(&self.cgroup_mount),
+            objects: &objects,
+        };
+        let saved = descriptors::save(&subject, &mut self.descriptor_cache)?;
+        self.hold_objects(frozen, tracker, &saved)?;
+        process.descriptors = saved.descriptors;
+        Ok(State {
+            clocks,
+            processes: vec![process],
+            spaces: vec![space],
+            files: saved.files,
+            pipes: saved.pipes,
+        })
+    }
+
+    /// Memfds that are open and not mapped travel with the mapped ones.
+    fn hold_objects(
+        &self,
+        frozen: &Frozen<'_>,
+        tracker: &mut Tracker,
+        saved: &descriptors::Saved,
+    ) -> Result<(), EngineError> {
+        let number_of = |key: ObjectKey| {
+            saved.descriptors.iter().find(|descriptor| {
+                let kind = saved.files.get(descriptor.file as usize).map(|file| &file.kind);
+                matches!(kind, Some(FileKind::Object { key: found, .. }) if *found == key)
+            })
+        };
+        let mut open = Vec::new();
+        for &key in &saved.objects {
+            if let Some(descriptor) = number_of(key) {
+                open.push((key, frozen.steal(self.pid, descriptor.number)?));
+            }
+        }
+        tracker.hold_open_objects(open).map_err(|source| EngineError::Host { what: "hold a memfd", source })
+    }
+
+    /// N.B. an ended child that was not waited for is no tracee any more, but still a part of the state.
+    fn refuse_children(&mut self, tree: &Tree) -> Result<(), EngineError> {
+        if let Some(child) = tree.pids().find(|&pid| pid != self.pid) {
+            return Err(EngineError::Child { pid: self.pid, child });
+        }
+        if self.had_children && has_children(self.pid) {
+            return Err(EngineError::Zombie { pid: self.pid });
+        }
+        self.had_children = false;
+        Ok(())
+    }
+
+    /// Memory that the app has resident, for showing how far a full sync is.
+    pub fn resident_bytes(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", self.pid)).unwrap_or_default();
+        let pages = text.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+        pages.unwrap_or(0) * image::PAGE_BYTES
+    }
+}
+
+fn has_children(pid: i32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks
+        .map(|task| task.path().join("children"))
+        .any(|path| std::fs::metadata(&path).is_ok() && !std::fs::read(path).unwrap_or_default().is_empty())
+}

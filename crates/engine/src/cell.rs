@@ -1,0 +1,208 @@
+//! The cell: the namespaces that an app runs in, and their first process.
+//!
+//! The first process is ours: [`CellSpec`] says how to start it (this program again, with a hidden verb), and
+//! it calls [`Init::enter`], which makes the app's process or the skeleton's and returns. It reaps what the
+//! app leaves behind, is never captured, and is the guard: what it does while the app runs is the program's
+//! own business. When it ends, the kernel ends everything in the cell.
+//!
+//! Descriptor 3 of the first process and its child is a line to the engine; 4, in a skeleton, is the channel
+//! through which descriptors come. Inherited ones have numbers from 10 on.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use sys::clone::Forked;
+
+use crate::command::AppStdio;
+
+const LINE: i32 = 3;
+/// The skeleton's end of the channel for descriptors.
+pub const CHANNEL: i32 = 4;
+const BORN: u8 = b'b';
+const GO: u8 = b'g';
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How to start a cell's first process.
+#[derive(Debug)]
+pub struct CellSpec {
+    /// This program; `/proc/self/exe` will do.
+    pub program: PathBuf,
+    /// What comes before the engine's own arguments.
+    pub arguments: Vec<OsString>,
+    /// Descriptors that it inherits beside the engine's own, with their numbers there (10 and above).
+    pub inherited: Vec<(OwnedFd, i32)>,
+}
+
+impl CellSpec {
+    /// Another one like it, with duplicates of its descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let copy = |(fd, number): &(OwnedFd, i32)| Ok((fd.try_clone()?, *number));
+        let inherited = self.inherited.iter().map(copy).collect::<io::Result<_>>()?;
+        Ok(Self { program: self.program.clone(), arguments: self.arguments.clone(), inherited })
+    }
+}
+
+/// A cell with a process in it. Dropping it ends everything in there.
+#[derive(Debug)]
+pub struct Cell {
+    init: OwnedFd,
+    /// The app's process, or the skeleton, as the host counts.
+    pub pid: i32,
+    line: UnixStream,
+    channel: Option<UnixStream>,
+}
+
+impl Cell {
+    /// Starts a cell with a process that becomes `program` on [`Cell::go`].
+    pub fn with_app(
+        spec: CellSpec,
+        program: &OsStr,
+        arguments: &[OsString],
+        directory: Option<&Path>,
+        stdio: AppStdio,
+    ) -> io::Result<Self> {
+        let mut command = Command::new(&spec.program);
+        command.args(&spec.arguments).arg("app").arg("--").arg(program).args(arguments);
+        command.stdin(Stdio::null()).stdout(stdio.output).stderr(stdio.error);
+        if let Some(directory) = directory {
+            command.current_dir(directory);
+        }
+        Self::start(command, spec.inherited, None)
+    }
+
+    /// Starts a cell with a process that has the number `pid` in there, waits for ever and is to be filled.
+    pub fn with_skeleton(spec: CellSpec, pid: i32) -> io::Result<Self> {
+        let mut command = Command::new(&spec.program);
+        command.args(&spec.arguments).arg("skeleton").arg(pid.to_string()).stdin(Stdio::null());
+        let (ours, theirs) = UnixStream::pair()?;
+        Self::start(command, spec.inherited, Some((ours, theirs)))
+    }
+
+    fn start(
+        mut command: Command,
+        inherited: Vec<(OwnedFd, i32)>,
+        channel: Option<(UnixStream, UnixStream)>,
+    ) -> io::Result<Self> {
+        let (line, theirs) = UnixStream::pair()?;
+        line.set_read_timeout(Some(PATIENCE))?;
+        let mut descriptors = inherited;
+        descriptors.push((theirs.into(), LINE));
+        let channel = channel.map(|(ours, theirs)| {
+            descriptors.push((theirs.into(), CHANNEL));
+            ours
+        });
+        let child = sys::spawn::spawn_first_process(&mut command, descriptors)?;
+        let init = child.id() as i32;
+        let number = Pid::from_raw(init).ok_or(io::ErrorKind::NotFound)?;
+        let pidfd = pidfd_open(number, PidfdFlags::empty())?;
+        let mut cell = Self { init: pidfd, pid: 0, line, channel };
+        let mut byte = [0];
+        cell.line.read_exact(&mut byte)?;
+        if byte != [BORN] {
+            return Err(io::Error::other("the cell's first process failed; its message is in the log"));
+        }
+        cell.pid = only_child(init)?;
+        Ok(cell)
+    }
+
+    /// Lets the app's process become its program.
+    pub fn go(&mut self) -> io::Result<()> {
+        self.line.write_all(&[GO])
+    }
+
+    /// Why the program could not be started, if it could not. Call it once the process has ended.
+    pub fn failure(&mut self) -> Option<String> {
+        self.line.set_nonblocking(true).ok()?;
+        let mut text = String::new();
+        let _whatever_came = self.line.read_to_string(&mut text);
+        (!text.is_empty()).then_some(text)
+    }
+
+    /// Our end of the channel for descriptors.
+    pub fn channel(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref().map(AsFd::as_fd)
+    }
+
+    pub fn kill(&self) {
+        // Gone already is as good.
+        let _ = pidfd_send_signal(&self.init, Signal::KILL);
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn only_child(init: i32) -> io::Result<i32> {
+    let text = fs::read_to_string(format!("/proc/{init}/task/{init}/children"))?;
+    let mut children = text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+    children.next().ok_or_else(|| io::Error::other("the cell's process was not born"))
+}
+
+/// The first process of a cell, after its one child was made.
+#[derive(Debug)]
+pub struct Init {
+    /// The child's number in the cell.
+    pub child: i32,
+}
+
+impl Init {
+    /// Makes the cell's mounts and its process, as the engine's `arguments` say. In the child it does not
+    /// return. Call it before anything else: this process may have one thread only, and what is open from
+    /// descriptor 3 on closes in the app.
+    pub fn enter(arguments: &[OsString]) -> io::Result<Self> {
+        sys::spawn::close_all_on_exec()?;
+        sys::spawn::enter_mount_namespace()?;
+        let words: Vec<Option<&str>> = arguments.iter().map(|argument| argument.to_str()).collect();
+        match (&words[..], arguments) {
+            ([Some("app"), Some("--"), ..], [_, _, program, rest @ ..]) => match sys::clone::fork()? {
+                Forked::Child => become_app(program, rest),
+                Forked::Parent(child) => Ok(Self { child }),
+            },
+            ([Some("skeleton"), Some(pid)], _) => {
+                let pid =
+                    pid.parse().map_err(|_| io::Error::other(format!("{pid:?} is no process number")))?;
+                match sys::clone::fork_as(pid)? {
+                    Forked::Child => become_skeleton(),
+                    Forked::Parent(child) => Ok(Self { child }),
+                }
+            }
+            _ => Err(io::Error::other("the cell's first process was started without the engine's arguments")),
+        }
+    }
+}
+
+fn line_of_child() -> UnixStream {
+    UnixStream::from(sys::spawn::adopt_descriptor(LINE))
+}
+
+fn become_app(program: &OsStr, arguments: &[OsString]) -> ! {
+    let mut line = line_of_child();
+    let mut byte = [0];
+    let told = sys::spawn::new_session()
+        .and_then(|()| line.write_all(&[BORN]))
+        .and_then(|()| line.read_exact(&mut byte));
+    if told.is_ok() && byte == [GO] {
+        let why = sys::spawn::exec(program, arguments);
+        let _nobody_left = write!(line, "cannot start {}: {why}", program.display());
+    }
+    const NOT_FOUND: i32 = 127;
+    std::process::exit(NOT_FOUND)
+}
+
+fn become_skeleton() -> ! {
+    let mut line = line_of_child();
+    if sys::spawn::new_session().and_then(|()| line.write_all(&[BORN])).is_err() {
+        std::process::exit(1);
+    }
+    sys::clone::sleep_for_ever()
+}

@@ -1,0 +1,123 @@
+//! What an engine can be told.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use image::CheckpointId;
+
+use crate::cell::CellSpec;
+
+/// What holds for an engine's whole life.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The app's name, for headers and messages.
+    pub app: String,
+    /// Bounds the memory for previous versions of hot pages on the primary; zero sends pages whole.
+    pub shadow_bytes: u64,
+    /// An incremental epoch that is longer is refused by the standby.
+    pub epoch_bytes_max: u64,
+    /// How long a freeze may take until it is given up; the app then runs on and the capture has failed.
+    pub freeze_patience: std::time::Duration,
+}
+
+/// Starts a program in a cell of its own.
+#[derive(Debug)]
+pub struct Launch {
+    pub cell: CellSpec,
+    pub program: OsString,
+    pub arguments: Vec<OsString>,
+    pub directory: Option<PathBuf>,
+    pub stdio: AppStdio,
+    /// The app is moved into this cgroup before its first instruction: `cgroup.procs`' directory.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Protects a process that runs already, where it is.
+#[derive(Debug)]
+pub struct Attach {
+    pub pid: i32,
+}
+
+/// The app's ends of its standard streams. Output pipes' other ends belong to the manager, which forwards
+/// and logs. The standard input is `/dev/null`.
+#[derive(Debug)]
+pub struct AppStdio {
+    pub output: OwnedFd,
+    pub error: OwnedFd,
+}
+
+/// Makes a copy the app.
+#[derive(Debug)]
+pub struct Promotion {
+    pub stdio: AppStdio,
+    /// As in [`Launch`]; sockets made at the takeover belong to it.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Where a full sync's frames go. Blocks while there is no room; `false`: the peer is gone, stop.
+pub type FrameSink = Box<dyn FnMut(Bytes) -> bool + Send>;
+
+pub enum Command {
+    /// Lets a launched app begin.
+    Start,
+    /// Captures everything, the most of it while the app runs. Frames go to `sink` as they are made, from
+    /// the header to the end; then [`crate::Event::Captured`] with no frames, or `CaptureFailed`.
+    FullSync { id: CheckpointId, sink: FrameSink },
+    /// Captures what changed since `parent`, which is the last captured checkpoint or older.
+    Capture { id: CheckpointId, parent: CheckpointId },
+    /// The standby holds this checkpoint; what it carried leaves the ledger.
+    Committed(CheckpointId),
+    /// Every checkpoint that is not committed is lost: what they carried goes into the next one.
+    ReturnToLedger,
+    /// To the app's process.
+    Signal(i32),
+    /// SIGTERM, then SIGKILL after the grace.
+    Stop { grace: std::time::Duration },
+    /// SIGKILL to every process of the cell.
+    Kill,
+    /// Lets go of the app, which runs on, and ends the engine.
+    Release,
+
+    /// A frame of the epoch that comes in. A full epoch begins a new copy; the old one stays until
+    /// `Apply`, if `keep_old` said so in `Receive`.
+    Frame(Bytes),
+    /// An epoch is about to come in.
+    Receive { id: CheckpointId, full: bool, keep_old: bool },
+    /// Throws away the half of an epoch that came in.
+    DropHalf,
+    /// Applies the prepared epoch.
+    Apply(CheckpointId),
+    /// Makes the copy the app.
+    Promote(Promotion),
+    /// Throws the copy away.
+    Discard,
+
+    /// Ends the engine; an app of its own is killed.
+    End,
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = match self {
+            Self::Start => "Start",
+            Self::FullSync { id, .. } => return write!(f, "FullSync({id})"),
+            Self::Capture { id, parent } => return write!(f, "Capture({id} since {parent})"),
+            Self::Committed(id) => return write!(f, "Committed({id})"),
+            Self::ReturnToLedger => "ReturnToLedger",
+            Self::Signal(signal) => return write!(f, "Signal({signal})"),
+            Self::Stop { grace } => return write!(f, "Stop({grace:?})"),
+            Self::Kill => "Kill",
+            Self::Release => "Release",
+            Self::Frame(bytes) => return write!(f, "Frame({} bytes)", bytes.len()),
+            Self::Receive { id, full, .. } => return write!(f, "Receive({id}, full: {full})"),
+            Self::DropHalf => "DropHalf",
+            Self::Apply(id) => return write!(f, "Apply({id})"),
+            Self::Promote(_) => "Promote",
+            Self::Discard => "Discard",
+            Self::End => "End",
+        };
+        f.write_str(name)
+    }
+}

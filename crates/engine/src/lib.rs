@@ -1,0 +1,22 @@
+//! The engine of one app: a thread that traces it and captures it, or keeps its copy and becomes it.
+//!
+//! Commands in, events out; the engine decides nothing about replication. All waiting for the app is here,
+//! none for the network: what must go to the peer leaves as ready frames.
+//!
+//! ```text
+//! primary: Launch or Attach ─▶ running ─ FullSync, Capture ─▶ frames ─ Committed / Fail
+//! standby: nothing ─ Frame … ─▶ copy ─ Apply … ─ Promote ─▶ running, as a primary
+//! ```
+
+mod capture;
+pub mod cell;
+mod clock;
+mod command;
+mod event;
+mod primary;
+mod standby;
+mod thread;
+
+pub use command::{AppStdio, Attach, Command, FrameSink, Launch, Promotion, Settings};
+pub use event::{AppExit, CaptureReport, Event, FullSyncProgress, RestoreReport};
+pub use thread::{Engine, EventSink};

@@ -1,0 +1,388 @@
+//! The copy's side: takes epochs in, applies them to a skeleton, and becomes the app when told to.
+//!
+//! Frames are taken in their order. The header of an epoch is reported; nothing after it is looked at until
+//! `Receive` says what to do with it. A full epoch goes into a skeleton of its own as it comes, beside the
+//! old one if that is to be kept.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use checkpoint::skeleton::{self, ApplyError, Collector, EpochBytes, Incoming, Piece, Skeleton};
+use image::frame::{Frame, FrameError, FrameKind};
+use image::layout::Layout;
+use image::state::State;
+use image::{CheckpointId, Header, Sync};
+use rustix::time::ClockId;
+use tracee::Tree;
+
+use crate::capture::{Capturer, EngineError};
+use crate::cell::{CHANNEL, Cell, CellSpec};
+use crate::clock::now_ns;
+use crate::command::{Command, Promotion};
+use crate::event::{Event, RestoreReport};
+use crate::primary::{App, chain, inodes_of, move_into, serve};
+use crate::thread::Context;
+
+/// A skeleton with what it needs to live.
+struct Copy {
+    skeleton: Skeleton<'static>,
+    cell: Cell,
+    /// What was applied last, and when it came.
+    held: Option<Held>,
+}
+
+struct Held {
+    id: CheckpointId,
+    state: State,
+    received_monotonic_ns: u64,
+    received_boottime_ns: u64,
+}
+
+/// An epoch on its way in.
+enum Receiving {
+    Nothing,
+    /// Its header was reported; `Receive` is awaited.
+    Announced(Header, Frame),
+    Incremental(CheckpointId, Collector),
+    Full(CheckpointId, Box<FullCopy>),
+    /// Refused in the middle: its remaining frames are passed over.
+    Skipping,
+}
+
+struct FullCopy {
+    incoming: Incoming,
+    copy: Option<Copy>,
+}
+
+/// Prepared, and waits for `Apply`.
+enum Prepared {
+    Incremental(Box<EpochBytes>, (u64, u64)),
+    Full(Box<Copy>),
+}
+
+struct Keeper<'a> {
+    context: &'a mut Context,
+    cell: CellSpec,
+    copy: Option<Copy>,
+    frames: VecDeque<Bytes>,
+    receiving: Receiving,
+    prepared: Option<(CheckpointId, Prepared)>,
+}
+
+pub(crate) fn run(context: &mut Context, cell: CellSpec) {
+    let promoted = {
+        let mut keeper = Keeper {
+            context,
+            cell,
+            copy: None,
+            frames: VecDeque::new(),
+            receiving: Receiving::Nothing,
+            prepared: None,
+        };
+        keeper.keep()
+    };
+    if let Some(app) = promoted {
+        serve(context, app);
+    }
+}
+
+impl Keeper<'_> {
+    /// Takes commands until the copy became the app, or the engine is ended.
+    fn keep(&mut self) -> Option<App> {
+        loop {
+            while let Some(command) = self.context.next_command() {
+                match command {
+                    Command::Frame(bytes) => self.frames.push_back(bytes),
+                    Command::Receive { id, full, keep_old } => self.receive(id, full, keep_old),
+                    Command::DropHalf => self.drop_half(),
+                    Command::Apply(id) => self.apply(id),
+                    Command::Promote(promotion) => {
+                        if let Some(app) = self.promote(promotion) {
+                            return Some(app);
+                        }
+                    }
+                    Command::Discard => {
+                        self.drop_half();
+                        self.copy = None;
+                    }
+                    Command::End => return None,
+                    Command::Start
+                    | Command::FullSync { .. }
+                    | Command::Capture { .. }
+                    | Command::Committed(_)
+                    | Command::ReturnToLedger
+                    | Command::Signal(_)
+                    | Command::Stop { .. }
+                    | Command::Kill
+                    | Command::Release => {
+                        tracing::warn!(?command, "a command for an app came to a copy's engine")
+                    }
+                }
+                self.take_frames();
+            }
+            self.context.sleep(None);
+        }
+    }
+
+    fn take_frames(&mut self) {
+        // A prepared epoch is applied before the next is looked at.
+        while self.prepared.is_none() && !matches!(self.receiving, Receiving::Announced(..)) {
+            let Some(bytes) = self.frames.pop_front() else { return };
+            self.context.frame_taken(bytes.len());
+            match Frame::parse(bytes) {
+                Ok(frame) => self.take(frame),
+                Err(why) => self.refuse(&why),
+            }
+        }
+    }
+
+    fn take(&mut self, frame: Frame) {
+        let receiving = std::mem::replace(&mut self.receiving, Receiving::Skipping);
+        self.receiving = match receiving {
+            Receiving::Nothing | Receiving::Skipping if frame.kind == FrameKind::Header => {
+                match frame.decode::<Header>("header") {
+                    Ok(header) => {
+                        self.context.say(Event::EpochBegins { id: header.id, sync: header.sync });
+                        Receiving::Announced(header, frame)
+                    }
+                    Err(why) => {
+                        tracing::warn!("a header can't be read: {why}");
+                        Receiving::Skipping
+                    }
+                }
+            }
+            Receiving::Nothing | Receiving::Skipping => Receiving::Skipping,
+            Receiving::Announced(..) => unreachable!("no frame is taken while one waits"),
+            Receiving::Incremental(id, collector) => self.take_incremental(id, collector, &frame),
+            Receiving::Full(id, full) => self.take_full(id, full, &frame),
+        };
+    }
+
+    fn take_incremental(&mut self, id: CheckpointId, mut collector: Collector, frame: &Frame) -> Receiving {
+        match collector.accept(frame) {
+            Ok(None) => return Receiving::Incremental(id, collector),
+            Ok(Some(epoch)) => match self.copy.as_ref().map(|copy| copy.skeleton.prepare(&epoch)) {
+                Some(Ok(())) => {
+                    self.prepared = Some((id, Prepared::Incremental(Box::new(epoch), received())));
+                    self.context.say(Event::Prepared { id });
+                }
+                Some(Err(why)) => self.say_refused(id, &why),
+                None => self.say_refused(id, &EngineError::NoBase),
+            },
+            Err(why) => self.say_refused(id, &why),
+        }
+        Receiving::Nothing
+    }
+
+    fn take_full(&mut self, id: CheckpointId, mut full: Box<FullCopy>, frame: &Frame) -> Receiving {
+        match self.fill(&mut full, frame) {
+            Ok(None) => return Receiving::Full(id, full),
+            Ok(Some(state)) => match full.copy.take() {
+                Some(mut copy) => {
+                    let (received_monotonic_ns, received_boottime_ns) = received();
+                    copy.held = Some(Held { id, state, received_monotonic_ns, received_boottime_ns });
+                    self.prepared = Some((id, Prepared::Full(Box::new(copy))));
+                    self.context.say(Event::Prepared { id });
+                }
+                None => self.say_refused(id, &FrameError::Place(FrameKind::End)),
+            },
+            Err(why) => self.say_refused(id, &why),
+        }
+        Receiving::Nothing
+    }
+
+    /// Applies a frame of a full epoch. `Some` at its end.
+    fn fill(&self, full: &mut FullCopy, frame: &Frame) -> Result<Option<State>, CopyError> {
+        let piece = full.incoming.accept(frame)?;
+        match (piece, &mut full.copy) {
+            (Piece::Layout(layout), None) => full.copy = Some(self.make_copy(&layout)?),
+            (Piece::Layout(layout), Some(copy)) => {
+                skeleton::check_layout(copy.skeleton.mappings(), &layout)?;
+                copy.skeleton.apply_layout(&layout)?;
+            }
+            (Piece::Pages(batch), Some(copy)) => {
+                copy.skeleton.check_pages(&batch)?;
+                copy.skeleton.apply_pages(&batch)?;
+            }
+            (Piece::Pages(_), None) => return Err(FrameError::Place(FrameKind::Pages).into()),
+            (Piece::Header(_) | Piece::State, _) => (),
+            (Piece::End(state), _) => return Ok(Some(*state)),
+        }
+        Ok(None)
+    }
+
+    /// N.B. the number of the app's process is not known before the state comes, at the end; the layout's
+    /// frame has it, see [`Layout::pid`].
+    fn make_copy(&self, layout: &Layout) -> Result<Copy, CopyError> {
+        let host = |what| move |source| CopyError::Host { what, source };
+        skeleton::check_layout(&[], layout)?;
+        let spec = self.cell.try_clone().map_err(host("prepare a cell"))?;
+        let cell = Cell::with_skeleton(spec, layout.pid).map_err(host("make a cell for the copy"))?;
+        let tree = Tree::seize(cell.pid).map_err(ApplyError::from)?;
+        let frozen = tree.freeze_for_good(self.context.settings.freeze_patience).map_err(ApplyError::from)?;
+        let mut skeleton = Skeleton::hollow_out(frozen, cell.pid, layout)?;
+        skeleton.apply_layout(layout)?;
+        Ok(Copy { skeleton, cell, held: None })
+    }
+
+    fn receive(&mut self, id: CheckpointId, full: bool, keep_old: bool) {
+        let (header, frame) = match std::mem::replace(&mut self.receiving, Receiving::Nothing) {
+            Receiving::Announced(header, frame) if header.id == id => (header, frame),
+            other => {
+                tracing::warn!(%id, "told to receive an epoch that is not announced");
+                self.receiving = other;
+                return;
+            }
+        };
+        if full != (header.sync == Sync::Full) {
+            self.say_refused(id, &FrameError::Place(FrameKind::Header));
+            self.receiving = Receiving::Skipping;
+            return;
+        }
+        if full {
+            if !keep_old {
+                self.copy = None;
+            }
+            let mut incoming = Incoming::new(u64::MAX);
+            self.receiving = match incoming.accept(&frame) {
+                Ok(_) => Receiving::Full(id, Box::new(FullCopy { incoming, copy: None })),
+                Err(_) => Receiving::Skipping,
+            };
+        } else {
+            let collector = Collector::new(self.context.settings.epoch_bytes_max);
+            self.receiving = self.take_incremental(id, collector, &frame);
+        }
+    }
+
+    fn drop_half(&mut self) {
+        self.frames.drain(..).for_each(|frame| self.context.frame_taken(frame.len()));
+        self.receiving = Receiving::Nothing;
+        self.prepared = None;
+    }
+
+    fn apply(&mut self, id: CheckpointId) {
+        match self.prepared.take() {
+            Some((prepared, epoch)) if prepared == id => self.apply_prepared(id, epoch),
+            other => {
+                tracing::warn!(%id, "told to apply an epoch that is not prepared");
+                self.prepared = other;
+            }
+        }
+    }
+
+    fn apply_prepared(&mut self, id: CheckpointId, epoch: Prepared) {
+        match (epoch, &mut self.copy) {
+            (Prepared::Full(copy), place) => *place = Some(*copy),
+            (Prepared::Incremental(epoch, received), Some(copy)) => {
+                if let Err(why) = copy.skeleton.apply(&epoch) {
+                    self.copy = None;
+                    return self.context.say(Event::ApplyFailed { id, why: chain(&why) });
+                }
+                let (received_monotonic_ns, received_boottime_ns) = received;
+                let state = epoch.state;
+                copy.held = Some(Held { id, state, received_monotonic_ns, received_boottime_ns });
+            }
+            (Prepared::Incremental(..), None) => {
+                let why = "the copy that it builds on is gone".to_owned();
+                return self.context.say(Event::ApplyFailed { id, why });
+            }
+        }
+        self.context.say(Event::Applied { id });
+    }
+
+    fn promote(&mut self, promotion: Promotion) -> Option<App> {
+        let began = Instant::now();
+        self.drop_half();
+        let Some(copy) = self.copy.take() else {
+            self.context.say(Event::RestoreFailed { why: "there is no copy here".to_owned() });
+            return None;
+        };
+        match self.set_going(copy, promotion, began) {
+            Ok((app, report)) => {
+                self.context.say(Event::Restored(report));
+                Some(app)
+            }
+            Err(why) => {
+                self.context.say(Event::RestoreFailed { why: chain(&why) });
+                None
+            }
+        }
+    }
+
+    fn set_going(
+        &self,
+        copy: Copy,
+        promotion: Promotion,
+        began: Instant,
+    ) -> Result<(App, RestoreReport), CopyError> {
+        let host = |what| move |source| CopyError::Host { what, source };
+        let Copy { skeleton, cell, held } = copy;
+        let held = held.ok_or(CopyError::Empty)?;
+        let pid = skeleton.pid();
+        if let Some(cgroup) = &promotion.cgroup {
+            move_into(cgroup, pid).map_err(host("move the app into its control group"))?;
+        }
+        let stdio = inodes_of(&promotion.stdio).map_err(host("look at the app's pipes"))?;
+        let channel = cell.channel().ok_or(CopyError::Empty)?;
+        let default_cgroup = std::path::Path::new("/sys/fs/cgroup");
+        let given = skeleton::Promotion {
+            state: &held.state,
+            received_monotonic_ns: held.received_monotonic_ns,
+            received_boottime_ns: held.received_boottime_ns,
+            output: promotion.stdio.output.as_fd(),
+            error: promotion.stdio.error.as_fd(),
+            cgroup: promotion.cgroup.as_deref().unwrap_or(default_cgroup),
+            channel,
+            channel_number: CHANNEL,
+        };
+        let (frozen, times) = skeleton.promote(&given)?;
+        let tree = frozen.thaw_into_tree();
+        let report = RestoreReport {
+            id: held.id,
+            pid,
+            frozen_at_ns: held.state.clocks.realtime_ns,
+            total: began.elapsed(),
+            clocks: times.clocks,
+            objects: times.objects,
+            descriptors: times.descriptors,
+            threads: times.threads,
+        };
+        let capturer = Capturer::new(pid, &self.context.settings, stdio).map_err(CopyError::Engine)?;
+        Ok((App { pid, tree, cell: Some(cell), capturer, begun: true }, report))
+    }
+
+    fn refuse(&mut self, why: &FrameError) {
+        match std::mem::replace(&mut self.receiving, Receiving::Skipping) {
+            Receiving::Incremental(id, _) | Receiving::Full(id, _) => self.say_refused(id, why),
+            Receiving::Announced(header, _) => self.say_refused(header.id, why),
+            Receiving::Nothing | Receiving::Skipping => tracing::warn!("a damaged frame came: {why}"),
+        }
+    }
+
+    fn say_refused(&self, id: CheckpointId, why: &dyn std::error::Error) {
+        self.context.say(Event::Refused { id, why: chain(why) });
+    }
+}
+
+fn received() -> (u64, u64) {
+    (now_ns(ClockId::Monotonic), now_ns(ClockId::Boottime))
+}
+
+#[derive(Debug, thiserror::Error)]
+enum CopyError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error(transparent)]
+    Engine(EngineError),
+    #[error("cannot {what}")]
+    Host { what: &'static str, source: std::io::Error },
+    #[error("nothing was ever applied to the copy")]
+    Empty,
+}
+
+/// Longest wait of a sender of frames for room before it is told that the engine hangs.
+pub(crate) const ROOM_PATIENCE: Duration = Duration::from_secs(60);

@@ -1,0 +1,142 @@
+//! The engine's thread and the handle to it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::{io, panic};
+
+use sys::bell::Bell;
+
+use crate::command::{Attach, Command, Launch, Settings};
+use crate::event::Event;
+use crate::{primary, standby};
+
+/// Where events go. It must not block.
+pub type EventSink = Box<dyn Fn(Event) + Send>;
+
+/// The engine of one app. Dropping it ends it.
+#[derive(Debug)]
+pub struct Engine {
+    inbox: Inbox,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Starts an app in a cell; it waits for `Start`.
+    pub fn launch(settings: Settings, launch: Launch, events: EventSink) -> io::Result<Self> {
+        Self::spawn(settings, events, move |context| primary::launch(context, launch))
+    }
+
+    /// Takes hold of a running process.
+    pub fn attach(settings: Settings, attach: Attach, events: EventSink) -> io::Result<Self> {
+        Self::spawn(settings, events, move |context| primary::attach(context, &attach))
+    }
+
+    /// Waits for a copy to come in. `cell` is how a skeleton is made.
+    pub fn stand_by(settings: Settings, cell: crate::cell::CellSpec, events: EventSink) -> io::Result<Self> {
+        Self::spawn(settings, events, move |context| standby::run(context, cell))
+    }
+
+    fn spawn(
+        settings: Settings,
+        events: EventSink,
+        run: impl FnOnce(&mut Context) + Send + 'static,
+    ) -> io::Result<Self> {
+        let inbox = Inbox { queue: Arc::default(), bell: Bell::new()?, frames: Arc::default() };
+        let mut context = Context { settings, inbox: inbox.clone(), events };
+        let body = move || {
+            // Stopped threads wait for this one: it goes first. Without the right to it, pauses are longer.
+            const PRIORITY: i32 = 10;
+            if let Err(why) = sys::task::become_real_time(PRIORITY) {
+                tracing::warn!("no real-time priority for the engine, pauses will be longer: {why}");
+            }
+            if panic::catch_unwind(panic::AssertUnwindSafe(|| run(&mut context))).is_err() {
+                context.say(Event::Failed { why: "the engine failed; see the log".to_owned() });
+            }
+            context.say(Event::Ended);
+        };
+        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(body)?;
+        Ok(Self { inbox, thread: Some(thread) })
+    }
+
+    /// N.B. a [`Command::Frame`] waits while the engine has too many of them: call it where that may block.
+    /// All others return at once.
+    pub fn send(&self, command: Command) {
+        if let Command::Frame(bytes) = &command {
+            self.inbox.await_room(bytes.len());
+        }
+        lock(&self.inbox.queue).push_back(command);
+        self.inbox.bell.ring();
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.send(Command::End);
+        if let Some(thread) = self.thread.take() {
+            // A panic was reported as an event.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Inbox {
+    queue: Arc<Mutex<VecDeque<Command>>>,
+    bell: Bell,
+    /// Bytes of frames that wait, and the signal that there are fewer.
+    frames: Arc<(Mutex<usize>, Condvar)>,
+}
+
+impl Inbox {
+    fn await_room(&self, len: usize) {
+        const WAITING_BYTES_MAX: usize = 64 << 20;
+        let (waiting, fewer) = &*self.frames;
+        let full = |waiting: &mut usize| *waiting > WAITING_BYTES_MAX;
+        let mut waiting = match fewer.wait_timeout_while(lock(waiting), standby::ROOM_PATIENCE, full) {
+            Ok((waiting, _)) => waiting,
+            Err(poisoned) => poisoned.into_inner().0,
+        };
+        *waiting += len;
+    }
+
+    fn frame_taken(&self, len: usize) {
+        let (waiting, fewer) = &*self.frames;
+        let mut waiting = lock(waiting);
+        *waiting = waiting.saturating_sub(len);
+        fewer.notify_all();
+    }
+}
+
+/// What the thread works with.
+pub(crate) struct Context {
+    pub settings: Settings,
+    inbox: Inbox,
+    events: EventSink,
+}
+
+impl Context {
+    pub fn say(&self, event: Event) {
+        (self.events)(event);
+    }
+
+    pub fn next_command(&self) -> Option<Command> {
+        lock(&self.inbox.queue).pop_front()
+    }
+
+    /// A frame was looked at: there is room for more.
+    pub fn frame_taken(&self, len: usize) {
+        self.inbox.frame_taken(len);
+    }
+
+    /// Sleeps until there is a command or a tracee has something to say.
+    pub fn sleep(&self, at_most: Option<std::time::Duration>) {
+        if let Err(why) = self.inbox.bell.wait(at_most) {
+            tracing::error!("the bell does not work: {why}");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
