@@ -151,7 +151,9 @@ impl PageBatch {
         }
         let (kind, a, b) = (payload.get_u32_le(), payload.get_u64_le(), payload.get_u64_le());
         let target = match kind {
-            TARGET_SPACE => PageTarget::Space(u32::try_from(a).map_err(|_| bad(format!("address space {a}")))?),
+            TARGET_SPACE => {
+                PageTarget::Space(u32::try_from(a).map_err(|_| bad(format!("address space {a}")))?)
+            }
             TARGET_OBJECT => PageTarget::Object(ObjectKey { device: a, inode: b }),
             kind => return Err(bad(format!("target kind {kind}"))),
         };

@@ -176,7 +176,11 @@ impl Prefix {
         let mut crc = crc32fast::Hasher::new();
         crc.update(head);
         crc.update(payload);
-        if crc.finalize() == self.crc { Ok(()) } else { Err(FrameError::Checksum { sequence: self.sequence }) }
+        if crc.finalize() == self.crc {
+            Ok(())
+        } else {
+            Err(FrameError::Checksum { sequence: self.sequence })
+        }
     }
 }
 
@@ -328,7 +332,8 @@ mod tests {
             picks.iter().all(|&pick| order.accept(&frames[pick]).is_ok()) && order.ended()
         };
         assert!(play(&[0, 1, 2, 3]));
-        for bad in [&[0, 1, 2][..], &[0, 2, 3], &[0, 1, 1, 2, 3], &[0, 2, 1, 3], &[1, 2, 3], &[0, 0, 1, 2, 3]] {
+        for bad in [&[0, 1, 2][..], &[0, 2, 3], &[0, 1, 1, 2, 3], &[0, 2, 1, 3], &[1, 2, 3], &[0, 0, 1, 2, 3]]
+        {
             assert!(!play(bad), "{bad:?} was accepted");
         }
     }

@@ -101,10 +101,11 @@ impl RangeSet {
     }
 
     fn overlapping(&self, range: Range) -> Vec<Range> {
-        let from =
-            self.by_start.range(..range.start).next_back().map_or(range.start, |(&start, &end)| {
-                if end > range.start { start } else { range.start }
-            });
+        let from = self
+            .by_start
+            .range(..range.start)
+            .next_back()
+            .map_or(range.start, |(&start, &end)| if end > range.start { start } else { range.start });
         self.by_start.range(from..range.end).map(|(&start, &end)| Range { start, end }).collect()
     }
 }
