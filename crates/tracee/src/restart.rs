@@ -7,7 +7,9 @@
 //!   an error that nobody sent. Turned into `ERESTARTNOHAND` they restart unless a handler runs, which is
 //!   just when `EINTR` is true. A relative timeout would start over at every epoch and might never end, so it
 //!   is replaced by what is left of it. The replaced value is also how the next stop knows that it is still
-//!   the same call.
+//!   the same call. Where the timeout lies in memory, the argument is pointed to a copy of ours; where it is
+//!   the socket's (`SO_RCVTIMEO`), the call is marked in the upper half of its descriptor, of which the
+//!   kernel reads the lower, and ended by us when its time is over.
 //! * `ERESTART_RESTARTBLOCK`: the deadline is in the kernel and can't be carried to another host. There the
 //!   call is made again with the time that is left, as far as it is known: exact from the second stop on; a
 //!   call that is met for the first time may wait longer by up to one interval.
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 use sys::ptrace::Registers;
 
 const EINTR: i64 = -4;
+const EAGAIN: i64 = -11;
 const ERESTARTSYS: i64 = -512;
 const ERESTARTNOINTR: i64 = -513;
 const ERESTARTNOHAND: i64 = -514;
@@ -50,6 +53,10 @@ const INTERRUPTED_BY_STOPS: [i64; 17] = [
     libc::SYS_accept4,
 ];
 
+/// In the upper half of the descriptor of a call that we make again.
+const MARK: u64 = 0x5ca1_ab1e << 32;
+const LOWER_HALF: u64 = 0xffff_ffff;
+
 /// Where a timeout that must be made anew goes: the address of a `timespec` in this argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeout {
@@ -69,7 +76,7 @@ struct Pending {
     number: i64,
     instruction: u64,
     stack: u64,
-    /// The timeout register as we left it, for calls whose register we rewrite.
+    /// The register that we rewrite, as we left it.
     rewritten: u64,
     remaining: Duration,
     at: Instant,
@@ -83,32 +90,38 @@ pub(crate) struct Settled {
     /// The registers for another host, where the kernel knows nothing of the call.
     pub elsewhere: Registers,
     pub timeout: Option<Timeout>,
+    /// What is to be written to [`Surroundings::slot`], to which `here` points now.
+    pub slot_time: Option<Duration>,
 }
 
-/// Reads the `timespec` that an argument points to.
-pub(crate) type ReadTime<'a> = &'a dyn Fn(u64) -> Option<Duration>;
+/// What there is to know of a stopped thread beside its registers.
+pub(crate) struct Surroundings<'a> {
+    /// Reads the `timespec` that an argument points to.
+    pub read_time: &'a dyn Fn(u64) -> Option<Duration>,
+    /// The time after which a socket call on this descriptor gives up, if it does: of a send, or of any other.
+    pub socket_time: &'a dyn Fn(i32, bool) -> Option<Duration>,
+    /// Where a `timespec` of ours for this thread lies.
+    pub slot: Option<u64>,
+}
 
 impl Blocked {
     /// Decides about a thread that was just stopped with `registers`.
-    pub fn settle(&mut self, registers: &Registers, now: Instant, read_time: ReadTime<'_>) -> Settled {
+    pub fn settle(&mut self, registers: &Registers, now: Instant, around: &Surroundings<'_>) -> Settled {
         let (number, result) = (registers.orig_rax as i64, registers.rax as i64);
         if number < 0 {
             self.call = None;
             return as_it_is(registers);
         }
         match result {
-            EINTR if is_epoll(number) => self.settle_epoll(registers, now, read_time),
-            EINTR if INTERRUPTED_BY_STOPS.contains(&number) => {
-                self.call = None;
-                let mut here = *registers;
-                here.rax = ERESTARTNOHAND as u64;
-                Settled { here: Some(here), elsewhere: again(registers), timeout: None }
-            }
+            EINTR if is_epoll(number) => self.settle_epoll(registers, now, around),
+            EINTR if number == libc::SYS_rt_sigtimedwait => self.settle_timed(registers, 2, now, around),
+            EINTR if number == libc::SYS_semtimedop => self.settle_timed(registers, 3, now, around),
+            EINTR if INTERRUPTED_BY_STOPS.contains(&number) => self.settle_socket(registers, now, around),
             ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
                 self.call = None;
-                Settled { here: None, elsewhere: again(registers), timeout: None }
+                Settled { elsewhere: again(registers), ..as_it_is(registers) }
             }
-            ERESTART_RESTARTBLOCK => self.settle_restart_block(registers, now, read_time),
+            ERESTART_RESTARTBLOCK => self.settle_restart_block(registers, now, around),
             _ => {
                 self.call = None;
                 as_it_is(registers)
@@ -116,25 +129,17 @@ impl Blocked {
         }
     }
 
-    fn settle_epoll(&mut self, found: &Registers, now: Instant, read_time: ReadTime<'_>) -> Settled {
+    fn settle_epoll(&mut self, found: &Registers, now: Instant, around: &Surroundings<'_>) -> Settled {
         let asked = match found.orig_rax as i64 {
             libc::SYS_epoll_pwait2 if found.r10 == 0 => None,
-            libc::SYS_epoll_pwait2 => read_time(found.r10),
+            libc::SYS_epoll_pwait2 => (around.read_time)(found.r10),
             _ => u64::try_from(found.r10 as i32).ok().map(Duration::from_millis),
         };
-        let mut here = *found;
-        here.rax = ERESTARTNOHAND as u64;
+        let mut here = Registers { rax: ERESTARTNOHAND as u64, ..*found };
         if let Some(asked) = asked {
-            let left = match self.call {
-                Some(call) if call.is(found) && call.rewritten == found.r10 => {
-                    call.remaining.saturating_sub(now.saturating_duration_since(call.at))
-                }
-                _ => asked,
-            };
+            let left = self.left(found, found.r10, asked, now);
             if left.is_zero() {
-                self.call = None;
-                let timed_out = returning(found, 0);
-                return Settled { here: Some(timed_out), elsewhere: timed_out, timeout: None };
+                return self.timed_out(found, 0);
             }
             // N.B. epoll_pwait2 has its timeout in memory that is the app's. epoll_pwait takes the same
             // arguments otherwise, with milliseconds in the register.
@@ -142,26 +147,90 @@ impl Blocked {
                 here.orig_rax = libc::SYS_epoll_pwait as u64;
             }
             here.r10 = left.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as u64;
-            self.remember(&here, here.orig_rax as i64, left, now);
+            self.remember(&here, here.orig_rax as i64, here.r10, left, now);
         } else {
             self.call = None;
         }
-        Settled { here: Some(here), elsewhere: again(&here), timeout: None }
+        Settled { here: Some(here), elsewhere: again(&here), ..as_it_is(found) }
     }
 
-    fn settle_restart_block(&mut self, found: &Registers, now: Instant, read_time: ReadTime<'_>) -> Settled {
+    /// A call whose timeout lies in memory, to which argument `number` points.
+    fn settle_timed(
+        &mut self,
+        found: &Registers,
+        number: u8,
+        now: Instant,
+        around: &Surroundings<'_>,
+    ) -> Settled {
+        let mut here = Registers { rax: ERESTARTNOHAND as u64, ..*found };
+        let pointer = *argument(&mut here, number);
+        let asked = (pointer != 0).then(|| (around.read_time)(pointer)).flatten();
+        let (Some(asked), Some(slot)) = (asked, around.slot) else {
+            self.call = None;
+            return Settled { here: Some(here), elsewhere: again(found), ..as_it_is(found) };
+        };
+        let left = self.left(found, pointer, asked, now);
+        if left.is_zero() {
+            return self.timed_out(found, EAGAIN);
+        }
+        *argument(&mut here, number) = slot;
+        self.remember(&here, found.orig_rax as i64, slot, left, now);
+        let timeout = Some(Timeout { argument: number, remaining: left });
+        Settled { here: Some(here), elsewhere: again(found), timeout, slot_time: Some(left) }
+    }
+
+    fn settle_socket(&mut self, found: &Registers, now: Instant, around: &Surroundings<'_>) -> Settled {
+        let mut here = Registers { rax: ERESTARTNOHAND as u64, ..*found };
+        let plain = Registers { rdi: found.rdi & LOWER_HALF, ..*found };
+        let again_elsewhere = again(&plain);
+        let Some(asked) = (around.socket_time)(plain.rdi as i32, sends(found.orig_rax as i64)) else {
+            self.call = None;
+            return Settled { here: Some(here), elsewhere: again_elsewhere, ..as_it_is(found) };
+        };
+        let left = self.left(found, found.rdi, asked, now);
+        if left.is_zero() {
+            return self.timed_out(&plain, EAGAIN);
+        }
+        here.rdi = plain.rdi | MARK;
+        self.remember(&here, found.orig_rax as i64, here.rdi, left, now);
+        Settled { here: Some(here), elsewhere: again_elsewhere, ..as_it_is(found) }
+    }
+
+    /// What is left of a timeout of which `asked` was asked for, if `value` does not say that the call is one
+    /// that we know.
+    fn left(&self, found: &Registers, value: u64, asked: Duration, now: Instant) -> Duration {
+        match self.call {
+            Some(call) if call.is(found) && call.rewritten == value => {
+                call.remaining.saturating_sub(now.saturating_duration_since(call.at))
+            }
+            _ => asked,
+        }
+    }
+
+    fn timed_out(&mut self, found: &Registers, result: i64) -> Settled {
+        self.call = None;
+        let over = returning(found, result);
+        Settled { here: Some(over), elsewhere: over, ..as_it_is(found) }
+    }
+
+    fn settle_restart_block(
+        &mut self,
+        found: &Registers,
+        now: Instant,
+        around: &Surroundings<'_>,
+    ) -> Settled {
         let continued = self.call.filter(|call| found.orig_rax as i64 == RESTART_SYSCALL && call.is(found));
         let number = continued.map_or(found.orig_rax as i64, |call| call.number);
         let left = match continued {
             Some(call) => Some(call.remaining.saturating_sub(now.saturating_duration_since(call.at))),
-            None => requested(number, found, read_time),
+            None => requested(number, found, around.read_time),
         };
         let Some(left) = left else {
             // A call that we do not know, or met in the middle of its restart: it reports the interruption.
             self.call = None;
-            return Settled { here: None, elsewhere: returning(found, EINTR), timeout: None };
+            return Settled { elsewhere: returning(found, EINTR), ..as_it_is(found) };
         };
-        self.remember(found, number, left, now);
+        self.remember(found, number, found.r10, left, now);
         let mut elsewhere = again(&Registers { orig_rax: number as u64, ..*found });
         let timeout = |argument| Some(Timeout { argument, remaining: left });
         let timeout = match number {
@@ -174,18 +243,19 @@ impl Blocked {
             FUTEX if futex_timeout_is_relative(found) => timeout(3),
             _ => None,
         };
-        Settled { here: None, elsewhere, timeout }
+        Settled { elsewhere, timeout, ..as_it_is(found) }
     }
 
-    fn remember(&mut self, registers: &Registers, number: i64, remaining: Duration, at: Instant) {
-        self.call = Some(Pending {
-            number,
-            instruction: registers.rip,
-            stack: registers.rsp,
-            rewritten: registers.r10,
-            remaining,
-            at,
-        });
+    fn remember(
+        &mut self,
+        registers: &Registers,
+        number: i64,
+        rewritten: u64,
+        remaining: Duration,
+        at: Instant,
+    ) {
+        let (instruction, stack) = (registers.rip, registers.rsp);
+        self.call = Some(Pending { number, instruction, stack, rewritten, remaining, at });
     }
 }
 
@@ -199,13 +269,36 @@ fn is_epoll(number: i64) -> bool {
     matches!(number, libc::SYS_epoll_wait | libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2)
 }
 
+fn sends(number: i64) -> bool {
+    matches!(
+        number,
+        libc::SYS_write | libc::SYS_writev | libc::SYS_sendto | libc::SYS_sendmsg | libc::SYS_sendmmsg
+    )
+}
+
+/// The register of a system call's argument, counted from zero.
+pub(crate) fn argument(registers: &mut Registers, number: u8) -> &mut u64 {
+    match number {
+        0 => &mut registers.rdi,
+        1 => &mut registers.rsi,
+        2 => &mut registers.rdx,
+        3 => &mut registers.r10,
+        4 => &mut registers.r8,
+        _ => &mut registers.r9,
+    }
+}
+
 fn futex_timeout_is_relative(registers: &Registers) -> bool {
     registers.rsi as i32 & 0x7f == libc::FUTEX_WAIT
 }
 
 /// The timeout of a call that was met for the first time. An interrupted sleep has already written what is
 /// left, where the app asked for it.
-fn requested(number: i64, found: &Registers, read_time: ReadTime<'_>) -> Option<Duration> {
+fn requested(
+    number: i64,
+    found: &Registers,
+    read_time: &dyn Fn(u64) -> Option<Duration>,
+) -> Option<Duration> {
     match number {
         POLL => u64::try_from(found.rdx as i32).ok().map(Duration::from_millis),
         NANOSLEEP => read_time(if found.rsi == 0 { found.rdi } else { found.rsi }),
@@ -231,7 +324,8 @@ fn returning(registers: &Registers, result: i64) -> Registers {
 }
 
 fn as_it_is(registers: &Registers) -> Settled {
-    Settled { here: None, elsewhere: Registers { orig_rax: u64::MAX, ..*registers }, timeout: None }
+    let elsewhere = Registers { orig_rax: u64::MAX, ..*registers };
+    Settled { here: None, elsewhere, timeout: None, slot_time: None }
 }
 
 #[cfg(test)]
@@ -249,21 +343,21 @@ mod tests {
         registers
     }
 
-    fn no_time(_: u64) -> Option<Duration> {
-        None
-    }
+    const SLOT: u64 = 0x9000;
+    const NOTHING: Surroundings<'static> =
+        Surroundings { read_time: &|_| None, socket_time: &|_, _| None, slot: None };
 
     #[test]
     fn a_thread_outside_a_call_is_left_alone() {
         let registers = stopped(-1, 7);
-        let settled = Blocked::default().settle(&registers, Instant::now(), &no_time);
+        let settled = Blocked::default().settle(&registers, Instant::now(), &NOTHING);
         assert_eq!(sys::ptrace::to_words(&settled.elsewhere), sys::ptrace::to_words(&registers));
     }
 
     #[test]
     fn a_restarting_call_is_made_again_elsewhere_and_left_to_the_kernel_here() {
         let settled =
-            Blocked::default().settle(&stopped(libc::SYS_read, ERESTARTSYS), Instant::now(), &no_time);
+            Blocked::default().settle(&stopped(libc::SYS_read, ERESTARTSYS), Instant::now(), &NOTHING);
         assert!(settled.here.is_none());
         assert_eq!((settled.elsewhere.rip, settled.elsewhere.rax as i64), (0x1000, libc::SYS_read));
     }
@@ -272,7 +366,7 @@ mod tests {
     fn epoll_wait_without_a_timeout_never_reports_our_stop() {
         let mut registers = stopped(libc::SYS_epoll_wait, EINTR);
         registers.r10 = -1i64 as u64;
-        let settled = Blocked::default().settle(&registers, Instant::now(), &no_time);
+        let settled = Blocked::default().settle(&registers, Instant::now(), &NOTHING);
         assert_eq!(settled.here.unwrap().rax as i64, ERESTARTNOHAND);
         assert_eq!(settled.here.unwrap().r10, registers.r10);
     }
@@ -283,11 +377,11 @@ mod tests {
         let mut registers = stopped(libc::SYS_epoll_wait, EINTR);
         registers.r10 = 100;
         for (elapsed, left) in [(0, 100), (50, 50), (99, 1)] {
-            let here = blocked.settle(&registers, start + elapsed * MS, &no_time).here.unwrap();
+            let here = blocked.settle(&registers, start + elapsed * MS, &NOTHING).here.unwrap();
             assert_eq!(here.r10, left);
             registers.r10 = left;
         }
-        let here = blocked.settle(&registers, start + 100 * MS, &no_time).here.unwrap();
+        let here = blocked.settle(&registers, start + 100 * MS, &NOTHING).here.unwrap();
         assert_eq!((here.rax, here.orig_rax as i64), (0, -1));
     }
 
@@ -296,22 +390,66 @@ mod tests {
         let (mut blocked, start) = (Blocked::default(), Instant::now());
         let mut registers = stopped(libc::SYS_epoll_wait, EINTR);
         registers.r10 = 100;
-        blocked.settle(&registers, start, &no_time);
-        blocked.settle(&registers, start + 50 * MS, &no_time);
+        blocked.settle(&registers, start, &NOTHING);
+        blocked.settle(&registers, start + 50 * MS, &NOTHING);
         registers.r10 = 100;
-        assert_eq!(blocked.settle(&registers, start + 90 * MS, &no_time).here.unwrap().r10, 100);
+        assert_eq!(blocked.settle(&registers, start + 90 * MS, &NOTHING).here.unwrap().r10, 100);
     }
 
     #[test]
     fn a_sleep_is_made_again_elsewhere_with_what_is_left() {
         let (mut blocked, start) = (Blocked::default(), Instant::now());
-        let read_time = |_: u64| Some(300 * MS);
-        let first = blocked.settle(&stopped(NANOSLEEP, ERESTART_RESTARTBLOCK), start, &read_time);
+        let around = Surroundings { read_time: &|_| Some(300 * MS), ..NOTHING };
+        let first = blocked.settle(&stopped(NANOSLEEP, ERESTART_RESTARTBLOCK), start, &around);
         assert_eq!(first.timeout, Some(Timeout { argument: 0, remaining: 300 * MS }));
         let second = stopped(RESTART_SYSCALL, ERESTART_RESTARTBLOCK);
-        let second = blocked.settle(&second, start + 120 * MS, &read_time);
+        let second = blocked.settle(&second, start + 120 * MS, &around);
         assert_eq!(second.timeout, Some(Timeout { argument: 0, remaining: 180 * MS }));
         assert_eq!(second.elsewhere.rax as i64, NANOSLEEP);
         assert!(second.here.is_none());
+    }
+    #[test]
+    fn a_timeout_in_memory_runs_on_through_stops_and_ends() {
+        let (mut blocked, start) = (Blocked::default(), Instant::now());
+        let around = Surroundings { read_time: &|_| Some(100 * MS), slot: Some(SLOT), ..NOTHING };
+        let mut registers = stopped(libc::SYS_rt_sigtimedwait, EINTR);
+        registers.rdx = 0x7000;
+        for (elapsed, left) in [(0, 100), (60, 40)] {
+            let settled = blocked.settle(&registers, start + elapsed * MS, &around);
+            assert_eq!(settled.slot_time, Some(left * MS));
+            assert_eq!(settled.timeout, Some(Timeout { argument: 2, remaining: left * MS }));
+            registers.rdx = settled.here.unwrap().rdx;
+            assert_eq!(registers.rdx, SLOT);
+        }
+        let over = blocked.settle(&registers, start + 100 * MS, &around).here.unwrap();
+        assert_eq!((over.rax as i64, over.orig_rax as i64), (EAGAIN, -1));
+    }
+
+    #[test]
+    fn a_sockets_timeout_runs_on_through_stops_and_ends() {
+        let (mut blocked, start) = (Blocked::default(), Instant::now());
+        let around =
+            Surroundings { socket_time: &|fd, sends| (fd == 7 && !sends).then_some(100 * MS), ..NOTHING };
+        let mut registers = stopped(libc::SYS_recvfrom, EINTR);
+        registers.rdi = 7;
+        let first = blocked.settle(&registers, start, &around);
+        assert_eq!(first.elsewhere.rdi, 7);
+        let marked = first.here.unwrap();
+        assert_eq!((marked.rdi as i32, marked.rax as i64), (7, ERESTARTNOHAND));
+        let mut next = stopped(libc::SYS_recvfrom, EINTR);
+        next.rdi = marked.rdi;
+        let over = blocked.settle(&next, start + 100 * MS, &around).here.unwrap();
+        assert_eq!((over.rax as i64, over.rdi), (EAGAIN, 7));
+        // Another call, at the same place, has all of its time.
+        let fresh = blocked.settle(&registers, start + 150 * MS, &around).here.unwrap();
+        assert_eq!(fresh.rax as i64, ERESTARTNOHAND);
+    }
+
+    #[test]
+    fn a_socket_without_a_timeout_is_not_marked() {
+        let mut registers = stopped(libc::SYS_recvfrom, EINTR);
+        registers.rdi = 7;
+        let here = Blocked::default().settle(&registers, Instant::now(), &NOTHING).here.unwrap();
+        assert_eq!((here.rdi, here.rax as i64), (7, ERESTARTNOHAND));
     }
 }

@@ -32,8 +32,10 @@ const END: i64 = -1;
 pub(crate) const CALLS_MAX: usize = (TABLE_BYTES / ENTRY_BYTES) as usize - 1;
 pub(crate) const THREAD_CALLS_MAX: usize = (THREAD_TABLE_BYTES / ENTRY_BYTES) as usize - 1;
 pub(crate) const THREADS_MAX: usize = ((SCRATCH_BYTES - THREADS) / THREAD_BYTES) as usize;
-/// How many threads can be given a timeout.
+/// How many times there is room for. The first half is for threads that are restored, the other for calls
+/// that are made again here.
 pub(crate) const TIMES_MAX: usize = (TIMES_BYTES / TIME_BYTES) as usize;
+pub(crate) const RESTORED_TIMES: usize = TIMES_MAX / 2;
 
 /// Makes the calls of the table at rbx, stores each result, and traps at the end of the table.
 #[rustfmt::skip]
@@ -164,13 +166,22 @@ impl Scratch {
 
     /// Writes a `timespec` that stays; returns its address.
     pub fn put_time(&mut self, index: usize, time: Duration) -> u64 {
-        assert!(index < TIMES_MAX, "timeout {index}");
-        let address = self.address + TIMES + index as u64 * TIME_BYTES;
+        let address = self.time_address(index);
         let mut bytes = [0; TIME_BYTES as usize];
         bytes[..8].copy_from_slice(&time.as_secs().to_ne_bytes());
         bytes[8..].copy_from_slice(&u64::from(time.subsec_nanos()).to_ne_bytes());
         self.write(address, &bytes);
         address
+    }
+
+    pub fn time_address(&self, index: usize) -> u64 {
+        assert!(index < TIMES_MAX, "timeout {index}");
+        self.address + TIMES + index as u64 * TIME_BYTES
+    }
+
+    /// Where the calls of the thread with this birth find their time.
+    pub fn live_time(birth: u64) -> usize {
+        RESTORED_TIMES + birth as usize % RESTORED_TIMES
     }
 
     /// The time at `address`, if that is where [`Scratch::put_time`] put one.

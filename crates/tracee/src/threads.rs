@@ -6,13 +6,13 @@
 
 use sys::ptrace::Registers;
 use sys::wait::{Stop, Whom};
-use sys::{ptrace, wait};
+use sys::{memory, ptrace, wait};
 
 use crate::error::TraceError;
-use crate::frozen::Frozen;
+use crate::frozen::{Frozen, SYSCALL};
 use crate::loan::Loan;
-use crate::restart::{Settled, Timeout};
-use crate::scratch::{CALLS_MAX, Call, TIMES_MAX};
+use crate::restart::{Settled, Timeout, argument};
+use crate::scratch::{CALLS_MAX, Call, RESTORED_TIMES};
 use crate::tree::{OPTIONS, Run, threads_of};
 
 const CLONE_ARGS_BYTES: usize = size_of::<libc::clone_args>();
@@ -108,17 +108,18 @@ impl Frozen<'_> {
     ) -> Result<(), TraceError> {
         if let Some((index, timeout)) = timeout {
             self.remote(pid)?;
-            let address = self.scratch(pid).put_time(index % TIMES_MAX, timeout.remaining);
+            let address = self.scratch(pid).put_time(index % RESTORED_TIMES, timeout.remaining);
             *argument(&mut registers, timeout.argument) = address;
         }
         ptrace::set_registers(tid, &registers).map_err(TraceError::kernel("set the registers", tid))?;
-        let elsewhere = registers;
-        self.settled
-            .insert(tid, Settled { here: None, elsewhere, timeout: timeout.map(|(_, timeout)| timeout) });
+        let timeout = timeout.map(|(_, timeout)| timeout);
+        let settled = Settled { here: None, elsewhere: registers, timeout, slot_time: None };
+        self.settled.insert(tid, settled);
         Ok(())
     }
 
-    /// A restored thread that did not come to make its call yet still points to a time of ours.
+    /// A thread that did not come to make its call yet, since it was restored or settled, still points to a
+    /// time of ours.
     pub(crate) fn timeout_given(&mut self, tid: i32, registers: &Registers) -> Option<Timeout> {
         if registers.orig_rax as i64 >= 0 {
             return None;
@@ -129,19 +130,11 @@ impl Frozen<'_> {
             let remaining = scratch.time_at(*argument(&mut registers.clone(), number))?;
             Some(Timeout { argument: number, remaining })
         };
-        (0..6).find_map(find)
-    }
-}
-
-/// The register of a system call's argument, counted from zero.
-fn argument(registers: &mut Registers, number: u8) -> &mut u64 {
-    match number {
-        0 => &mut registers.rdi,
-        1 => &mut registers.rsi,
-        2 => &mut registers.rdx,
-        3 => &mut registers.r10,
-        4 => &mut registers.r8,
-        _ => &mut registers.r9,
+        let given = (0..6).find_map(find)?;
+        // It may just not have used that register since.
+        let mut instruction = [0; 2];
+        memory::read(pid, registers.rip, &mut instruction).ok()?;
+        (instruction == SYSCALL).then_some(given)
     }
 }
 
