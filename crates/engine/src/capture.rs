@@ -1,7 +1,8 @@
 //! One freeze: registers, descriptors and memory of one instant, and the frames made of them after the thaw.
 
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use checkpoint::Unsupported;
 use checkpoint::descriptors::{self, Subject};
 use checkpoint::memory::self_test::{Kernel, SelfTestError};
-use checkpoint::memory::{Capture, CaptureError, Encoder, Ledger, Tracker, Workers};
+use checkpoint::memory::{Capture, CaptureError, Encoder, Ledger, Started, Tracker, Workers};
 use checkpoint::process::{self, CellNumbers, ProcessCache};
 use image::descriptor::FileKind;
 use image::frame::{FrameKind, FrameWriter};
@@ -102,7 +103,8 @@ pub struct Capturer {
     encoder: Encoder,
     numbers: CellNumbers,
     process_cache: ProcessCache,
-    descriptor_cache: descriptors::Cache,
+    /// Lent to the thread that reads the descriptors.
+    descriptor_cache: Option<descriptors::Cache>,
     /// The pipes of the app's that are the manager's, by inode, and which stream each is.
     stdio: Vec<(u64, u8)>,
     cgroup_mount: PathBuf,
@@ -110,6 +112,9 @@ pub struct Capturer {
     /// The app made processes since it was last seen to have none.
     had_children: bool,
 }
+
+/// What the reading of descriptors gives back.
+type Described = (Result<descriptors::Saved, descriptors::SaveError>, descriptors::Cache);
 
 /// What one freeze brought, before it is encoded.
 struct Taken {
@@ -130,7 +135,6 @@ pub struct FullSync {
 
 impl Capturer {
     pub fn new(pid: i32, settings: &Settings, stdio: Vec<(u64, u8)>) -> Result<Self, EngineError> {
-        let host = |what| move |source| EngineError::Host { what, source };
         Ok(Self {
             pid,
             app: settings.app.clone(),
@@ -142,7 +146,7 @@ impl Capturer {
             encoder: Encoder::new(settings.shadow_bytes),
             numbers: CellNumbers::new(),
             process_cache: ProcessCache::new(),
-            descriptor_cache: descriptors::Cache::new().map_err(host("prepare for descriptors"))?,
+            descriptor_cache: None,
             stdio,
             cgroup_mount: PathBuf::from("/sys/fs/cgroup"),
             last: None,
@@ -358,28 +362,18 @@ impl Capturer {
         Ok(Taken { state, memory, report })
     }
 
+    /// The descriptors are read by another thread meanwhile: nothing about them needs the tracer.
     fn take_state(
         &mut self,
         frozen: &mut Frozen<'_>,
         tracker: &mut Tracker,
         clocks: Clocks,
     ) -> Result<State, EngineError> {
-        let (mut process, space) =
-            process::save(frozen, self.pid, &mut self.numbers, &mut self.process_cache)?;
-        let threads = frozen.threads(self.pid);
-        let numbers: HashMap<i32, i32> =
-            threads.iter().zip(&process.threads).map(|(&host, thread)| (host, thread.tid)).collect();
-        let objects: HashSet<ObjectKey> = tracker.object_keys();
-        let subject = Subject {
-            pid: self.pid,
-            pidfd: frozen.pidfd(self.pid),
-            cell_pid: process.pid,
-            pids: &numbers,
-            stdio: &self.stdio,
-            cgroup_mount: Path::new(&self.cgroup_mount),
-            objects: &objects,
-        };
-        let saved = descriptors::save(&subject, &mut self.descriptor_cache)?;
+        let descriptors = self.start_descriptors(frozen, tracker)?;
+        let process = process::save(frozen, self.pid, &mut self.numbers, &mut self.process_cache);
+        let (saved, cache) = descriptors.join();
+        self.descriptor_cache = Some(cache);
+        let ((mut process, space), saved) = (process?, saved?);
         self.hold_objects(frozen, tracker, &saved)?;
         process.descriptors = saved.descriptors;
         Ok(State {
@@ -389,6 +383,38 @@ impl Capturer {
             files: saved.files,
             pipes: saved.pipes,
         })
+    }
+
+    fn start_descriptors(
+        &mut self,
+        frozen: &Frozen<'_>,
+        tracker: &Tracker,
+    ) -> Result<Started<Described>, EngineError> {
+        let host = |what| move |source| EngineError::Host { what, source };
+        let mut pids = HashMap::new();
+        for tid in frozen.threads(self.pid) {
+            pids.insert(tid, self.numbers.of(frozen, tid)?);
+        }
+        let pidfd = frozen.pidfd(self.pid).try_clone_to_owned().map_err(host("duplicate a pidfd"))?;
+        let mut cache = match self.descriptor_cache.take() {
+            Some(cache) => cache,
+            None => descriptors::Cache::new().map_err(host("prepare for descriptors"))?,
+        };
+        let (pid, stdio) = (self.pid, self.stdio.clone());
+        let (cgroup_mount, objects) = (self.cgroup_mount.clone(), tracker.object_keys());
+        Ok(self.workers.start(move || {
+            let subject = Subject {
+                pid,
+                pidfd: pidfd.as_fd(),
+                cell_pid: pids.get(&pid).copied().unwrap_or(pid),
+                pids: &pids,
+                stdio: &stdio,
+                cgroup_mount: &cgroup_mount,
+                objects: &objects,
+            };
+            let saved = descriptors::save(&subject, &mut cache);
+            (saved, cache)
+        }))
     }
 
     /// Memfds that are open and not mapped travel with the mapped ones.

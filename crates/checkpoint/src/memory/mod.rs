@@ -22,4 +22,4 @@ pub use ledger::{Ledger, Pages};
 pub(crate) use maps::parse as parse_maps;
 pub use staging::Chunk;
 pub use tracker::{Capture, CaptureError, Precopied, ScanTimes, Tracker, workers};
-pub use workers::Workers;
+pub use workers::{Started, Workers};

@@ -67,6 +67,21 @@ impl Workers {
         self.shared.armed.store(false, Ordering::Release);
     }
 
+    /// Starts a job beside what the caller does. Without workers it runs at [`Started::join`].
+    pub fn start<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Started<T> {
+        let result = Arc::new(Mutex::new(None));
+        let open = Arc::new(AtomicUsize::new(1));
+        let (place, guard) = (Arc::clone(&result), Done(Arc::clone(&open)));
+        lock(&self.shared.queue).push_back(Box::new(move || {
+            let guard = guard;
+            let value = job();
+            *lock(&place) = Some(value);
+            drop(guard);
+        }));
+        self.shared.woken.notify_all();
+        Started { shared: Arc::clone(&self.shared), result, open }
+    }
+
     /// Runs all jobs, the caller helping, and returns their results in no particular order.
     pub fn run<T: Send + 'static>(&self, jobs: Vec<impl FnOnce() -> T + Send + 'static>) -> Vec<T> {
         if jobs.len() < 2 || self.threads.is_empty() {
@@ -95,6 +110,36 @@ impl Workers {
         }
         let mut results = lock(&results);
         std::mem::take(&mut *results)
+    }
+}
+
+/// A job that was started.
+#[must_use]
+pub struct Started<T> {
+    shared: Arc<Shared>,
+    result: Arc<Mutex<Option<T>>>,
+    open: Arc<AtomicUsize>,
+}
+
+impl<T> std::fmt::Debug for Started<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Started(done: {})", self.open.load(Ordering::Relaxed) == 0)
+    }
+}
+
+impl<T> Started<T> {
+    /// Its result; the caller helps if nobody has begun it.
+    ///
+    /// # Panics
+    /// If the job did.
+    pub fn join(self) -> T {
+        while self.open.load(Ordering::Acquire) > 0 {
+            match take(&self.shared) {
+                Some(job) => job(),
+                None => std::hint::spin_loop(),
+            }
+        }
+        lock(&self.result).take().expect("the job did not end in a panic")
     }
 }
 
@@ -152,6 +197,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_started_job_is_done_with_and_without_workers() {
+        for helpers in [0, 2] {
+            let workers = Workers::new(helpers, None);
+            assert_eq!(workers.start(|| 7).join(), 7);
+        }
+    }
 
     #[test]
     fn every_job_is_done_once() {
