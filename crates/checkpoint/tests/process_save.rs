@@ -12,7 +12,7 @@ use testkit::guest::Guest;
 use testkit::wait::wait_until;
 use tracee::{TraceError, Tree};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(20);
 const CAPTURES: u32 = 200;
 /// Between two captures the guest gets some work done.
@@ -78,9 +78,16 @@ macro_rules! outlive {
 }
 
 outlive! {
-    no_wait_ends_early_late_or_with_an_error: "waits", "300", "2000";
-    blocked_reads_end_whole: "blocked-reads";
-    blocked_writes_end_whole: "blocked-writes";
+    no_nanosleep_ends_early_late_or_with_an_error: "waits", "300", "2000", "nanosleep";
+    no_clock_nanosleep_ends_early_late_or_with_an_error: "waits", "300", "2000", "clock_nanosleep";
+    no_poll_ends_early_late_or_with_an_error: "waits", "300", "2000", "poll";
+    no_select_ends_early_late_or_with_an_error: "waits", "300", "2000", "select";
+    no_epoll_wait_ends_early_late_or_with_an_error: "waits", "300", "2000", "epoll_wait";
+    no_futex_ends_early_late_or_with_an_error: "waits", "300", "2000", "futex";
+    no_futex_bitset_ends_early_late_or_with_an_error: "waits", "300", "2000", "futex_bitset";
+    no_sigtimedwait_ends_early_late_or_with_an_error: "waits", "300", "2000", "sigtimedwait";
+    no_recv_ends_early_late_or_with_an_error: "waits", "300", "2000", "recv";
+    no_eventfd_poll_ends_early_late_or_with_an_error: "waits", "300", "2000", "eventfd_poll";
     a_blocked_accept_goes_on: "blocked-accept";
     a_blocked_futex_goes_on: "blocked-futex";
     masks_and_actions_stay: "signal-actions";

@@ -69,21 +69,21 @@ fn waitpid(whom: Whom, flags: i32) -> io::Result<Option<Waited>> {
 }
 
 /// Takes the end of a thread, if it has ended: any other report of it is left for later.
+///
+/// N.B. the kernel reports the stops of a tracee whatever it is asked for, so this looks before it takes.
 pub fn reap(tid: pid_t) -> io::Result<Option<Waited>> {
     // SAFETY: all-zero is a valid `siginfo_t`.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let flags = libc::WEXITED | libc::WNOHANG | libc::__WALL | libc::__WNOTHREAD;
+    let flags = libc::WEXITED | libc::WNOWAIT | libc::WNOHANG | libc::__WALL | libc::__WNOTHREAD;
     // SAFETY: `info` is live and filled by the kernel.
     let ret = unsafe { libc::waitid(libc::P_PID, tid as libc::id_t, &raw mut info, flags) };
     if ret < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: waitid fills this field, or leaves the structure zero.
-    let about = unsafe { info.si_pid() };
-    // SAFETY: as above.
-    let status = unsafe { info.si_status() };
-    let stop = if info.si_code == libc::CLD_EXITED { Stop::Exited(status) } else { Stop::Killed(status) };
-    Ok((about == tid).then_some(Waited { tid, stop }))
+    match info.si_code {
+        libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED => poll(Whom::Only(tid)),
+        _ => Ok(None),
+    }
 }
 
 fn decode(status: i32) -> Stop {
