@@ -130,6 +130,14 @@ impl Cell {
         self.channel.as_ref().map(AsFd::as_fd)
     }
 
+    /// Whether the cell is empty, waiting for it a little.
+    pub fn has_ended(&self, at_most: Duration) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let timeout = Timespec { tv_sec: at_most.as_secs() as i64, tv_nsec: at_most.subsec_nanos().into() };
+        let mut fds = [PollFd::new(&self.init, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&timeout)), Ok(1..))
+    }
+
     pub fn kill(&self) {
         // Gone already is as good.
         let _ = pidfd_send_signal(&self.init, Signal::KILL);

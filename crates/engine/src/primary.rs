@@ -271,11 +271,20 @@ fn kill(app: &App) {
     }
 }
 
-/// An app of its own goes with its engine; one that was attached to runs on.
+/// An app of its own goes with its engine, and is gone when this returns; one that was attached to runs on.
 fn end(app: App) {
-    match app.cell {
-        Some(cell) => drop(cell),
-        None => let_go(app.tree),
+    let App { mut tree, cell, .. } = app;
+    let Some(cell) = cell else { return let_go(tree) };
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const AGAIN: Duration = Duration::from_millis(1);
+    let deadline = Instant::now() + PATIENCE;
+    cell.kill();
+    // N.B. the cell's first process waits for all others, and those are ours to reap.
+    while !cell.has_ended(AGAIN) && Instant::now() < deadline {
+        if let Err(why) = tree.pump() {
+            tracing::warn!("cannot reap the app: {}", chain(&why));
+            return;
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use image::descriptor::{FileKind, InternetSocket};
 use rustix::event::PollFlags;
@@ -142,8 +143,24 @@ fn restore_bound(made: BorrowedFd<'_>, socket: &InternetSocket) -> Result<(), Re
 }
 
 /// The address may come to this host only later: then the socket is bound to it all the same.
+/// N.B. on one host (a test, a demo) the old copy's socket may still be there: a killed process takes a moment
+/// to let go of what it had. Its successor waits for that, a little.
+fn bind_once_free(made: BorrowedFd<'_>, socket: &InternetSocket) -> io::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    const AGAIN: Duration = Duration::from_millis(1);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match bind(made, &socket.local) {
+            Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) && Instant::now() < deadline => {
+                std::thread::sleep(AGAIN);
+            }
+            done => return done,
+        }
+    }
+}
+
 fn bind_wherever(made: BorrowedFd<'_>, socket: &InternetSocket) -> io::Result<()> {
-    let refused = match bind(made, &socket.local) {
+    let refused = match bind_once_free(made, socket) {
         Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => error,
         done => return done,
     };

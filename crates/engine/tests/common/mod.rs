@@ -1,0 +1,210 @@
+//! A pair of engines in one process, with epochs going from one to the other.
+//!
+//! A test that uses this is a program of its own, since it is also what starts as the first process of the
+//! cells: its `main` is [`main`].
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use engine::cell::{CellSpec, Init};
+use engine::{AppStdio, CaptureReport, Command, Engine, Event, Launch, Promotion, RestoreReport, Settings};
+use image::CheckpointId;
+
+pub const PATIENCE: Duration = Duration::from_secs(30);
+const FIRST: &str = "cell-first-process";
+
+/// Runs the tests whose name has the first argument in it; or is the first process of a cell.
+pub fn main(tests: &[(&str, fn())]) {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if arguments.first().is_some_and(|verb| verb == FIRST) {
+        Init::enter(&arguments[1..]).expect("the cell is entered");
+        loop {
+            // Reaps whatever the app leaves behind.
+            let _ = sys::wait::wait(sys::wait::Whom::Any);
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+    let wanted = arguments.iter().find_map(|argument| argument.to_str().filter(|a| !a.starts_with('-')));
+    let mut passed = 0;
+    for (name, test) in tests {
+        if wanted.is_none_or(|wanted| name.contains(wanted)) {
+            test();
+            println!("test {name} ... ok");
+            passed += 1;
+        }
+    }
+    println!("{passed} passed, 0 failed");
+}
+
+fn settings() -> Settings {
+    Settings {
+        app: "test".to_owned(),
+        shadow_bytes: 256 << 20,
+        epoch_bytes_max: 1 << 30,
+        freeze_patience: Duration::from_secs(2),
+    }
+}
+
+fn cell() -> CellSpec {
+    let program = std::env::current_exe().expect("this program has a path");
+    CellSpec { program, arguments: vec![FIRST.into()], inherited: vec![] }
+}
+
+/// Pipes for the app's output, and a thread that shows it.
+fn stdio(name: &'static str) -> AppStdio {
+    let (output, error) = (shown(name), shown(name));
+    AppStdio { output, error }
+}
+
+fn shown(name: &'static str) -> OwnedFd {
+    let (mut read, write) = std::io::pipe().expect("a pipe");
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = read.read(&mut buffer) {
+            print!("[{name}] {}", String::from_utf8_lossy(&buffer[..n]));
+        }
+    });
+    write.into()
+}
+
+pub struct Side {
+    pub engine: Engine,
+    events: Receiver<Event>,
+}
+
+impl Side {
+    pub fn primary(program: &str, arguments: &[&str]) -> Self {
+        let (sink, events) = channel();
+        let launch = Launch {
+            cell: cell(),
+            program: program.into(),
+            arguments: arguments.iter().map(OsString::from).collect(),
+            directory: None,
+            stdio: stdio("primary"),
+            cgroup: None,
+        };
+        let engine = Engine::launch(settings(), launch, Box::new(move |event| drop(sink.send(event))));
+        Self { engine: engine.expect("an engine starts"), events }
+    }
+
+    pub fn standby() -> Self {
+        let (sink, events) = channel();
+        let engine = Engine::stand_by(settings(), cell(), Box::new(move |event| drop(sink.send(event))));
+        Self { engine: engine.expect("an engine starts"), events }
+    }
+
+    /// Waits for an event that `pick` wants; panics on failures and on silence.
+    pub fn until<T>(&self, what: &str, mut pick: impl FnMut(&mut Event) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut event = self.events.recv_timeout(left).unwrap_or_else(|_| panic!("no {what} came"));
+            if let Some(found) = pick(&mut event) {
+                return found;
+            }
+            match event {
+                Event::Failed { why } | Event::RestoreFailed { why } => panic!("waiting for {what}: {why}"),
+                Event::CaptureFailed { why, .. }
+                | Event::Refused { why, .. }
+                | Event::ApplyFailed { why, .. } => {
+                    panic!("waiting for {what}: {why}")
+                }
+                _ => (),
+            }
+        }
+    }
+}
+
+pub struct Pair {
+    pub primary: Side,
+    pub standby: Side,
+    pub last: CheckpointId,
+}
+
+impl Pair {
+    pub fn start(program: &str, arguments: &[&str]) -> Self {
+        let primary = Side::primary(program, arguments);
+        primary.until("a ready app", |event| matches!(event, Event::Ready { .. }).then_some(()));
+        primary.engine.send(Command::Start);
+        Self { primary, standby: Side::standby(), last: CheckpointId::new(1, 0) }
+    }
+
+    pub fn full_sync(&mut self) -> CaptureReport {
+        let id = self.last.next();
+        let (frames, arriving) = channel::<Bytes>();
+        let sink = Box::new(move |frame| frames.send(frame).is_ok());
+        self.primary.engine.send(Command::FullSync { id, sink });
+        let mut announced = false;
+        loop {
+            match arriving.recv_timeout(PATIENCE) {
+                Ok(frame) => {
+                    self.standby.engine.send(Command::Frame(frame));
+                    if !announced {
+                        self.receive(id, true);
+                        announced = true;
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        let report = self.captured(id).1;
+        self.commit(id);
+        report
+    }
+
+    pub fn epoch(&mut self) -> CaptureReport {
+        let (id, parent) = (self.last.next(), self.last);
+        self.primary.engine.send(Command::Capture { id, parent });
+        let (frames, report) = self.captured(id);
+        let mut frames = frames.into_iter();
+        self.standby.engine.send(Command::Frame(frames.next().expect("a header")));
+        self.receive(id, false);
+        frames.for_each(|frame| self.standby.engine.send(Command::Frame(frame)));
+        self.commit(id);
+        report
+    }
+
+    fn captured(&self, id: CheckpointId) -> (Vec<Bytes>, CaptureReport) {
+        self.primary.until("a capture", |event| match event {
+            Event::Captured { id: found, frames, report } if *found == id => {
+                Some((std::mem::take(frames), *report))
+            }
+            _ => None,
+        })
+    }
+
+    fn receive(&self, id: CheckpointId, full: bool) {
+        self.standby.until("the epoch's beginning", |event| {
+            matches!(event, Event::EpochBegins { id: found, .. } if *found == id).then_some(())
+        });
+        self.standby.engine.send(Command::Receive { id, full, keep_old: true });
+    }
+
+    fn commit(&mut self, id: CheckpointId) {
+        self.standby.until("a prepared epoch", |event| {
+            matches!(event, Event::Prepared { id: found } if *found == id).then_some(())
+        });
+        self.primary.engine.send(Command::Committed(id));
+        self.standby.engine.send(Command::Apply(id));
+        self.standby.until("an applied epoch", |event| {
+            matches!(event, Event::Applied { id: found } if *found == id).then_some(())
+        });
+        self.last = id;
+    }
+
+    /// Kills the app and its cell, and lets the copy go on.
+    pub fn take_over(self) -> (Side, RestoreReport) {
+        let Self { primary, standby, .. } = self;
+        drop(primary);
+        standby.engine.send(Command::Promote(Promotion { stdio: stdio("standby"), cgroup: None }));
+        let report = standby.until("a restored app", |event| match event {
+            Event::Restored(report) => Some(*report),
+            _ => None,
+        });
+        (standby, report)
+    }
+}
