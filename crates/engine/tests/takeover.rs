@@ -73,11 +73,7 @@ fn an_exit_code_is_reported() {
     let side = Side::primary("/bin/sh", &["-c", "exit 7"]);
     side.until("a ready app", |event| matches!(event, Event::Ready { .. }).then_some(()));
     side.engine.send(Command::Start);
-    let exit = side.until("the end", |event| match event {
-        Event::Exited(exit) => Some(*exit),
-        _ => None,
-    });
-    assert_eq!(exit, engine::AppExit::Code(7));
+    assert_eq!(side.exit(), engine::AppExit::Code(7));
 }
 
 fn wait_for_listener(address: std::net::SocketAddr) {

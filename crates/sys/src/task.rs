@@ -97,10 +97,16 @@ pub fn own_tid() -> pid_t {
     rustix::thread::gettid().as_raw_nonzero().get()
 }
 
-/// Real-time priority for this thread: it stops and copies other people's threads, which wait for it.
+/// Real-time priority for this thread: it stops and copies other people's threads, which wait for it. Not for
+/// what it forks: an app that spins at real-time priority would take the machine away from everybody.
 pub fn become_real_time(priority: i32) -> io::Result<()> {
     const SCHED_FIFO: u32 = 1;
-    let attributes =
-        SchedulingAttributes { policy: SCHED_FIFO, priority: priority as u32, ..Default::default() };
+    const RESET_ON_FORK: u64 = 1;
+    let attributes = SchedulingAttributes {
+        policy: SCHED_FIFO,
+        priority: priority as u32,
+        flags: RESET_ON_FORK,
+        ..Default::default()
+    };
     set_scheduling(0, &attributes)
 }

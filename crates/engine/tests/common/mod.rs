@@ -7,11 +7,12 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::cell::{CellSpec, Init};
-use engine::{AppStdio, CaptureReport, Command, Engine, Event, Launch, Promotion, RestoreReport, Settings};
+use engine::{AppExit, AppStdio, CaptureReport, Command, Engine, Event, Launch, Promotion, RestoreReport, Settings};
 use image::CheckpointId;
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -54,47 +55,80 @@ fn cell() -> CellSpec {
     CellSpec { program, arguments: vec![FIRST.into()], inherited: vec![] }
 }
 
-/// Pipes for the app's output, and a thread that shows it.
-fn stdio(name: &'static str) -> AppStdio {
-    let (output, error) = (shown(name), shown(name));
-    AppStdio { output, error }
-}
+/// What an app has printed so far.
+#[derive(Clone, Default)]
+pub struct Output(Arc<(Mutex<String>, Condvar)>);
 
-fn shown(name: &'static str) -> OwnedFd {
-    let (mut read, write) = std::io::pipe().expect("a pipe");
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(n @ 1..) = read.read(&mut buffer) {
-            print!("[{name}] {}", String::from_utf8_lossy(&buffer[..n]));
-        }
-    });
-    write.into()
+impl Output {
+    /// Waits for a line that is `wanted`, or begins with it and a colon.
+    pub fn wait_for(&self, wanted: &str, patience: Duration) {
+        self.wait_for_any(&[wanted], patience);
+    }
+
+    /// Waits for one of these lines; returns the whole line.
+    pub fn wait_for_any(&self, wanted: &[&str], patience: Duration) -> String {
+        let is_wanted = |line: &&str| {
+            wanted.iter().any(|wanted| line == wanted || line.strip_prefix(wanted).is_some_and(|rest| rest.starts_with(':')))
+        };
+        let find = |text: &str| text.lines().find(is_wanted).map(str::to_owned);
+        let text = self.0.0.lock().unwrap();
+        let (text, _) = self.0.1.wait_timeout_while(text, patience, |text| find(text).is_none()).unwrap();
+        find(&text).unwrap_or_else(|| panic!("none of {wanted:?} was printed, but {text:?}"))
+    }
+
+    /// A pipe whose other end is read into this.
+    fn pipe(&self) -> OwnedFd {
+        let (mut read, write) = std::io::pipe().expect("a pipe");
+        let output = self.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = read.read(&mut buffer) {
+                output.0.0.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..n]));
+                output.0.1.notify_all();
+            }
+        });
+        write.into()
+    }
+
+    fn stdio(&self) -> AppStdio {
+        AppStdio { output: self.pipe(), error: self.pipe() }
+    }
 }
 
 pub struct Side {
     pub engine: Engine,
+    pub output: Output,
     events: Receiver<Event>,
 }
 
 impl Side {
     pub fn primary(program: &str, arguments: &[&str]) -> Self {
         let (sink, events) = channel();
+        let output = Output::default();
         let launch = Launch {
             cell: cell(),
             program: program.into(),
             arguments: arguments.iter().map(OsString::from).collect(),
             directory: None,
-            stdio: stdio("primary"),
+            stdio: output.stdio(),
             cgroup: None,
         };
         let engine = Engine::launch(settings(), launch, Box::new(move |event| drop(sink.send(event))));
-        Self { engine: engine.expect("an engine starts"), events }
+        Self { engine: engine.expect("an engine starts"), output, events }
+    }
+
+    /// Waits for the app's end.
+    pub fn exit(&self) -> AppExit {
+        self.until("the end", |event| match event {
+            Event::Exited(exit) => Some(*exit),
+            _ => None,
+        })
     }
 
     pub fn standby() -> Self {
         let (sink, events) = channel();
         let engine = Engine::stand_by(settings(), cell(), Box::new(move |event| drop(sink.send(event))));
-        Self { engine: engine.expect("an engine starts"), events }
+        Self { engine: engine.expect("an engine starts"), output: Output::default(), events }
     }
 
     /// Waits for an event that `pick` wants; panics on failures and on silence.
@@ -200,7 +234,7 @@ impl Pair {
     pub fn take_over(self) -> (Side, RestoreReport) {
         let Self { primary, standby, .. } = self;
         drop(primary);
-        standby.engine.send(Command::Promote(Promotion { stdio: stdio("standby"), cgroup: None }));
+        standby.engine.send(Command::Promote(Promotion { stdio: standby.output.stdio(), cgroup: None }));
         let report = standby.until("a restored app", |event| match event {
             Event::Restored(report) => Some(*report),
             _ => None,

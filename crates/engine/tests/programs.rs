@@ -1,0 +1,75 @@
+//! One small program per kernel resource: it sets something up, is captured, killed, goes on from its copy, and
+//! checks itself.
+
+mod common;
+
+use std::time::Duration;
+
+use testkit::guest::GoFile;
+
+use common::{PATIENCE, Pair};
+
+fn main() {
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    if wanted.as_deref() == Some("cell-first-process") {
+        return common::main(&[]);
+    }
+    let (mut passed, mut failed) = (0, Vec::new());
+    for (name, steps) in testkit::guest::all() {
+        if wanted.as_ref().is_some_and(|wanted| !name.contains(wanted.as_str())) {
+            continue;
+        }
+        let survived = std::panic::catch_unwind(|| survives(&name, steps));
+        let verdict = if survived.is_ok() { "ok" } else { "FAILED" };
+        println!("test {name} ... {verdict}");
+        match survived {
+            Ok(()) => passed += 1,
+            Err(_) => failed.push(name),
+        }
+    }
+    println!("{passed} passed, {} failed", failed.len());
+    if !failed.is_empty() {
+        println!("failed: {}", failed.join(" "));
+        std::process::exit(1);
+    }
+}
+
+/// What a guest is told beside its name.
+fn arguments(name: &str) -> &'static [&'static str] {
+    match name {
+        "tcp-established" => &["reset"],
+        _ => &[],
+    }
+}
+
+fn survives(name: &str, steps: u32) {
+    let go_file = GoFile::new();
+    let guest = testkit::programs::guest_path();
+    let (path, directory) = (go_file.path(), go_file.dir().to_str().unwrap().to_owned());
+    let mut line = vec![name, "--go", path.to_str().unwrap()];
+    line.extend(arguments(name));
+    if matches!(name, "regular-files" | "deleted-file" | "shared-offsets" | "fifo" | "inotify") {
+        line.push(&directory);
+    }
+    let mut pair = Pair::start(guest.to_str().unwrap(), &line);
+    pair.primary.output.wait_for("ready", PATIENCE);
+    pair.full_sync();
+    let output = pair.primary.output.clone();
+    let mut epochs = || {
+        for _ in 0..5 {
+            pair.epoch();
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    };
+    epochs();
+    for step in 1..=steps {
+        go_file.step(step);
+        output.wait_for(&format!("ready {step}"), PATIENCE);
+        epochs();
+    }
+    let (standby, _) = pair.take_over();
+    go_file.go();
+    let verdict = standby.output.wait_for_any(&["pass", "fail"], PATIENCE);
+    assert_eq!(verdict, "pass", "{name}");
+    assert_eq!(standby.exit(), engine::AppExit::Code(0), "{name}");
+}
