@@ -13,6 +13,7 @@ pub mod memory;
 pub mod netns;
 pub mod pagemap;
 pub mod ptrace;
+pub mod rights;
 pub mod servant;
 pub mod sockets;
 pub mod spawn;
