@@ -25,7 +25,7 @@ pub fn parse(text: &str) -> Result<Duration, NotASpan> {
 
 /// For the configuration file.
 pub fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
-    let text = <std::borrow::Cow<'de, str> as serde::Deserialize>::deserialize(from)?;
+    let text = <String as serde::Deserialize>::deserialize(from)?;
     parse(&text).map(Some).map_err(serde::de::Error::custom)
 }
 

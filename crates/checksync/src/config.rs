@@ -1,0 +1,216 @@
+//! What a manager is to do, from its three sources: a flag beats the environment, which beats the file.
+//!
+//! Everything that can be wrong with it is found here, before anything is started.
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use arbiter::ArbiterSpec;
+use replica::primary::OnCrash;
+use replica::{Fencing, Nanos, Timing};
+use serde::Deserialize;
+use wire::TlsFiles;
+
+use crate::arguments::{FencingArg, Format, OnCrashArg, PrimaryArgs, SharedArgs, StandbyArgs};
+use crate::duration;
+
+const INTERVAL: Duration = Duration::from_millis(50);
+const HEARTBEAT: Duration = Duration::from_millis(20);
+const MISSED: u32 = 5;
+const GRACE: Duration = Duration::from_secs(10);
+const SHADOW_MIB: u64 = 256;
+
+/// What primary and standby share.
+#[derive(Debug)]
+pub struct Shared {
+    pub tls: TlsFiles,
+    pub pki: PathBuf,
+    pub fencing: Fencing,
+    pub arbiter: Option<ArbiterSpec>,
+    pub state: Option<PathBuf>,
+    pub format: Format,
+}
+
+#[derive(Debug)]
+pub struct PrimarySettings {
+    pub app: String,
+    pub standby: String,
+    pub interval: Duration,
+    pub timing: Timing,
+    pub on_crash: OnCrash,
+    pub grace: Duration,
+    pub shadow_bytes: u64,
+    pub shared: Shared,
+}
+
+#[derive(Debug)]
+pub struct StandbySettings {
+    pub listen: SocketAddr,
+    pub promote_hook: Option<OsString>,
+    pub shared: Shared,
+}
+
+/// The file. Its keys are the flags, with underscores.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    pki: Option<PathBuf>,
+    host: Option<String>,
+    arbiter: Option<String>,
+    fencing: Option<FencingArg>,
+    state: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    promote_hook: Option<String>,
+    app: Option<String>,
+    standby: Option<String>,
+    #[serde(deserialize_with = "duration::deserialize")]
+    interval: Option<Duration>,
+    #[serde(deserialize_with = "duration::deserialize")]
+    heartbeat: Option<Duration>,
+    missed: Option<u32>,
+    on_crash: Option<OnCrashArg>,
+    #[serde(deserialize_with = "duration::deserialize")]
+    grace: Option<Duration>,
+    shadow_mib: Option<u64>,
+}
+
+impl PrimarySettings {
+    pub fn resolve(args: PrimaryArgs) -> anyhow::Result<Self> {
+        let file = File::load(args.shared.config.as_deref())?;
+        let app = args.app.or(file.app.clone()).context("no app is named; give --app NAME")?;
+        check_name(&app)?;
+        let standby = args.standby.or(file.standby.clone());
+        let heartbeat = args.heartbeat.or(file.heartbeat).unwrap_or(HEARTBEAT);
+        let missed = args.missed.or(file.missed).unwrap_or(MISSED);
+        let interval = args.interval.or(file.interval).unwrap_or(INTERVAL);
+        if interval < Duration::from_millis(1) {
+            bail!("an interval of {interval:?} is too short; take at least 1ms");
+        }
+        let on_crash = args.on_crash.or(file.on_crash).unwrap_or(OnCrashArg::Failover);
+        let shadow_mib = args.shadow_mib.or(file.shadow_mib).unwrap_or(SHADOW_MIB);
+        Ok(Self {
+            app,
+            standby: standby.context("no standby is named; give --standby HOST:PORT")?,
+            interval,
+            timing: Timing::new(nanos(heartbeat), missed)?,
+            on_crash: on_crash.into(),
+            grace: args.grace.or(file.grace).unwrap_or(GRACE),
+            shadow_bytes: shadow_mib.saturating_mul(1 << 20),
+            shared: Shared::resolve(args.shared, file)?,
+        })
+    }
+}
+
+impl StandbySettings {
+    pub fn resolve(args: StandbyArgs) -> anyhow::Result<Self> {
+        let file = File::load(args.shared.config.as_deref())?;
+        let listen =
+            args.listen.or(file.listen).context("no address to listen on; give --listen HOST:PORT")?;
+        let promote_hook = args.promote_hook.or(file.promote_hook.clone().map(Into::into));
+        Ok(Self { listen, promote_hook, shared: Shared::resolve(args.shared, file)? })
+    }
+}
+
+impl Shared {
+    fn resolve(args: SharedArgs, file: File) -> anyhow::Result<Self> {
+        let pki = args.pki.or(file.pki);
+        let pki =
+            pki.context("no certificates; give --pki DIR (`checksync pki init DIR HOST…` makes them)")?;
+        let host = args.host.or(file.host);
+        // A flag of either kind beats what the file says of both.
+        let (arbiter, fencing) = match (args.arbiter, args.fencing) {
+            (None, None) => (file.arbiter.map(|spec| spec.parse()).transpose()?, file.fencing),
+            given => given,
+        };
+        let fencing = match (&arbiter, fencing) {
+            (Some(_), Some(FencingArg::None)) => {
+                bail!("`arbiter` and `fencing = \"none\"` exclude each other")
+            }
+            (Some(_), None) => Fencing::Register,
+            (None, Some(FencingArg::None)) => Fencing::None,
+            (None, None) => Fencing::Absent,
+        };
+        let state = args.state.or(file.state);
+        let tls = TlsFiles::load(&pki, host.as_deref())?;
+        let pki = fs::canonicalize(&pki).with_context(|| format!("cannot find {}", pki.display()))?;
+        Ok(Self { tls, pki, fencing, arbiter, state, format: args.output.format })
+    }
+
+    pub fn host(&self) -> &str {
+        self.tls.host()
+    }
+}
+
+impl File {
+    fn load(path: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("{} is no configuration", path.display()))
+    }
+}
+
+impl From<OnCrashArg> for OnCrash {
+    fn from(arg: OnCrashArg) -> Self {
+        match arg {
+            OnCrashArg::Failover => Self::Failover,
+            OnCrashArg::Restart => Self::Restart,
+            OnCrashArg::Stop => Self::Stop,
+        }
+    }
+}
+
+/// A name that can be part of a file's and a cgroup's.
+pub fn check_name(app: &str) -> anyhow::Result<()> {
+    const LEN_MAX: usize = 100;
+    let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if app.is_empty() || app.starts_with('.') || app.len() > LEN_MAX || !app.chars().all(fits) {
+        bail!("{app:?} can't name an app: use letters, digits, '.', '_' and '-', not '.' first, at most 100");
+    }
+    Ok(())
+}
+
+pub fn nanos(span: Duration) -> Nanos {
+    Nanos(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// How each side names its fencing to the other: both must say the same.
+pub fn fencing_name(fencing: Fencing) -> &'static str {
+    match fencing {
+        Fencing::Register => "arbiter",
+        Fencing::None => "none",
+        Fencing::Absent => "absent",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_sets_what_flags_set() {
+        let file: File = toml::from_str("app = \"kv\"\ninterval = \"5ms\"\non_crash = \"stop\"").unwrap();
+        assert_eq!(file.app.as_deref(), Some("kv"));
+        assert_eq!(file.interval, Some(Duration::from_millis(5)));
+        assert_eq!(file.on_crash, Some(OnCrashArg::Stop));
+    }
+
+    #[test]
+    fn a_misspelt_key_or_span_is_refused_by_its_name() {
+        for (text, named) in [("intervall = \"5ms\"", "intervall"), ("interval = \"5\"", "\"5\"")] {
+            let why = toml::from_str::<File>(text).unwrap_err().to_string();
+            assert!(why.contains(named), "{why}");
+        }
+    }
+
+    #[test]
+    fn names_that_leave_a_directory_are_refused() {
+        for name in ["", "..", ".x", "a/b", "a b", &"x".repeat(101)] {
+            assert!(check_name(name).is_err(), "{name:?}");
+        }
+        assert!(check_name("kv-1.0_b").is_ok());
+    }
+}

@@ -1,0 +1,234 @@
+//! The guard: the first process of a cell, for as long as the cell lasts.
+//!
+//! It reaps what the app leaves behind and holds a pipe whose other end only the manager has. When that end
+//! closes, the manager is dead, and what follows depends on the last order:
+//!
+//! | last order | the cell holds | then |
+//! |---|---|---|
+//! | none | a program that has not begun, or a copy | kill it |
+//! | `Live`, `Disarm` | an app that nobody could take over | let it live, and keep its output from filling up |
+//! | `Arm` | an app whose standby can go on | revoke its permit, kill it, and say so to the standby |
+//!
+//! The order of the last line is what makes the word true: after the revocation nothing of the app can be
+//! heard, however long its sockets take to be torn down. Without a permit (`--fencing none`) the word waits
+//! until its processes are gone. A failure of anything after the revocation leaves silence, which the standby
+//! takes for what it is once T2 is over.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use engine::cell::Init;
+use gate::PermitHandle;
+use image::Term;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::net::unix::pipe;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep};
+use wire::{Client, GuardToken, Silent, TlsFiles};
+
+/// What a guard inherits, by number.
+pub const ORDERS: i32 = 10;
+pub const PERMIT: i32 = 11;
+pub const OUTPUT: i32 = 12;
+pub const ERROR: i32 = 13;
+/// The first of its arguments: whether there is a permit.
+pub const WITH_PERMIT: &str = "permit";
+pub const WITHOUT_PERMIT: &str = "no-permit";
+
+/// One line of JSON each.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// The app runs, and outlives its manager.
+    Live,
+    Arm(Arm),
+    /// As `Live`, after `Arm`.
+    Disarm,
+}
+
+/// What the guard needs in order to be believed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Arm {
+    pub app: String,
+    pub term: u64,
+    pub token: [u8; 32],
+    /// The standby, as a numeric address: a guard asks no name server.
+    pub standby: String,
+    pub pki: PathBuf,
+    pub host: String,
+}
+
+pub fn run(words: &[OsString]) -> anyhow::Result<()> {
+    let (kind, engine) = words.split_first().context("cell-init is not for people")?;
+    // The engine's thread is real-time, and the app must not inherit that.
+    sys::task::set_scheduling(0, &sys::task::SchedulingAttributes::default())?;
+    Init::enter(engine).context("cannot set up the cell")?;
+    let guard = Guard::inherit(kind == WITH_PERMIT)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(guard.keep())
+}
+
+struct Guard {
+    orders: Option<OwnedFd>,
+    permit: Option<PermitHandle>,
+    streams: [OwnedFd; 2],
+    last: Option<Order>,
+    /// A connection that waits for the word.
+    line: Arc<Mutex<Option<Client>>>,
+}
+
+impl Guard {
+    fn inherit(with_permit: bool) -> anyhow::Result<Self> {
+        let adopt = sys::spawn::adopt_descriptor;
+        let permit = with_permit.then(|| PermitHandle::from_inherited(PERMIT)).transpose()?;
+        let guard = Self {
+            orders: Some(adopt(ORDERS)),
+            permit,
+            streams: [adopt(OUTPUT), adopt(ERROR)],
+            last: None,
+            line: Arc::default(),
+        };
+        let_go_of_the_standard_streams()?;
+        Ok(guard)
+    }
+
+    async fn keep(mut self) -> anyhow::Result<()> {
+        let mut children = signal(SignalKind::child())?;
+        let orders = self.orders.take().expect("taken once");
+        let mut orders = BufReader::new(pipe::Receiver::from_owned_fd(orders)?).lines();
+        while let Some(order) = next_order(&mut orders, &mut children).await? {
+            if let Order::Arm(arm) = &order {
+                tokio::spawn(open_line(arm.clone(), Arc::clone(&self.line)));
+            }
+            self.last = Some(order);
+        }
+        match self.last.take() {
+            None => kill_everybody(),
+            Some(Order::Live | Order::Disarm) => self.outlive(children).await?,
+            Some(Order::Arm(arm)) => self.silence(&arm, children).await,
+        }
+        Ok(())
+    }
+
+    /// The manager is dead, and a standby can go on.
+    async fn silence(&self, arm: &Arm, mut children: Signal) {
+        match &self.permit {
+            Some(permit) => {
+                permit.revoke();
+                kill_everybody();
+            }
+            None => {
+                const PATIENCE: Duration = Duration::from_millis(500);
+                kill_everybody();
+                let gone = async {
+                    while reap() {
+                        children.recv().await;
+                    }
+                };
+                // A process that does not die speaks no more than one that hangs: the word is given.
+                let _ = tokio::time::timeout(PATIENCE, gone).await;
+            }
+        }
+        self.give_the_word(arm).await;
+    }
+
+    async fn give_the_word(&self, arm: &Arm) {
+        const ATTEMPTS_FOR: Duration = Duration::from_secs(2);
+        const PAUSE: Duration = Duration::from_millis(5);
+        let deadline = Instant::now() + ATTEMPTS_FOR;
+        let token = GuardToken::from_bytes(arm.token);
+        let word = Silent { app: arm.app.clone(), term: Term(arm.term), token };
+        let mut line = self.line.lock().map_or(None, |mut line| line.take());
+        while Instant::now() < deadline {
+            let client = match line.take() {
+                Some(client) => Some(client),
+                None => connect(arm).await,
+            };
+            match client {
+                // A refusal is an answer, too: the word was of no use to the standby.
+                Some(client) => match client.silent(word.clone()).await {
+                    Ok(()) | Err(wire::WireError::Refused { .. }) => return,
+                    Err(_) => (),
+                },
+                None => (),
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// The manager is dead, and the app is to live: somebody must read what it writes, and reap.
+    async fn outlive(self, mut children: Signal) -> io::Result<()> {
+        for stream in self.streams {
+            tokio::spawn(drain(pipe::Receiver::from_owned_fd(stream)?));
+        }
+        while reap() {
+            children.recv().await;
+        }
+        Ok(())
+    }
+}
+
+/// Reaps until there is an order. `None`: the manager is dead.
+async fn next_order(
+    orders: &mut Lines<BufReader<pipe::Receiver>>,
+    children: &mut Signal,
+) -> anyhow::Result<Option<Order>> {
+    loop {
+        tokio::select! {
+            line = orders.next_line() => {
+                let Some(line) = line? else { return Ok(None) };
+                return serde_json::from_str(&line).context("an order can't be read").map(Some);
+            }
+            _ = children.recv() => drop(reap()),
+        }
+    }
+}
+
+async fn open_line(arm: Arm, line: Arc<Mutex<Option<Client>>>) {
+    let client = connect(&arm).await;
+    if let Ok(mut line) = line.lock() {
+        *line = client;
+    }
+}
+
+async fn connect(arm: &Arm) -> Option<Client> {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let tls = TlsFiles::load(&arm.pki, Some(&arm.host)).ok()?;
+    Client::connect(&arm.standby, &tls, PATIENCE).await.ok()
+}
+
+async fn drain(mut stream: pipe::Receiver) {
+    // Nobody is there to be told of an error; at the end of the stream there is nothing left to do.
+    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+}
+
+/// To every process of the cell but this one.
+fn kill_everybody() {
+    const ALL: i32 = -1;
+    // With nobody there it fails, which is as good.
+    let _ = sys::task::kill(ALL, libc::SIGKILL);
+}
+
+/// Takes in who has ended. False if nobody is left.
+fn reap() -> bool {
+    loop {
+        match sys::wait::poll(sys::wait::Whom::Any) {
+            Ok(Some(_)) => (),
+            Ok(None) => return true,
+            Err(why) => return why.raw_os_error() != Some(libc::ECHILD),
+        }
+    }
+}
+
+/// They are the app's: while a guard holds them, no reader sees their end.
+fn let_go_of_the_standard_streams() -> io::Result<()> {
+    let nothing = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&nothing)?;
+    rustix::stdio::dup2_stderr(&nothing)?;
+    Ok(())
+}

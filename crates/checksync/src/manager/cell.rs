@@ -1,0 +1,68 @@
+//! What a cell is made with: its guard's orders, and the pipes of the app's output.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use engine::AppStdio;
+use engine::cell::CellSpec;
+use gate::PermitHandle;
+use rustix::io::FdFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::guard::{self, Order};
+
+/// Everything that belongs to one cell.
+#[derive(Debug)]
+pub struct CellKit {
+    pub spec: CellSpec,
+    pub guard: GuardLine,
+    /// The app's ends of its output.
+    pub stdio: AppStdio,
+    /// Ours.
+    pub streams: [OwnedFd; 2],
+}
+
+impl CellKit {
+    pub fn new(permit: Option<&PermitHandle>) -> io::Result<Self> {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC);
+        let ((orders, ours), (output, output_end), (error, error_end)) = (pipe()?, pipe()?, pipe()?);
+        let mut inherited = vec![
+            (orders, guard::ORDERS),
+            (output.try_clone()?, guard::OUTPUT),
+            (error.try_clone()?, guard::ERROR),
+        ];
+        let mut kind = guard::WITHOUT_PERMIT;
+        if let Some(permit) = permit {
+            let permit = permit.to_inheritable()?;
+            // The engine places it; until then nobody else whom we start is to have it.
+            rustix::io::fcntl_setfd(permit.as_fd(), FdFlags::CLOEXEC)?;
+            inherited.push((permit, guard::PERMIT));
+            kind = guard::WITH_PERMIT;
+        }
+        let spec = CellSpec {
+            program: "/proc/self/exe".into(),
+            arguments: vec!["cell-init".into(), kind.into()],
+            inherited,
+        };
+        let stdio = AppStdio { output: output_end, error: error_end };
+        Ok(Self { spec, guard: GuardLine { orders: ours.into() }, stdio, streams: [output, error] })
+    }
+}
+
+/// The manager's end of the guard's orders. It closes when the manager dies, and that is the last order.
+#[derive(Debug)]
+pub struct GuardLine {
+    orders: File,
+}
+
+impl GuardLine {
+    pub fn send(&mut self, order: &Order) {
+        let mut line = serde_json::to_vec(order).expect("an order is plain data");
+        line.push(b'\n');
+        // One write of less than PIPE_BUF: never half an order.
+        if let Err(why) = self.orders.write_all(&line) {
+            tracing::warn!("the app's guard is gone: {why}");
+        }
+    }
+}

@@ -1,0 +1,581 @@
+//! The standby's actor: one app's copy, its engine, and the machine that decides about a takeover.
+//!
+//! It lives from the first hello of an app until the app, taken over, has ended here. Inputs are taken one
+//! by one on a thread of its own, so that neither another app nor the network is in front of a heartbeat.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::Bytes;
+use engine::{AppExit, AppStdio, Command, Engine, Event, Promotion, RestoreReport};
+use image::{CheckpointId, Incarnation, Member, Sync, Term};
+use replica::primary::{AppExit as Exited, Permit};
+use replica::standby::{Discarded, EpochRefusal, Refusal as Refused, StandbyStatus};
+use replica::{
+    Answer, Ask, Fencing, Nanos, Progress, Reign, Right, Standby, StandbyAction, StandbyConfig, StandbyEvent,
+    Timing,
+};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc as tokio_mpsc, oneshot};
+use wire::{
+    EngineState, EpochRefused, Exit, FromPrimary, FromStandby, Heartbeat, HeartbeatAnswer, Hello, Incoming,
+    Opening, Outgoing, PROTOCOL_VERSION, RELEASE, Refusal, RefusalCode, Silent, StandbyState, TokenHash,
+    Welcome,
+};
+
+use super::cell::{CellKit, GuardLine};
+use super::fence::Fence;
+use super::output::Forwarding;
+use super::primary::exit_text;
+use super::register::RegisterDesk;
+use super::{engine_settings, exit_of, fresh_incarnation, hook, now, wall_clock_ns};
+use crate::guard::Order;
+use crate::status::{AppReport, Board, Role};
+
+/// What an actor is made with.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    pub app: String,
+    pub host: String,
+    pub timing: Timing,
+    pub fencing: Fencing,
+    pub arbiter: Option<arbiter::ArbiterSpec>,
+    pub state: Option<PathBuf>,
+    pub promote_hook: Option<OsString>,
+    pub host_facts: Bytes,
+    pub board: Board,
+    pub runtime: Handle,
+}
+
+#[derive(Debug)]
+pub enum Input {
+    Hello(Box<Hello>, Opening),
+    /// From the session with this number.
+    Said(u64, FromPrimary),
+    StreamEnded(u64),
+    Beat {
+        from: String,
+        beat: Heartbeat,
+        answers: Outgoing<HeartbeatAnswer>,
+    },
+    Silent(Silent, oneshot::Sender<Result<(), Refusal>>),
+    Engine(Event),
+    Register(Ask, Answer),
+    /// The daemon stops: an app that is served here gets this long to end.
+    Stop {
+        grace: Duration,
+    },
+}
+
+/// Who asks, while a step is under way: where its refusals and answers go.
+#[derive(Debug, Default)]
+struct Asker {
+    opening: Option<(Box<Hello>, Opening)>,
+    beat: Option<(Heartbeat, Outgoing<HeartbeatAnswer>)>,
+}
+
+/// A page stream.
+struct Session {
+    number: u64,
+    /// Queues without a bound of their own: one small message per epoch, which the primary limits.
+    outgoing: tokio_mpsc::UnboundedSender<FromStandby>,
+    token: Option<TokenHash>,
+    reign: Reign,
+}
+
+pub struct Actor {
+    setup: Setup,
+    inbox: mpsc::Receiver<Input>,
+    post: mpsc::Sender<Input>,
+    machine: Standby,
+    engine: Arc<Engine>,
+    guard: GuardLine,
+    /// The app's ends of its output, for the takeover.
+    stdio: Option<AppStdio>,
+    forwarding: Option<Forwarding>,
+    fence: Fence,
+    register: Option<RegisterDesk>,
+    incarnation: u64,
+    session: Option<Session>,
+    sessions: u64,
+    /// The stream that may go on giving its guard's word, after the session has ended.
+    armed: Option<(TokenHash, Reign)>,
+    announced: HashMap<CheckpointId, Sync>,
+    /// What the engine is taking in.
+    receiving: Option<CheckpointId>,
+    held_since_ns: Option<u64>,
+    serving: Option<RestoreReport>,
+    status: StandbyStatus,
+    ended: bool,
+}
+
+impl Actor {
+    /// On failure nothing of it is left.
+    pub fn new(setup: Setup) -> anyhow::Result<(Self, mpsc::Sender<Input>)> {
+        let (post, inbox) = mpsc::channel();
+        let fence = Fence::raise(&setup.app, setup.fencing)?;
+        let kit = CellKit::new(fence.handle()).context("cannot prepare a cell")?;
+        let answered = post.clone();
+        let answer = move |ask, answer| drop(answered.send(Input::Register(ask, answer)));
+        let register = setup.arbiter.as_ref().map(|spec| RegisterDesk::open(spec, &setup.app, answer));
+        let said = post.clone();
+        let events = Box::new(move |event| drop(said.send(Input::Engine(event))));
+        let engine = Engine::stand_by(engine_settings(&setup.app, 0), kit.spec, events);
+        let log = setup.state.as_ref().map(|state| state.join(format!("{}.log", setup.app)));
+        let incarnation = fresh_incarnation();
+        let config = StandbyConfig {
+            me: Member::new(&setup.host, incarnation),
+            timing: setup.timing,
+            fencing: setup.fencing,
+        };
+        let actor = Self {
+            machine: Standby::new(config),
+            engine: Arc::new(engine.context("cannot start an engine")?),
+            guard: kit.guard,
+            stdio: Some(kit.stdio),
+            forwarding: Some(Forwarding::start(kit.streams, log).context("cannot open the app's log")?),
+            fence,
+            register: register.transpose()?,
+            inbox,
+            post: post.clone(),
+            setup,
+            incarnation,
+            session: None,
+            sessions: 0,
+            armed: None,
+            announced: HashMap::new(),
+            receiving: None,
+            held_since_ns: None,
+            serving: None,
+            status: StandbyStatus::Empty,
+            ended: false,
+        };
+        Ok((actor, post))
+    }
+
+    pub fn run(mut self) {
+        const PRIORITY: i32 = 15;
+        if let Err(why) = sys::task::become_real_time(PRIORITY) {
+            tracing::warn!("no real-time priority for the standby, a busy host may take over wrongly: {why}");
+        }
+        let tick = Duration::from_nanos(self.setup.timing.heartbeat().0 / 2);
+        let mut next_tick = Instant::now();
+        while !self.ended {
+            match self.inbox.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+                Ok(input) => self.take(input),
+                Err(_) => {
+                    next_tick = Instant::now() + tick;
+                    self.step(StandbyEvent::Tick, &mut Asker::default());
+                }
+            }
+        }
+        self.finish();
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Hello(hello, opening) => self.take_hello(hello, opening),
+            Input::Said(number, message) if self.is_current(number) => self.take_said(message),
+            Input::StreamEnded(number) if self.is_current(number) => {
+                self.session = None;
+                self.step_alone(StandbyEvent::StreamEnded);
+            }
+            Input::Said(..) | Input::StreamEnded(_) => {} // Of a stream that another one replaced.
+            Input::Beat { from, beat, answers } => self.take_beat(&from, beat, answers),
+            Input::Silent(silent, answer) => {
+                let taken = self.take_word(&silent);
+                // The guard may be gone; its word counts.
+                let _ = answer.send(taken);
+            }
+            Input::Engine(event) => self.take_engine(event),
+            Input::Register(ask, answer) => self.step_alone(StandbyEvent::RegisterAnswer { ask, answer }),
+            Input::Stop { grace } if self.serving.is_some() => self.engine.send(Command::Stop { grace }),
+            Input::Stop { .. } => self.ended = true,
+        }
+    }
+
+    fn is_current(&self, number: u64) -> bool {
+        self.session.as_ref().is_some_and(|session| session.number == number)
+    }
+
+    fn take_hello(&mut self, hello: Box<Hello>, opening: Opening) {
+        let primary = Member::new(&hello.primary_name, hello.incarnation);
+        let reign = Reign { term: hello.term, incarnation: primary.incarnation };
+        let mut asker = Asker { opening: Some((hello, opening)), ..Asker::default() };
+        self.step(StandbyEvent::PrimaryConnected { primary, reign }, &mut asker);
+    }
+
+    fn take_said(&mut self, message: FromPrimary) {
+        let Some(session) = &mut self.session else { return };
+        let reign = session.reign;
+        match message {
+            FromPrimary::GuardArmed(armed) => {
+                session.token = Some(armed.token_hash);
+                self.armed = Some((armed.token_hash, reign));
+            }
+            FromPrimary::AppExited { how: Exit::Signal(signal), silenced: true } => {
+                tracing::warn!(app = self.setup.app, "the app died by signal {signal} on its primary");
+                self.step_alone(StandbyEvent::AppCrashed { reign, signal });
+            }
+            FromPrimary::AppExited { how, silenced: _ } => {
+                let exit = match how {
+                    Exit::Code(code) => Exited::Code(code),
+                    Exit::Signal(signal) => Exited::Signal(signal),
+                };
+                self.step_alone(StandbyEvent::AppEnded { reign, exit });
+            }
+            FromPrimary::Frame(_) => unreachable!("frames go to the engine by themselves"),
+        }
+    }
+
+    fn take_beat(&mut self, from: &str, beat: Heartbeat, answers: Outgoing<HeartbeatAnswer>) {
+        let followed = self.machine.primary().filter(|(member, reign)| {
+            // A beat that says `Starting` comes from a manager that was never welcomed.
+            member.name == from && reign.term == beat.term && beat.engine != EngineState::Starting
+        });
+        let stranger = Reign { term: beat.term, incarnation: Incarnation(0) };
+        let reign = followed.map_or(stranger, |(_, reign)| reign);
+        let progress = Progress {
+            captured: beat.newest_captured,
+            committed: None,
+            stalled: beat.engine == EngineState::Stuck,
+        };
+        let sent_at = Nanos(beat.sent_at_ns);
+        let mut asker = Asker { beat: Some((beat, answers)), ..Asker::default() };
+        self.step(StandbyEvent::Heartbeat { reign, sent_at, progress }, &mut asker);
+    }
+
+    fn take_word(&mut self, silent: &Silent) -> Result<(), Refusal> {
+        let armed =
+            self.armed.filter(|(hash, reign)| hash.matches(&silent.token) && reign.term == silent.term);
+        let Some((_, reign)) = armed else {
+            return Err(Refusal {
+                code: RefusalCode::Guard,
+                why: format!("no guard with this token is armed for {}", self.setup.app),
+                way_out: "nothing is to be done: the app was taken over or has ended".to_owned(),
+            });
+        };
+        tracing::warn!(
+            app = self.setup.app,
+            "the primary's manager is dead and its copy silent, says its guard"
+        );
+        self.step_alone(StandbyEvent::Silenced { reign });
+        Ok(())
+    }
+
+    fn take_engine(&mut self, event: Event) {
+        match event {
+            Event::EpochBegins { id, sync } => {
+                self.announced.insert(id, sync);
+                // The engine keeps the old copy until the new one is whole, whoever may take over meanwhile.
+                self.step_alone(StandbyEvent::EpochBegins { id, sync, eligible: true });
+                self.announced.remove(&id);
+            }
+            Event::Prepared { id } => {
+                self.receiving = None;
+                self.held_since_ns = Some(wall_clock_ns());
+                self.step_alone(StandbyEvent::Prepared { id });
+                self.publish();
+            }
+            Event::Refused { id, why } => {
+                self.receiving = None;
+                tracing::warn!(app = self.setup.app, %id, "refused an epoch: {why}");
+                self.say(FromStandby::EpochRefused(EpochRefused { id, why }));
+            }
+            Event::Applied { id } => self.step_alone(StandbyEvent::Applied { id }),
+            Event::ApplyFailed { id, why } => self.step_alone(StandbyEvent::ApplyFailed { id, why }),
+            Event::Restored(report) => self.restored(report),
+            Event::RestoreFailed { why } => {
+                tracing::error!(app = self.setup.app, "the takeover failed: {why}");
+                self.step_alone(StandbyEvent::RestoreFailed { why });
+            }
+            Event::Exited(exit) => self.app_exited(exit),
+            Event::Failed { why } => tracing::error!(app = self.setup.app, "{why}"),
+            Event::Ended => self.ended = true,
+            Event::ChildSeen { .. } | Event::ChildGone { .. } | Event::Executed => {}
+            Event::Ready { .. }
+            | Event::Captured { .. }
+            | Event::CaptureFailed { .. }
+            | Event::Progress(_) => {
+                tracing::warn!(?event, "a copy's engine spoke of captures");
+            }
+        }
+    }
+
+    fn app_exited(&mut self, exit: AppExit) {
+        let text = exit_text(exit_of(exit));
+        tracing::info!(app = self.setup.app, "the app, which was taken over, has ended: {text}");
+        self.ended = true;
+    }
+
+    fn step_alone(&mut self, event: StandbyEvent) {
+        self.step(event, &mut Asker::default());
+    }
+
+    fn step(&mut self, event: StandbyEvent, asker: &mut Asker) {
+        let mut actions = Vec::new();
+        self.machine.step(now(), event, &mut actions);
+        for action in actions {
+            self.act(action, asker);
+        }
+    }
+
+    fn act(&mut self, action: StandbyAction, asker: &mut Asker) {
+        match action {
+            StandbyAction::Welcome { held } => {
+                if let Some((hello, opening)) = asker.opening.take() {
+                    self.welcome(&hello, opening, held);
+                }
+            }
+            StandbyAction::Refuse(refusal) => self.refuse(&refusal, asker),
+            StandbyAction::Receive { id } => self.receive(id),
+            StandbyAction::RefuseEpoch { id, why } => self.refuse_epoch(id, &why),
+            StandbyAction::Ack { id } => self.say(FromStandby::Ack(id)),
+            StandbyAction::Apply { id } => self.engine.send(Command::Apply(id)),
+            StandbyAction::DropHalf { id } => self.drop_half(id),
+            StandbyAction::AnswerHeartbeat { sent_at: _, held } => {
+                let state = if held.is_some() { StandbyState::Ready } else { StandbyState::Syncing };
+                self.answer(asker, held, state);
+            }
+            StandbyAction::AskArbiter { ask, question } => {
+                if let Some(register) = &self.register {
+                    register.ask(ask, question);
+                }
+            }
+            StandbyAction::Promote { right, from } => self.promote(&right, from),
+            StandbyAction::Discard(why) => self.discard(&why),
+            StandbyAction::ConfirmEnd { exit: _ } => self.say(FromStandby::Refusal(Refusal {
+                code: RefusalCode::Stopping,
+                why: "the app has ended, and its copy is gone".to_owned(),
+                way_out: "nothing is to be done".to_owned(),
+            })),
+            StandbyAction::Status(status) => self.say_status(status),
+        }
+    }
+
+    /// Lets the stream in: frames go to the engine by a thread of their own, which the engine may hold up.
+    fn welcome(&mut self, hello: &Hello, opening: Opening, held: Option<CheckpointId>) {
+        let (outgoing, incoming) = opening.welcome(Welcome {
+            protocol_version: PROTOCOL_VERSION,
+            release: RELEASE.to_owned(),
+            standby_name: self.setup.host.clone(),
+            incarnation: self.incarnation,
+            held,
+            host_facts: self.setup.host_facts.clone(),
+        });
+        tracing::info!(app = self.setup.app, primary = hello.primary_name, "a primary is connected");
+        self.sessions += 1;
+        let number = self.sessions;
+        let (queue, queued) = tokio_mpsc::unbounded_channel();
+        self.setup.runtime.spawn(write(queued, outgoing));
+        let (frames, fed) = tokio_mpsc::channel(FRAMES_ON_THE_WAY);
+        let (engine, post) = (Arc::downgrade(&self.engine), self.post.clone());
+        let fed = std::thread::Builder::new().name("frames".to_owned()).spawn(move || {
+            feed(fed, &engine);
+            // The actor may have ended first.
+            let _ = post.send(Input::StreamEnded(number));
+        });
+        if let Err(why) = fed {
+            return tracing::error!("no thread for a page stream: {why}");
+        }
+        self.setup.runtime.spawn(read(number, incoming, frames, self.post.clone()));
+        let reign = Reign { term: hello.term, incarnation: Incarnation(hello.incarnation) };
+        self.armed = hello.guard_token_hash.map(|hash| (hash, reign));
+        self.session = Some(Session { number, outgoing: queue, token: hello.guard_token_hash, reign });
+    }
+
+    fn refuse(&mut self, refusal: &Refused, asker: &mut Asker) {
+        if let Some((hello, opening)) = asker.opening.take() {
+            tracing::warn!(
+                app = self.setup.app,
+                primary = hello.primary_name,
+                "refused a primary: {refusal}"
+            );
+            return opening.refuse(Refusal {
+                code: RefusalCode::Busy,
+                why: refusal.to_string(),
+                way_out: "wait until that is over, or end the other".to_owned(),
+            });
+        }
+        match refusal {
+            Refused::Serving { .. } if self.serving.is_some() => {
+                self.answer(asker, None, StandbyState::Serving)
+            }
+            Refused::Serving { .. } => self.answer(asker, None, StandbyState::TakingOver),
+            Refused::Claiming | Refused::OldTerm { .. } | Refused::Followed(_) => {}
+        }
+    }
+
+    fn answer(&self, asker: &mut Asker, held: Option<CheckpointId>, state: StandbyState) {
+        let Some((beat, answers)) = asker.beat.take() else { return };
+        let term = self.term().unwrap_or(beat.term);
+        let answer =
+            HeartbeatAnswer { sequence: beat.sequence, sent_at_ns: beat.sent_at_ns, term, held, state };
+        // A primary that takes no answers is told nothing by one more; that it is gone, the stream tells.
+        let _ = answers.try_send(answer);
+    }
+
+    /// The term that is served here, or followed.
+    fn term(&self) -> Option<Term> {
+        match self.status {
+            StandbyStatus::Promoting { term } | StandbyStatus::Serving { term } => Some(term),
+            StandbyStatus::Empty
+            | StandbyStatus::Receiving
+            | StandbyStatus::Following
+            | StandbyStatus::Suspecting(_)
+            | StandbyStatus::Claiming { .. }
+            | StandbyStatus::Discarded(_) => self.machine.primary().map(|(_, reign)| reign.term),
+        }
+    }
+
+    fn receive(&mut self, id: CheckpointId) {
+        let full = self.announced.get(&id) == Some(&Sync::Full);
+        self.receiving = Some(id);
+        self.engine.send(Command::Receive { id, full, keep_old: true });
+    }
+
+    fn refuse_epoch(&mut self, id: CheckpointId, why: &EpochRefusal) {
+        tracing::debug!(app = self.setup.app, %id, "refused an epoch: {why}");
+        self.engine.send(Command::DropHalf);
+        self.say(FromStandby::EpochRefused(EpochRefused { id, why: why.to_string() }));
+    }
+
+    /// Only of what the engine still takes in: it may have refused that epoch and begun the next.
+    fn drop_half(&mut self, id: CheckpointId) {
+        if self.receiving == Some(id) {
+            self.receiving = None;
+            self.engine.send(Command::DropHalf);
+        }
+    }
+
+    fn say(&self, message: FromStandby) {
+        if let Some(session) = &self.session {
+            // If it has ended, that is told by an input.
+            let _ = session.outgoing.send(message);
+        }
+    }
+
+    fn promote(&mut self, right: &Right, from: CheckpointId) {
+        tracing::warn!(app = self.setup.app, term = %right.term(), %from, "taking over");
+        if self.fence.allow(Permit::Open).is_err() {
+            tracing::error!("the copy's permit was revoked; it cannot be heard");
+        }
+        let Some(stdio) = self.stdio.take() else {
+            let why = "a copy of this engine was restored before".to_owned();
+            return self.step_alone(StandbyEvent::RestoreFailed { why });
+        };
+        self.engine.send(Command::Promote(Promotion { stdio, cgroup: self.fence.directory() }));
+    }
+
+    fn restored(&mut self, report: RestoreReport) {
+        let term = self.term().unwrap_or_default();
+        let id = CheckpointId { term, epoch: report.id.epoch };
+        if let Some(command) = &self.setup.promote_hook {
+            hook::promoted(command, &self.setup.app, id);
+        }
+        self.guard.send(&Order::Live);
+        self.serving = Some(report);
+        self.step_alone(StandbyEvent::RestoreFinished);
+        let restore_us = report.total.as_micros();
+        tracing::warn!(app = self.setup.app, %term, from = %report.id, restore_us, pid = report.pid, "SERVING");
+        self.publish();
+    }
+
+    fn discard(&mut self, why: &Discarded) {
+        tracing::info!(app = self.setup.app, "the copy is discarded: {why}");
+        self.receiving = None;
+        self.held_since_ns = None;
+        self.engine.send(Command::Discard);
+    }
+
+    fn say_status(&mut self, status: StandbyStatus) {
+        tracing::info!(app = self.setup.app, "{}", status_words(&status).0);
+        self.status = status;
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let (state, why_not) = status_words(&self.status);
+        let serving = self.serving.is_some();
+        let age_ns = self.held_since_ns.map(|at| wall_clock_ns().saturating_sub(at));
+        self.setup.board.set(AppReport {
+            app: self.setup.app.clone(),
+            role: if serving { Role::Primary } else { Role::Standby },
+            state: state.to_owned(),
+            protected: self.status == StandbyStatus::Following,
+            why_not,
+            term: self.term().map(|term| term.0),
+            epoch: self.machine.held().map(|id| id.epoch.0),
+            lag_ms: age_ns.filter(|_| !serving).map(|ns| ns / 1_000_000),
+            pause_us: None,
+            app_pid: self.serving.map(|report| report.pid),
+            peer: self.machine.primary().map(|(member, _)| member.name.clone()),
+        });
+    }
+
+    fn finish(self) {
+        let (app, board) = (self.setup.app, self.setup.board);
+        // A reader may hold the engine for one more frame; then it ends there.
+        drop(self.engine);
+        drop(self.stdio);
+        if let Some(forwarding) = self.forwarding {
+            forwarding.finish();
+        }
+        self.fence.take_down();
+        board.remove(&app);
+    }
+}
+
+/// Frames between the network and the engine.
+const FRAMES_ON_THE_WAY: usize = 4;
+
+async fn write(mut queue: tokio_mpsc::UnboundedReceiver<FromStandby>, outgoing: Outgoing<FromStandby>) {
+    while let Some(message) = queue.recv().await {
+        if let Err(why) = outgoing.send(message).await {
+            return tracing::debug!("an answer did not go: {why}");
+        }
+    }
+}
+
+async fn read(
+    number: u64,
+    mut incoming: Incoming<FromPrimary>,
+    frames: tokio_mpsc::Sender<Bytes>,
+    post: mpsc::Sender<Input>,
+) {
+    loop {
+        let taken = match incoming.recv().await {
+            Some(Ok(FromPrimary::Frame(frame))) => frames.send(frame).await.is_ok(),
+            Some(Ok(message)) => post.send(Input::Said(number, message)).is_ok(),
+            Some(Err(why)) => return tracing::warn!("the page stream is lost: {why}"),
+            None => return,
+        };
+        if !taken {
+            return;
+        }
+    }
+}
+
+fn feed(mut frames: tokio_mpsc::Receiver<Bytes>, engine: &Weak<Engine>) {
+    while let Some(frame) = frames.blocking_recv() {
+        let Some(engine) = engine.upgrade() else { return };
+        engine.send(Command::Frame(frame));
+    }
+}
+
+fn status_words(status: &StandbyStatus) -> (&'static str, Option<String>) {
+    match status {
+        StandbyStatus::Empty => ("empty", Some("no checkpoint has come yet".to_owned())),
+        StandbyStatus::Receiving => ("receiving", Some("the first full sync is under way".to_owned())),
+        StandbyStatus::Following => ("following", None),
+        StandbyStatus::Suspecting(why) => ("suspecting", Some(why.to_string())),
+        StandbyStatus::Claiming { trouble } => ("claiming", trouble.clone()),
+        StandbyStatus::Promoting { .. } => ("promoting", Some("the copy is being restored".to_owned())),
+        StandbyStatus::Serving { .. } => ("serving", Some("unprotected: it has no standby".to_owned())),
+        StandbyStatus::Discarded(why) => ("discarded", Some(why.to_string())),
+    }
+}

@@ -1,0 +1,69 @@
+//! The app's output, on its way to the manager's own and into its log file.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// Forwards until the app has closed both streams.
+#[derive(Debug)]
+pub struct Forwarding {
+    done: mpsc::Receiver<()>,
+}
+
+impl Forwarding {
+    pub fn start([output, error]: [OwnedFd; 2], log: Option<PathBuf>) -> io::Result<Self> {
+        let (ended, done) = mpsc::channel();
+        for (stream, to) in [(output, Stream::Output), (error, Stream::Error)] {
+            let log = log.as_deref().map(open_log).transpose()?;
+            let ended = ended.clone();
+            thread::Builder::new().name("output".to_owned()).spawn(move || {
+                forward(stream.into(), to, log);
+                drop(ended);
+            })?;
+        }
+        Ok(Self { done })
+    }
+
+    /// Waits until what was written has been forwarded, unless somebody who was left behind writes on.
+    pub fn finish(self) {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        // Nothing is ever sent: this ends when both threads have, or in time.
+        let _ = self.done.recv_timeout(PATIENCE);
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Stream {
+    Output,
+    Error,
+}
+
+fn open_log(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+/// Whether or not somebody listens to us: the app must not be held up, so a failed write is passed over.
+fn forward(mut from: File, to: Stream, mut log: Option<File>) {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let len = match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(len) => len,
+            Err(why) if why.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        };
+        let bytes = &buffer[..len];
+        let _ = match to {
+            Stream::Output => {
+                let mut out = io::stdout().lock();
+                out.write_all(bytes).and_then(|()| out.flush())
+            }
+            Stream::Error => io::stderr().write_all(bytes),
+        };
+        let _ = log.as_mut().map(|log| log.write_all(bytes));
+    }
+}

@@ -1,0 +1,731 @@
+//! The primary's actor: one app, its engine, its gate, and the machine that decides.
+//!
+//! All that happens comes in through one inbox; [`Actor::act`] does what the machine answers, in order. The
+//! actor ends when the machine ends the pair, and leaves nothing behind: no cell, no cgroup, no thread.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::net::ToSocketAddrs;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::Bytes;
+use engine::{Attach, Command, Engine, Event, FullSyncProgress, Launch};
+use image::{CheckpointId, Member, Term};
+use replica::primary::{AppExit, Ending, Notice, Permit, Reason, Status};
+use replica::{Answer, Ask, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use wire::{
+    Consistency, Exit, FromPrimary, FromStandby, GuardArmed, GuardToken, HeartbeatAnswer, Hello,
+    PROTOCOL_VERSION, RELEASE, RefusalCode, StandbyState,
+};
+
+use super::cell::{CellKit, GuardLine};
+use super::fence::Fence;
+use super::heart::{Heart, Pulse};
+use super::host::HostFacts;
+use super::link::{self, Dialling, LinkEvent, LinkSender};
+use super::output::Forwarding;
+use super::register::RegisterDesk;
+use super::{engine_settings, exit_of, fresh_incarnation, now, wall_clock_ns};
+use crate::config::{PrimarySettings, fencing_name, nanos};
+use crate::guard::{Arm, Order};
+use crate::status::{AppReport, Board, PauseRing, Role};
+
+/// What is protected.
+#[derive(Debug, Clone)]
+pub enum Target {
+    Command { program: OsString, arguments: Vec<OsString> },
+    Process(i32),
+}
+
+#[derive(Debug)]
+pub enum Input {
+    /// Of the engine with this number: a restarted app has another.
+    Engine(u64, Event),
+    Link(u64, LinkEvent),
+    Heart {
+        from: String,
+        answer: HeartbeatAnswer,
+    },
+    Register(Ask, Answer),
+    /// The operator asks us to stop.
+    Stop,
+    /// A signal that is the app's.
+    Signal(i32),
+}
+
+/// How it ended, for the exit code.
+#[derive(Debug)]
+pub enum Outcome {
+    Ended(Ending),
+    /// The app never began, or can't be started.
+    Failed(String),
+}
+
+/// A session as the machine sees it.
+struct Session {
+    number: u64,
+    standby: Member,
+    sender: LinkSender,
+}
+
+pub struct Actor {
+    settings: PrimarySettings,
+    target: Target,
+    board: Board,
+    runtime: Handle,
+    inbox: mpsc::Receiver<Input>,
+    post: mpsc::Sender<Input>,
+    machine: Primary,
+    me: Member,
+    fence: Fence,
+    engine: Option<Engine>,
+    engines: u64,
+    guard: Option<GuardLine>,
+    token: GuardToken,
+    hello: Arc<Mutex<Hello>>,
+    forwarding: Option<Forwarding>,
+    register: Option<RegisterDesk>,
+    heart: Option<Heart>,
+    dialling: Option<JoinHandle<()>>,
+    session: Option<Session>,
+    captured: Option<(CheckpointId, Vec<Bytes>)>,
+    /// The last frame of a full sync, until it may go.
+    end_frame: Arc<Mutex<Option<Bytes>>>,
+    /// When each captured checkpoint's state was true, until it is committed.
+    frozen: VecDeque<(CheckpointId, u64)>,
+    committed_at_ns: Option<u64>,
+    pauses: PauseRing,
+    progress: Progress,
+    status: Option<Status>,
+    link_trouble: Option<String>,
+    app_pid: Option<i32>,
+    exited: bool,
+    end_confirmed: bool,
+    stops: u32,
+    failure: Option<String>,
+    ending: Option<Ending>,
+}
+
+impl Actor {
+    /// Makes the app, which does not run yet. On failure nothing of it is left.
+    pub fn new(
+        settings: PrimarySettings,
+        target: Target,
+        board: Board,
+        runtime: Handle,
+    ) -> anyhow::Result<Self> {
+        let (post, inbox) = mpsc::channel();
+        let shared = &settings.shared;
+        let me = Member::new(shared.host(), fresh_incarnation());
+        let mut config = PrimaryConfig::new(me.clone(), shared.fencing);
+        config.timing = settings.timing;
+        config.on_crash = settings.on_crash;
+        config.interval = nanos(settings.interval);
+        let fence = match &target {
+            Target::Command { .. } => Fence::raise(&settings.app, shared.fencing)?,
+            Target::Process(pid) => Fence::around(*pid, shared.fencing)?,
+        };
+        let answered = post.clone();
+        let answer = move |ask, answer| drop(answered.send(Input::Register(ask, answer)));
+        let register = shared.arbiter.as_ref().map(|spec| RegisterDesk::open(spec, &settings.app, answer));
+        let token = GuardToken::random();
+        let facts = HostFacts::read().context("cannot look at this host")?;
+        let hello = Arc::new(Mutex::new(hello(&settings, &me, &facts)));
+        let mut actor = Self {
+            register: register.transpose()?,
+            machine: Primary::new(config, now()),
+            token,
+            hello,
+            settings,
+            target,
+            board,
+            runtime,
+            inbox,
+            post,
+            me,
+            fence,
+            engine: None,
+            engines: 0,
+            guard: None,
+            forwarding: None,
+            heart: None,
+            dialling: None,
+            session: None,
+            captured: None,
+            end_frame: Arc::default(),
+            frozen: VecDeque::new(),
+            committed_at_ns: None,
+            pauses: PauseRing::default(),
+            progress: Progress::default(),
+            status: None,
+            link_trouble: None,
+            app_pid: None,
+            exited: false,
+            end_confirmed: false,
+            stops: 0,
+            failure: None,
+            ending: None,
+        };
+        actor.start_engine()?;
+        Ok(actor)
+    }
+
+    /// Where signals go.
+    pub fn post(&self) -> mpsc::Sender<Input> {
+        self.post.clone()
+    }
+
+    /// Runs the pair to its end.
+    pub fn run(mut self) -> Outcome {
+        let tick = (self.settings.timing.heartbeat().0 / 2).min(nanos(self.settings.interval).0 / 4);
+        let tick = Duration::from_nanos(tick.max(500_000));
+        let mut next_tick = Instant::now();
+        while self.ending.is_none() && !self.hopeless() {
+            let wait = next_tick.saturating_duration_since(Instant::now());
+            match self.inbox.recv_timeout(wait) {
+                Ok(input) => self.take(input),
+                Err(_) => {
+                    next_tick = Instant::now() + tick;
+                    self.step(PrimaryEvent::Tick);
+                    self.publish();
+                }
+            }
+        }
+        self.finish()
+    }
+
+    /// The app could not be started, and there is nothing to protect.
+    fn hopeless(&self) -> bool {
+        self.failure.is_some() && self.app_pid.is_none()
+    }
+
+    fn start_engine(&mut self) -> anyhow::Result<()> {
+        self.engines += 1;
+        let (number, post) = (self.engines, self.post.clone());
+        let events = Box::new(move |event| drop(post.send(Input::Engine(number, event))));
+        let settings = engine_settings(&self.settings.app, self.settings.shadow_bytes);
+        let engine = match &self.target {
+            Target::Command { program, arguments } => {
+                let kit = CellKit::new(self.fence.handle()).context("cannot prepare a cell")?;
+                let log = self.settings.shared.state.as_ref();
+                let log = log.map(|state| state.join(format!("{}.log", self.settings.app)));
+                self.forwarding =
+                    Some(Forwarding::start(kit.streams, log).context("cannot open the app's log")?);
+                self.guard = Some(kit.guard);
+                self.token = GuardToken::random();
+                self.hello().guard_token_hash = Some(self.token.hash());
+                let launch = Launch {
+                    cell: kit.spec,
+                    program: program.clone(),
+                    arguments: arguments.clone(),
+                    directory: None,
+                    stdio: kit.stdio,
+                    cgroup: self.fence.directory(),
+                };
+                Engine::launch(settings, launch, events)
+            }
+            Target::Process(pid) => Engine::attach(settings, Attach { pid: *pid }, events),
+        };
+        self.engine = Some(engine.context("cannot start the engine")?);
+        Ok(())
+    }
+
+    fn hello(&self) -> std::sync::MutexGuard<'_, Hello> {
+        self.hello.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Engine(number, event) if number == self.engines => self.take_engine(event),
+            Input::Engine(..) => {} // Of an app that was restarted.
+            Input::Link(number, event) => self.take_link(number, event),
+            Input::Heart { from, answer } => self.take_answer(from, answer),
+            Input::Register(ask, answer) => self.step(PrimaryEvent::RegisterAnswer { ask, answer }),
+            Input::Stop => self.stop(),
+            Input::Signal(signal) => self.command(Command::Signal(signal)),
+        }
+    }
+
+    fn take_engine(&mut self, event: Event) {
+        match event {
+            Event::Ready { pid } => {
+                self.app_pid = Some(pid);
+                tracing::debug!(pid, "the app's process is there");
+            }
+            Event::Failed { why } => {
+                tracing::error!("{why}");
+                self.failure = Some(why);
+            }
+            Event::Captured { id, frames, report } => {
+                self.pauses.push(report.pause);
+                self.frozen.push_back((id, report.frozen_at_ns));
+                self.progress.end();
+                self.captured = Some((id, frames));
+                self.step(PrimaryEvent::Captured { id });
+            }
+            Event::CaptureFailed { id, why, refused } => {
+                self.progress.end();
+                tracing::debug!(%id, refused, "capture failed: {why}");
+                self.step(PrimaryEvent::CaptureFailed { id, why });
+            }
+            Event::Progress(progress) => self.progress.show(&progress),
+            Event::ChildSeen { pid } => self.step(PrimaryEvent::ChildSeen { pid }),
+            Event::ChildGone { pid } => self.step(PrimaryEvent::ChildGone { pid }),
+            Event::Executed => self.step(PrimaryEvent::Executed),
+            Event::Exited(exit) => self.app_exited(exit_of(exit)),
+            // An engine that is gone has taken its cell along.
+            Event::Ended if !self.exited => self.app_exited(AppExit::Signal(libc::SIGKILL)),
+            Event::Ended => {}
+            Event::EpochBegins { .. }
+            | Event::Prepared { .. }
+            | Event::Refused { .. }
+            | Event::Applied { .. }
+            | Event::ApplyFailed { .. }
+            | Event::Restored(_)
+            | Event::RestoreFailed { .. } => tracing::warn!(?event, "an app's engine spoke of a copy"),
+        }
+    }
+
+    fn app_exited(&mut self, exit: AppExit) {
+        self.exited = true;
+        tracing::info!("the app has ended: {}", exit_text(exit));
+        self.step(PrimaryEvent::AppExited(exit));
+    }
+
+    fn take_link(&mut self, number: u64, event: LinkEvent) {
+        let current = self.session.as_ref().is_some_and(|session| session.number == number);
+        match event {
+            LinkEvent::Connected { standby, held, sender } => {
+                tracing::info!(%standby, held = held.map(|id| id.to_string()), "a standby is connected");
+                self.link_trouble = None;
+                self.session = Some(Session { number, standby: standby.clone(), sender });
+                if let Some(heart) = &self.heart {
+                    heart.welcomed();
+                }
+                self.step(PrimaryEvent::PeerConnected { standby, held });
+            }
+            LinkEvent::Said(message) if current => self.take_said(message),
+            LinkEvent::Ended { why } if current => {
+                tracing::warn!("the standby is lost: {why}");
+                self.session = None;
+                self.step(PrimaryEvent::PeerLost { why });
+            }
+            LinkEvent::Failed { why } => self.note_trouble(why),
+            LinkEvent::Said(_) | LinkEvent::Ended { .. } => {} // Of a session that we let go.
+        }
+    }
+
+    fn note_trouble(&mut self, why: String) {
+        if self.link_trouble.as_ref() != Some(&why) {
+            tracing::warn!("no standby: {why}");
+            self.link_trouble = Some(why);
+        }
+    }
+
+    fn take_said(&mut self, message: FromStandby) {
+        match message {
+            FromStandby::Ack(id) => self.step(PrimaryEvent::Acked { id }),
+            FromStandby::EpochRefused(refused) => {
+                tracing::warn!(id = %refused.id, "the standby refused an epoch: {}", refused.why);
+                self.step(PrimaryEvent::EpochRefused { id: refused.id, why: refused.why });
+            }
+            FromStandby::Progress(_) => {}
+            // A standby that stops, or has forgotten the app as it was told, can take over no more.
+            FromStandby::Refusal(refusal) if refusal.code == RefusalCode::Stopping && self.exited => {
+                self.end_confirmed = true;
+                if let Some(from) = self.session.as_ref().map(|session| session.standby.clone()) {
+                    self.step(PrimaryEvent::EndConfirmed { from });
+                }
+            }
+            FromStandby::Refusal(refusal) => {
+                tracing::warn!("the standby ends the replication: {refusal}");
+                self.session = None;
+                self.step(PrimaryEvent::PeerLost { why: refusal.to_string() });
+            }
+        }
+    }
+
+    fn take_answer(&mut self, from: String, answer: HeartbeatAnswer) {
+        match answer.state {
+            StandbyState::Serving | StandbyState::TakingOver => {
+                self.step(PrimaryEvent::Superseded { term: answer.term, by: from });
+            }
+            StandbyState::Empty | StandbyState::Syncing | StandbyState::Ready | StandbyState::Stopping => {
+                let Some(session) = self.session.as_ref().filter(|session| session.standby.name == from)
+                else {
+                    return;
+                };
+                let from = session.standby.clone();
+                let (sent_at, held) = (Nanos(answer.sent_at_ns), answer.held);
+                self.step(PrimaryEvent::HeartbeatAnswered { from, sent_at, held });
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        self.stops += 1;
+        match (self.stops, self.heart.is_some()) {
+            (1, true) => self.step(PrimaryEvent::Shutdown),
+            // The term never was ours, so the app has never begun.
+            (1, false) => self.ending = Some(Ending::App(AppExit::Signal(libc::SIGTERM))),
+            _ => self.command(Command::Kill),
+        }
+    }
+
+    fn step(&mut self, event: PrimaryEvent) {
+        let mut actions = Vec::new();
+        self.machine.step(now(), event, &mut actions);
+        for action in actions {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: PrimaryAction) {
+        match action {
+            PrimaryAction::StartApp { term } => self.start_app(term),
+            PrimaryAction::StartFullSync { id, eligible: _ } => self.start_full_sync(id),
+            PrimaryAction::CaptureNow { id, parent } => self.command(Command::Capture { id, parent }),
+            PrimaryAction::SendEpoch { id, sync: _ } => self.send_epoch(id),
+            PrimaryAction::Committed(committed) => self.committed(committed.id()),
+            PrimaryAction::ReturnToLedger { ids: _ } => {
+                self.captured = None;
+                self.command(Command::ReturnToLedger);
+            }
+            PrimaryAction::SetPermit(permit) => self.set_permit(permit),
+            PrimaryAction::ArmGuard => self.arm_guard(),
+            PrimaryAction::DisarmGuard => self.order(&Order::Disarm),
+            PrimaryAction::AskArbiter { ask, question } => {
+                if let Some(register) = &self.register {
+                    register.ask(ask, question);
+                }
+            }
+            PrimaryAction::Tell { standby, notice } => self.tell(&standby, &notice),
+            PrimaryAction::StopHeartbeats => {
+                if let Some(heart) = &mut self.heart {
+                    heart.stop();
+                }
+            }
+            PrimaryAction::DropPeer { why } => {
+                tracing::warn!("let the standby go: {why}");
+                self.session = None;
+            }
+            PrimaryAction::Report(progress) => {
+                if let Some(heart) = &self.heart {
+                    heart.report(progress);
+                }
+            }
+            PrimaryAction::Status(status) => self.say_status(status),
+            PrimaryAction::StopApp => self.stop_app(),
+            PrimaryAction::RestartApp => self.restart_app(),
+            PrimaryAction::KillApp => self.command(Command::Kill),
+            PrimaryAction::EndPair(ending) => self.ending = Some(ending),
+        }
+    }
+
+    fn command(&self, command: Command) {
+        if let Some(engine) = &self.engine {
+            engine.send(command);
+        }
+    }
+
+    fn order(&mut self, order: &Order) {
+        if let Some(guard) = &mut self.guard {
+            guard.send(order);
+        }
+    }
+
+    fn start_app(&mut self, term: Term) {
+        {
+            let mut hello = self.hello();
+            hello.term = term;
+            hello.owner = self.me.name.clone();
+        }
+        self.order(&Order::Live);
+        self.command(Command::Start);
+        tracing::info!(%term, app = self.settings.app, "serving");
+        if let Err(why) = self.start_heart(term) {
+            tracing::error!("no heartbeats, so no protection: {why}");
+        }
+        let post = self.post.clone();
+        let dialling = Dialling {
+            standby: self.settings.standby.clone(),
+            tls: self.settings.shared.tls.clone(),
+            // It was read before.
+            facts: HostFacts::decode(&self.hello().host_facts).expect("our own encoding"),
+            hello: Arc::clone(&self.hello),
+            on_link: Arc::new(move |session, event| drop(post.send(Input::Link(session, event)))),
+        };
+        self.dialling = Some(self.runtime.spawn(link::keep_connected(dialling)));
+    }
+
+    fn start_heart(&mut self, term: Term) -> std::io::Result<()> {
+        let pulse = Pulse {
+            standby: self.settings.standby.clone(),
+            tls: self.settings.shared.tls.clone(),
+            app: self.settings.app.clone(),
+            term,
+            period: Duration::from_nanos(self.settings.timing.heartbeat().0),
+        };
+        let post = self.post.clone();
+        let on_answer =
+            move |from: &str, answer| drop(post.send(Input::Heart { from: from.to_owned(), answer }));
+        self.heart = Some(Heart::start(pulse, Box::new(on_answer))?);
+        Ok(())
+    }
+
+    fn start_full_sync(&mut self, id: CheckpointId) {
+        let Some(session) = &self.session else {
+            return tracing::warn!(%id, "a full sync without a standby");
+        };
+        *self.end_frame.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let sink = session.sender.sink(Arc::clone(&self.end_frame));
+        self.progress.begin();
+        self.command(Command::FullSync { id, sink });
+    }
+
+    fn send_epoch(&mut self, id: CheckpointId) {
+        let frames = self.captured.take().filter(|(captured, _)| *captured == id);
+        let end = self.end_frame.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(session) = &self.session else { return };
+        // Of a full sync only its end waits here; of any other epoch, all of it.
+        for frame in frames.into_iter().flat_map(|(_, frames)| frames).chain(end) {
+            session.sender.send(FromPrimary::Frame(frame));
+        }
+    }
+
+    fn committed(&mut self, id: CheckpointId) {
+        while let Some(&(captured, at_ns)) = self.frozen.front().filter(|(captured, _)| *captured <= id) {
+            self.frozen.pop_front();
+            if captured == id {
+                self.committed_at_ns = Some(at_ns);
+            }
+        }
+        self.command(Command::Committed(id));
+    }
+
+    fn set_permit(&mut self, permit: Permit) {
+        if self.fence.allow(permit).is_err() {
+            tracing::error!("the permit was revoked: the app's guard took this manager for dead");
+            self.command(Command::Kill);
+        }
+    }
+
+    fn arm_guard(&mut self) {
+        // A guard asks no name server: it is given what we resolve now.
+        let resolved = self.settings.standby.to_socket_addrs().ok().and_then(|mut all| all.next());
+        let standby = resolved.map_or(self.settings.standby.clone(), |address| address.to_string());
+        let shared = &self.settings.shared;
+        let arm = Arm {
+            app: self.settings.app.clone(),
+            term: self.machine.reign().term.0,
+            token: *self.token.as_bytes(),
+            standby,
+            pki: shared.pki.clone(),
+            host: shared.host().to_owned(),
+        };
+        self.order(&Order::Arm(arm));
+    }
+
+    fn tell(&mut self, standby: &Member, notice: &Notice) {
+        let Some(session) = self.session.as_ref().filter(|session| session.standby == *standby) else {
+            return;
+        };
+        let message = match notice {
+            // The standby reads the register itself when it needs it.
+            Notice::Enrolled(register) => {
+                let (term, token_hash) = (register.term, self.token.hash());
+                FromPrimary::GuardArmed(GuardArmed { term, token_hash })
+            }
+            Notice::AppEnded { exit, .. } => {
+                FromPrimary::AppExited { how: wire_exit(*exit), silenced: false }
+            }
+            Notice::AppCrashed { signal, .. } => {
+                FromPrimary::AppExited { how: Exit::Signal(*signal), silenced: true }
+            }
+        };
+        session.sender.send(message);
+    }
+
+    fn stop_app(&mut self) {
+        match self.target {
+            Target::Command { .. } => self.command(Command::Stop { grace: self.settings.grace }),
+            // What ran before us runs on: only its protection ends.
+            Target::Process(_) => self.app_exited(AppExit::Code(0)),
+        }
+    }
+
+    fn restart_app(&mut self) {
+        tracing::info!("starting the app afresh");
+        self.finish_engine();
+        self.exited = false;
+        match self.start_engine() {
+            Ok(()) => {
+                let (term, token_hash) = (self.machine.reign().term, self.token.hash());
+                if let Some(session) = &self.session {
+                    session.sender.send(FromPrimary::GuardArmed(GuardArmed { term, token_hash }));
+                }
+                self.order(&Order::Live);
+                self.command(Command::Start);
+            }
+            Err(why) => {
+                self.failure = Some(format!("{why:#}"));
+                self.app_pid = None;
+            }
+        }
+    }
+
+    fn say_status(&mut self, status: Status) {
+        match &status {
+            Status::Protected => tracing::info!("PROTECTED"),
+            Status::CatchingUp => tracing::info!("CATCHING-UP"),
+            Status::Unprotected(reason) => tracing::warn!("UNPROTECTED: {reason}"),
+        }
+        self.status = Some(status);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let Some(status) = &self.status else { return };
+        let (state, why_not) = match status {
+            Status::Protected => ("protected", None),
+            Status::CatchingUp => ("catching-up", None),
+            Status::Unprotected(Reason::NoStandby { .. }) if self.link_trouble.is_some() => {
+                ("unprotected", self.link_trouble.clone())
+            }
+            Status::Unprotected(reason) => ("unprotected", Some(reason.to_string())),
+        };
+        let reign = self.machine.reign();
+        self.board.set(AppReport {
+            app: self.settings.app.clone(),
+            role: Role::Primary,
+            state: state.to_owned(),
+            protected: why_not.is_none(),
+            why_not,
+            term: Some(reign.term.0),
+            epoch: self.machine.committed().map(|id| id.epoch.0),
+            lag_ms: self.committed_at_ns.map(|at| wall_clock_ns().saturating_sub(at) / 1_000_000),
+            pause_us: self.pauses.pauses(),
+            app_pid: self.app_pid,
+            peer: self.session.as_ref().map(|session| session.standby.name.clone()),
+        });
+    }
+
+    /// Everything of this app on this host ends here.
+    fn finish(mut self) -> Outcome {
+        self.await_farewell();
+        if let Some(heart) = &mut self.heart {
+            heart.stop();
+        }
+        if let Some(dialling) = self.dialling.take() {
+            dialling.abort();
+        }
+        self.session = None;
+        self.finish_engine();
+        self.fence.take_down();
+        match (self.ending, self.failure) {
+            // A program that can't be started has an exit code of its own, and a message.
+            (Some(Ending::App(_)) | None, Some(why)) => Outcome::Failed(why),
+            (Some(ending), _) => Outcome::Ended(ending),
+            (None, None) => Outcome::Failed("the manager's inbox closed".to_owned()),
+        }
+    }
+
+    /// A standby that was not told of a clean end would take silence for a death. With a register it needs
+    /// no telling; otherwise heartbeats go on until it has answered.
+    fn await_farewell(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let deadline = Instant::now() + PATIENCE;
+        if !matches!(self.ending, Some(Ending::App(_))) {
+            return;
+        }
+        while self.session.is_some() && !self.end_confirmed {
+            match self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Input::Link(number, event)) => self.take_link(number, event),
+                Ok(_) => {}
+                Err(_) => return tracing::warn!("the standby has not confirmed the app's end"),
+            }
+        }
+    }
+
+    fn finish_engine(&mut self) {
+        if let (Target::Process(_), Some(engine)) = (&self.target, &self.engine) {
+            engine.send(Command::Release);
+        }
+        drop(self.engine.take());
+        self.guard = None;
+        if let Some(forwarding) = self.forwarding.take() {
+            forwarding.finish();
+        }
+    }
+}
+
+fn hello(settings: &PrimarySettings, me: &Member, facts: &HostFacts) -> Hello {
+    let fencing = settings.shared.fencing;
+    Hello {
+        protocol_version: PROTOCOL_VERSION,
+        release: RELEASE.to_owned(),
+        app: settings.app.clone(),
+        term: Term(0),
+        owner: me.name.clone(),
+        incarnation: me.incarnation.0,
+        primary_name: me.name.clone(),
+        host_facts: facts.encode(),
+        consistency: Consistency::Timeline,
+        heartbeat: Duration::from_nanos(settings.timing.heartbeat().0),
+        missed: u32::try_from(settings.timing.suspicion().0 / settings.timing.heartbeat().0)
+            .unwrap_or(u32::MAX),
+        guard_token_hash: None,
+        has_register: settings.shared.arbiter.is_some(),
+        fencing: fencing_name(fencing).to_owned(),
+    }
+}
+
+fn wire_exit(exit: AppExit) -> Exit {
+    match exit {
+        AppExit::Code(code) => Exit::Code(code),
+        AppExit::Signal(signal) => Exit::Signal(signal),
+    }
+}
+
+pub fn exit_text(exit: AppExit) -> String {
+    match exit {
+        AppExit::Code(code) => format!("exit code {code}"),
+        AppExit::Signal(signal) => format!("signal {signal}"),
+    }
+}
+
+/// The progress of a full sync, on a terminal.
+#[derive(Debug, Default)]
+struct Progress {
+    began: Option<Instant>,
+    shown: bool,
+}
+
+impl Progress {
+    fn begin(&mut self) {
+        *self = Self { began: Some(Instant::now()), shown: false };
+    }
+
+    fn show(&mut self, progress: &FullSyncProgress) {
+        let Some(began) = self.began.filter(|_| std::io::stderr().is_terminal()) else { return };
+        let seconds = began.elapsed().as_secs_f64().max(1e-3);
+        let (done, total) =
+            (progress.bytes_done as f64, progress.bytes_total.max(progress.bytes_done) as f64);
+        let rate = done / seconds;
+        let left = if rate > 0.0 { (total - done) / rate } else { 0.0 };
+        let percent = if total > 0.0 { 100.0 * done / total } else { 100.0 };
+        eprint!("\rfull sync: {percent:3.0} %, {:.0} MB/s, {left:.0} s left ", rate / 1e6);
+        self.shown = true;
+    }
+
+    fn end(&mut self) {
+        if std::mem::take(self).shown {
+            eprintln!();
+        }
+    }
+}

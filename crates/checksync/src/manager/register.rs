@@ -1,0 +1,53 @@
+//! The register, asked on a thread of its own: its calls block.
+
+use std::sync::mpsc;
+use std::{io, thread};
+
+use arbiter::{Arbiter, ArbiterError, ArbiterSpec, Swap};
+use replica::{Answer, Ask, Question};
+
+/// Where questions go. Dropping it ends the thread, once it has its last answer.
+#[derive(Debug)]
+pub struct RegisterDesk {
+    questions: mpsc::Sender<(Ask, Question)>,
+}
+
+impl RegisterDesk {
+    pub fn open(
+        spec: &ArbiterSpec,
+        app: &str,
+        answer: impl Fn(Ask, Answer) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (questions, asked) = mpsc::channel::<(Ask, Question)>();
+        let (mut arbiter, app) = (spec.open(), app.to_owned());
+        thread::Builder::new().name("register".to_owned()).spawn(move || {
+            for (ask, question) in asked {
+                let answered = put(&mut *arbiter, &app, question);
+                answer(ask, answered.unwrap_or_else(|why| Answer::Unreachable { why: chain(&why) }));
+            }
+        })?;
+        Ok(Self { questions })
+    }
+
+    pub fn ask(&self, ask: Ask, question: Question) {
+        // The thread ends only with us; if it has panicked, the machine's own deadline tells.
+        let _ = self.questions.send((ask, question));
+    }
+}
+
+fn put(arbiter: &mut dyn Arbiter, app: &str, question: Question) -> Result<Answer, ArbiterError> {
+    match question {
+        Question::Read => arbiter.read(app).map(Answer::Value),
+        Question::Swap { expected, new } => match arbiter.swap(app, expected.as_ref(), new)? {
+            Swap::Won => Ok(Answer::Won),
+            Swap::Lost(current) => Ok(Answer::Lost(current)),
+        },
+    }
+}
+
+fn chain(why: &ArbiterError) -> String {
+    match std::error::Error::source(why) {
+        Some(source) => format!("{why}: {source}"),
+        None => why.to_string(),
+    }
+}

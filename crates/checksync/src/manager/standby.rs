@@ -1,0 +1,185 @@
+//! The standby daemon: the door that primaries knock at, and one actor per app behind it.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use replica::{Fencing, Timing};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use wire::{
+    Handler, Heartbeat, HeartbeatAnswer, Hello, Incoming, Opening, Outgoing, PeerIdentity, Refusal,
+    RefusalCode, Silent,
+};
+
+use super::copy::{Actor, Input, Setup};
+use super::host::HostFacts;
+use crate::config::{check_name, fencing_name, nanos};
+use crate::status::Board;
+
+/// Each app takes a thread or two and a copy of its memory.
+const APPS_MAX: usize = 100;
+
+pub struct Daemon {
+    pub host: String,
+    pub fencing: Fencing,
+    pub arbiter: Option<arbiter::ArbiterSpec>,
+    pub state: Option<PathBuf>,
+    pub promote_hook: Option<OsString>,
+    pub facts: HostFacts,
+    pub board: Board,
+    pub runtime: Handle,
+    pub apps: Mutex<HashMap<String, App>>,
+}
+
+/// An actor, as the door knows it.
+#[derive(Debug)]
+pub struct App {
+    post: mpsc::Sender<Input>,
+    timing: Timing,
+    thread: JoinHandle<()>,
+}
+
+impl Daemon {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, App>> {
+        self.apps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What keeps this primary and us from being a pair, whatever the app.
+    fn examine(&self, peer: &PeerIdentity, hello: &Hello) -> Result<Timing, Refusal> {
+        let refuse = |code, why: String, way_out: &str| Refusal { code, why, way_out: way_out.to_owned() };
+        check_name(&hello.app).map_err(|why| refuse(RefusalCode::Busy, why.to_string(), "choose another"))?;
+        if hello.primary_name != peer.name {
+            let why = format!("{} calls itself {:?}", peer.name, hello.primary_name);
+            return Err(refuse(RefusalCode::Host, why, "say --host as the certificate does"));
+        }
+        let ours = fencing_name(self.fencing);
+        if hello.fencing != ours {
+            let why = format!("fencing is {:?} on the primary and {ours:?} on the standby", hello.fencing);
+            return Err(refuse(RefusalCode::Fencing, why, "give both the same --arbiter, or --fencing none"));
+        }
+        let theirs = HostFacts::decode(&hello.host_facts);
+        let fits = theirs.and_then(|theirs| theirs.fits(&self.facts));
+        fits.map_err(|why| refuse(RefusalCode::Host, why.to_string(), why.way_out()))?;
+        Timing::new(nanos(hello.heartbeat), hello.missed)
+            .map_err(|why| refuse(RefusalCode::Fencing, why.to_string(), "change --heartbeat or --missed"))
+    }
+
+    /// The actor of an app, made if there is none.
+    fn actor(&self, app: &str, timing: Timing) -> Result<mpsc::Sender<Input>, Refusal> {
+        let mut apps = self.lock();
+        apps.retain(|_, app| !app.thread.is_finished());
+        if let Some(known) = apps.get(app) {
+            if known.timing == timing {
+                return Ok(known.post.clone());
+            }
+            return Err(Refusal {
+                code: RefusalCode::Fencing,
+                why: format!("{app} was followed with other heartbeats here"),
+                way_out: "give the same --heartbeat and --missed, or restart the standby".to_owned(),
+            });
+        }
+        if apps.len() >= APPS_MAX {
+            let why = format!("{APPS_MAX} apps are kept here already");
+            let way_out = "use another standby".to_owned();
+            return Err(Refusal { code: RefusalCode::Busy, why, way_out });
+        }
+        let made = self.start_actor(app, timing);
+        let (post, thread) = made.map_err(|why| Refusal {
+            code: RefusalCode::Host,
+            why: format!("{why:#}"),
+            way_out: "see the standby's log".to_owned(),
+        })?;
+        apps.insert(app.to_owned(), App { post: post.clone(), timing, thread });
+        Ok(post)
+    }
+
+    fn start_actor(
+        &self,
+        app: &str,
+        timing: Timing,
+    ) -> anyhow::Result<(mpsc::Sender<Input>, JoinHandle<()>)> {
+        let (actor, post) = Actor::new(Setup {
+            app: app.to_owned(),
+            host: self.host.clone(),
+            timing,
+            fencing: self.fencing,
+            arbiter: self.arbiter.clone(),
+            state: self.state.clone(),
+            promote_hook: self.promote_hook.clone(),
+            host_facts: self.facts.encode(),
+            board: self.board.clone(),
+            runtime: self.runtime.clone(),
+        })?;
+        let thread = thread::Builder::new().name("standby".to_owned()).spawn(move || actor.run())?;
+        Ok((post, thread))
+    }
+
+    fn find(&self, app: &str) -> Option<mpsc::Sender<Input>> {
+        self.lock().get(app).map(|app| app.post.clone())
+    }
+
+    /// Ends every app: copies are dropped, and what is served here gets `grace`.
+    pub fn stop(&self, grace: Duration) {
+        let apps: Vec<App> = self.lock().drain().map(|(_, app)| app).collect();
+        for app in &apps {
+            // One that has ended needs no telling.
+            let _ = app.post.send(Input::Stop { grace });
+        }
+        for app in apps {
+            // A panic was logged.
+            let _ = app.thread.join();
+        }
+    }
+}
+
+#[async_trait]
+impl Handler for Daemon {
+    async fn replicate(&self, peer: PeerIdentity, hello: Hello, opening: Opening) {
+        let actor = self.examine(&peer, &hello).and_then(|timing| self.actor(&hello.app, timing));
+        match actor {
+            // An actor that ends right now drops the opening, and the primary tries again.
+            Ok(actor) => drop(actor.send(Input::Hello(Box::new(hello), opening))),
+            Err(refusal) => {
+                tracing::warn!(%peer, app = hello.app, "refused a primary: {refusal}");
+                opening.refuse(refusal);
+            }
+        }
+    }
+
+    async fn beat(
+        &self,
+        peer: PeerIdentity,
+        mut beats: Incoming<Heartbeat>,
+        answers: Outgoing<HeartbeatAnswer>,
+    ) {
+        let mut known: Option<(String, mpsc::Sender<Input>)> = None;
+        while let Some(Ok(beat)) = beats.recv().await {
+            if known.as_ref().is_none_or(|(app, _)| *app != beat.app) {
+                known = self.find(&beat.app).map(|actor| (beat.app.clone(), actor));
+            }
+            let Some((_, actor)) = &known else { continue };
+            let input = Input::Beat { from: peer.name.clone(), beat, answers: answers.clone() };
+            if actor.send(input).is_err() {
+                known = None;
+            }
+        }
+    }
+
+    async fn silent(&self, _peer: PeerIdentity, silent: Silent) -> Result<(), Refusal> {
+        let refuse = |why: &str| Refusal {
+            code: RefusalCode::Guard,
+            why: why.to_owned(),
+            way_out: "nothing is to be done".to_owned(),
+        };
+        let actor = self.find(&silent.app).ok_or_else(|| refuse("no such app is kept here"))?;
+        let (answer, answered) = oneshot::channel();
+        let ended = || refuse("the app has ended here");
+        actor.send(Input::Silent(silent, answer)).map_err(|_| ended())?;
+        answered.await.map_err(|_| ended())?
+    }
+}

@@ -1,0 +1,221 @@
+//! What a manager says of itself: one JSON line to whoever connects to its socket.
+//!
+//! Sockets lie in the run directory, `$CHECKSYNC_RUN_DIR` or `/run/checksync`, which only root may enter. A
+//! socket whose manager is dead refuses connections, and the next manager of its name replaces it.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixListener;
+
+/// Grows with every change of meaning, not with a new field.
+pub const SCHEMA: u32 = 1;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ManagerReport {
+    pub schema: u32,
+    pub role: Role,
+    pub host: String,
+    pub pid: u32,
+    /// Where a standby listens.
+    pub address: Option<String>,
+    pub fencing: String,
+    pub apps: Vec<AppReport>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Primary,
+    Standby,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AppReport {
+    pub app: String,
+    /// `primary`, also after a takeover; `standby` for a copy.
+    pub role: Role,
+    /// In one word: protected, catching-up, unprotected; following, receiving, …, serving, ended.
+    pub state: String,
+    /// Would survive the death of its host; of a copy: could take over now.
+    pub protected: bool,
+    pub why_not: Option<String>,
+    pub term: Option<u64>,
+    /// The newest committed checkpoint; of a copy: what it holds.
+    pub epoch: Option<u64>,
+    /// How old the newest committed state is.
+    pub lag_ms: Option<u64>,
+    pub pause_us: Option<Pauses>,
+    /// The app's process on this host.
+    pub app_pid: Option<i32>,
+    pub peer: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pauses {
+    pub p50: u64,
+    pub p99: u64,
+}
+
+/// The reports of one manager's apps, which its actors write and its socket reads.
+#[derive(Debug, Clone)]
+pub struct Board {
+    head: Arc<ManagerReport>,
+    apps: Arc<Mutex<BTreeMap<String, AppReport>>>,
+}
+
+impl Board {
+    pub fn new(role: Role, host: &str, fencing: &str, address: Option<String>) -> Self {
+        let (host, fencing) = (host.to_owned(), fencing.to_owned());
+        let pid = std::process::id();
+        let head = ManagerReport { schema: SCHEMA, role, host, pid, address, fencing, apps: Vec::new() };
+        Self { head: Arc::new(head), apps: Arc::default() }
+    }
+
+    pub fn set(&self, report: AppReport) {
+        self.lock().insert(report.app.clone(), report);
+    }
+
+    pub fn remove(&self, app: &str) {
+        self.lock().remove(app);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, AppReport>> {
+        self.apps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn line(&self) -> Vec<u8> {
+        let apps = self.lock().values().cloned().collect();
+        let report = ManagerReport { apps, ..(*self.head).clone() };
+        let mut line = serde_json::to_vec(&report).expect("a report is plain data");
+        line.push(b'\n');
+        line
+    }
+
+    /// Answers on `NAME.sock` until the returned value is dropped. Call it holding the manager's lock: a
+    /// socket that is there already is then a dead one's.
+    pub fn serve(&self, name: &str) -> anyhow::Result<Socket> {
+        let path = run_dir()?.join(format!("{name}.sock"));
+        match std::fs::remove_file(&path) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => {
+                return Err(why).with_context(|| format!("cannot replace {}", path.display()));
+            }
+            _ => (),
+        }
+        let listener =
+            UnixListener::bind(&path).with_context(|| format!("cannot bind {}", path.display()))?;
+        tokio::spawn(answer(listener, self.clone()));
+        Ok(Socket { path })
+    }
+}
+
+async fn answer(listener: UnixListener, board: Board) {
+    const PAUSE: Duration = Duration::from_millis(100);
+    loop {
+        match listener.accept().await {
+            Ok((mut stream, _)) => {
+                let line = board.line();
+                // Whoever hangs up early did not want to know.
+                tokio::spawn(async move { stream.write_all(&line).await });
+            }
+            // Out of descriptors, most likely: it passes.
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// Removes the socket when dropped.
+#[derive(Debug)]
+pub struct Socket {
+    path: PathBuf,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // A socket that stays refuses connections, and is replaced by the next.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The run directory, made if it is missing.
+pub fn run_dir() -> anyhow::Result<PathBuf> {
+    let dir = std::env::var_os("CHECKSYNC_RUN_DIR").map_or("/run/checksync".into(), PathBuf::from);
+    make_private(&dir)?;
+    Ok(dir)
+}
+
+pub fn make_private(dir: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.with_context(|| format!("cannot make {}", dir.display()))
+}
+
+/// Asks every manager of the run directory. Dead ones are passed over.
+pub fn ask_all() -> anyhow::Result<Vec<ManagerReport>> {
+    let dir = run_dir()?;
+    let entries = std::fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut paths: Vec<PathBuf> =
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "sock"));
+    paths.sort();
+    Ok(paths.iter().filter_map(|path| ask(path).ok()).collect())
+}
+
+fn ask(path: &Path) -> anyhow::Result<ManagerReport> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const LEN_MAX: u64 = 1 << 20;
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut text = String::new();
+    stream.take(LEN_MAX).read_to_string(&mut text)?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// The pauses of the last thousand checkpoints.
+#[derive(Debug, Default)]
+pub struct PauseRing {
+    micros: Vec<u64>,
+    next: usize,
+}
+
+impl PauseRing {
+    const LEN: usize = 1000;
+
+    pub fn push(&mut self, pause: Duration) {
+        let micros = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+        if self.micros.len() < Self::LEN {
+            self.micros.push(micros);
+        } else {
+            self.micros[self.next] = micros;
+        }
+        self.next = (self.next + 1) % Self::LEN;
+    }
+
+    pub fn pauses(&self) -> Option<Pauses> {
+        let mut sorted = self.micros.clone();
+        sorted.sort_unstable();
+        let last = sorted.len().checked_sub(1)?;
+        Some(Pauses { p50: sorted[last / 2], p99: sorted[last * 99 / 100] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_newest_thousand_pauses_count() {
+        let mut ring = PauseRing::default();
+        assert_eq!(ring.pauses(), None);
+        (0..1000).for_each(|_| ring.push(Duration::from_secs(1)));
+        (0..1000).for_each(|micros| ring.push(Duration::from_micros(micros)));
+        assert_eq!(ring.pauses(), Some(Pauses { p50: 499, p99: 989 }));
+    }
+}

@@ -1,0 +1,107 @@
+//! `attach`: protect a program that runs already; and what it shares with `run`.
+
+use std::process::ExitCode;
+use std::sync::mpsc;
+
+use anyhow::{Context, bail};
+use replica::primary::{AppExit, Ending};
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::arguments::{AttachArgs, Format};
+use crate::config::{PrimarySettings, fencing_name};
+use crate::exit::Exit;
+use crate::manager::lock::Lock;
+use crate::manager::primary::{Actor, Input, Outcome, Target, exit_text};
+use crate::status::{self, Board, Role, SCHEMA};
+
+pub fn run(args: AttachArgs) -> anyhow::Result<ExitCode> {
+    let settings = PrimarySettings::resolve(args.primary)?;
+    protect(settings, Target::Process(args.pid))
+}
+
+/// Runs a primary manager until the app has ended, here or for good.
+pub fn protect(settings: PrimarySettings, target: Target) -> anyhow::Result<ExitCode> {
+    let name = format!("primary-{}", settings.app);
+    let _app = Lock::take(&status::run_dir()?, &name, &format!("app {}", settings.app))?;
+    let _state = lock_state(settings.shared.state.as_deref())?;
+    let runtime = runtime()?;
+    let _inside = runtime.enter();
+    let board =
+        Board::new(Role::Primary, settings.shared.host(), fencing_name(settings.shared.fencing), None);
+    let _socket = board.serve(&name)?;
+    let format = settings.shared.format;
+    let actor = Actor::new(settings, target, board, runtime.handle().clone())?;
+    forward_signals(&actor.post())?;
+    end(actor.run(), format)
+}
+
+/// The directory is one manager's alone.
+pub fn lock_state(state: Option<&std::path::Path>) -> anyhow::Result<Option<Lock>> {
+    let Some(state) = state else { return Ok(None) };
+    status::make_private(state)?;
+    Lock::take(state, "manager", &format!("state directory {}", state.display())).map(Some)
+}
+
+pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    const WORKERS: usize = 2;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(WORKERS).thread_name("network").enable_all().build().context("cannot start tokio")
+}
+
+/// The first SIGTERM or Ctrl-C asks the app to end, the second kills it; others are the app's.
+fn forward_signals(post: &mpsc::Sender<Input>) -> anyhow::Result<()> {
+    let kinds = [
+        (SignalKind::terminate(), None),
+        (SignalKind::interrupt(), None),
+        (SignalKind::hangup(), Some(libc::SIGHUP)),
+        (SignalKind::user_defined1(), Some(libc::SIGUSR1)),
+        (SignalKind::user_defined2(), Some(libc::SIGUSR2)),
+    ];
+    for (kind, number) in kinds {
+        let (mut signals, post) = (signal(kind)?, post.clone());
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                let input = number.map_or(Input::Stop, Input::Signal);
+                if post.send(input).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Ended {
+    schema: u32,
+    ending: Ending,
+}
+
+/// The app's own exit code, as a shell shows it, where the app ended by itself.
+fn end(outcome: Outcome, format: Format) -> anyhow::Result<ExitCode> {
+    const SIGNAL_BASE: i32 = 128;
+    let ending = match outcome {
+        Outcome::Ended(ending) => ending,
+        Outcome::Failed(why) => bail!(why),
+    };
+    let code = match &ending {
+        Ending::App(AppExit::Code(code)) => u8::try_from(*code).unwrap_or(Exit::Failure as u8),
+        Ending::App(exit @ AppExit::Signal(signal)) => {
+            tracing::warn!("the app died: {}", exit_text(*exit));
+            u8::try_from(SIGNAL_BASE + signal).unwrap_or(Exit::Failure as u8)
+        }
+        Ending::HandedOver { to } => {
+            tracing::warn!("{to} serves the app now");
+            Exit::Fenced as u8
+        }
+        Ending::Fenced { by } => {
+            tracing::error!("fenced: {by} has the term, and the copy of the app here is dead");
+            Exit::Fenced as u8
+        }
+    };
+    if format == Format::Json {
+        println!("{}", serde_json::to_string(&Ended { schema: SCHEMA, ending })?);
+    }
+    Ok(code.into())
+}

@@ -1,0 +1,93 @@
+//! `standby`: keep warm copies of apps, and take over.
+
+use std::collections::HashMap;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use super::attach::{lock_state, runtime};
+use crate::arguments::{Format, StandbyArgs};
+use crate::config::{StandbySettings, fencing_name};
+use crate::exit::{Coded, Exit};
+use crate::manager::host::HostFacts;
+use crate::manager::standby::Daemon;
+use crate::status::{Board, Role, SCHEMA};
+
+/// How long an app that is served here may take to end when the daemon stops.
+const GRACE: Duration = Duration::from_secs(10);
+
+#[derive(Serialize)]
+struct Listening {
+    schema: u32,
+    address: String,
+}
+
+pub fn run(args: StandbyArgs) -> anyhow::Result<ExitCode> {
+    let settings = StandbySettings::resolve(args)?;
+    let _state = lock_state(settings.shared.state.as_deref())?;
+    runtime()?.block_on(serve(settings))
+}
+
+async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
+    let StandbySettings { listen, promote_hook, shared } = settings;
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("cannot listen on {listen}; does another process?"))
+        .map_err(|why| Coded::new(Exit::Failure, why))?;
+    let address = listener.local_addr()?;
+    let board =
+        Board::new(Role::Standby, shared.host(), fencing_name(shared.fencing), Some(address.to_string()));
+    let _socket = board.serve(&format!("standby-{}", address.port()))?;
+    let daemon = Arc::new(Daemon {
+        host: shared.host().to_owned(),
+        fencing: shared.fencing,
+        arbiter: shared.arbiter,
+        state: shared.state,
+        promote_hook,
+        facts: HostFacts::read().context("cannot look at this host")?,
+        board,
+        runtime: tokio::runtime::Handle::current(),
+        apps: Mutex::new(HashMap::new()),
+    });
+    let stop = on_stop()?;
+    match shared.format {
+        Format::Json => println!(
+            "{}",
+            serde_json::to_string(&Listening { schema: SCHEMA, address: address.to_string() })?
+        ),
+        Format::Text => println!("listening on {address}"),
+    }
+    let handler = Arc::clone(&daemon) as Arc<dyn wire::Handler>;
+    wire::serve(listener, &shared.tls, wire::Limits::default(), handler, async {
+        // The task that sends it lives as long as the runtime.
+        let _ = stop.await;
+    })
+    .await;
+    tracing::info!("stopping");
+    tokio::task::spawn_blocking(move || daemon.stop(GRACE)).await.context("stopping failed")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ready at the first SIGTERM or Ctrl-C. At the second the process ends at once, and its guards see to the rest.
+fn on_stop() -> anyhow::Result<oneshot::Receiver<()>> {
+    let (told, stop) = oneshot::channel();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        let mut told = Some(told);
+        loop {
+            tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
+            match told.take() {
+                // The receiver waits, or the daemon is past it already.
+                Some(told) => drop(told.send(())),
+                None => std::process::exit(Exit::Failure as i32),
+            }
+        }
+    });
+    Ok(stop)
+}

@@ -1,0 +1,66 @@
+//! `status`: what the managers of this host say.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::arguments::{Format, StatusArgs};
+use crate::exit::Exit;
+use crate::status::{self, AppReport, ManagerReport, SCHEMA};
+
+#[derive(Serialize)]
+struct Answer {
+    schema: u32,
+    /// Every app that has this host as its primary would survive its death, and every copy could take over.
+    protected: bool,
+    managers: Vec<ManagerReport>,
+}
+
+pub fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
+    let mut managers = status::ask_all()?;
+    if let Some(app) = &args.app {
+        managers.iter_mut().for_each(|manager| manager.apps.retain(|report| report.app == *app));
+        managers.retain(|manager| !manager.apps.is_empty());
+    }
+    let protected = managers.iter().flat_map(|manager| &manager.apps).all(|app| app.protected);
+    let exit = match (managers.is_empty(), protected) {
+        (true, _) => Exit::NotRunning,
+        (false, false) => Exit::Unprotected,
+        (false, true) => Exit::Ok,
+    };
+    match args.output.format {
+        Format::Json => {
+            let answer = Answer { schema: SCHEMA, protected: protected && !managers.is_empty(), managers };
+            println!("{}", serde_json::to_string(&answer)?);
+        }
+        Format::Text => print_text(&managers),
+    }
+    Ok(exit.into())
+}
+
+fn print_text(managers: &[ManagerReport]) {
+    if managers.is_empty() {
+        println!("no manager runs on this host");
+    }
+    for manager in managers {
+        if manager.apps.is_empty() {
+            let address = manager.address.as_deref().unwrap_or("nowhere");
+            println!("standby on {address}: no app yet (fencing: {})", manager.fencing);
+        }
+        manager.apps.iter().for_each(|app| println!("{}", line(app, &manager.fencing)));
+    }
+}
+
+fn line(app: &AppReport, fencing: &str) -> String {
+    let mut parts = vec![format!("{}: {}", app.app, app.state.to_uppercase())];
+    parts.extend(app.why_not.as_ref().map(|why| format!("({why})")));
+    parts.push(format!("as {:?}", app.role).to_lowercase());
+    let name = app.term.zip(app.epoch).map(|(term, epoch)| format!("checkpoint {term}/{epoch}"));
+    parts.extend(name);
+    parts.extend(app.lag_ms.map(|lag| format!("lag {lag} ms")));
+    let pauses = app.pause_us.map(|pauses| format!("pause p50 {} µs, p99 {} µs", pauses.p50, pauses.p99));
+    parts.extend(pauses);
+    parts.extend(app.peer.as_ref().map(|peer| format!("peer {peer}")));
+    parts.push(format!("fencing {fencing}"));
+    parts.join(", ").replacen(", (", " (", 1)
+}
