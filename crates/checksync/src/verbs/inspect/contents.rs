@@ -1,0 +1,186 @@
+//! What is shown of a checkpoint: the frames of a file, summed up.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use image::frame::{FrameError, decode};
+use image::layout::Layout;
+use image::process::{Process, Thread};
+use image::state::State;
+use image::{CheckpointId, Frame, FrameKind, PAGE_BYTES, PageBatch};
+use serde::Serialize;
+
+use crate::verbs::describe::{self, Fate};
+use crate::verbs::one_shot::{OneShotError, Reader};
+
+#[derive(Debug, Serialize)]
+pub struct Contents {
+    pub schema: u32,
+    pub file: PathBuf,
+    pub bytes: u64,
+    pub frames: u64,
+    pub app: String,
+    pub term: u64,
+    pub epoch: u64,
+    /// Nanoseconds since 1970.
+    pub frozen_at_ns: u64,
+    pub memory: Memory,
+    pub processes: Vec<ProcessContents>,
+    pub pipes: usize,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub struct Memory {
+    /// Page data in the file.
+    pub pages: u64,
+    pub page_bytes: u64,
+    pub mapped_bytes: u64,
+    pub mappings: Vec<MappingContents>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct MappingContents {
+    pub space: u32,
+    pub start: u64,
+    pub end: u64,
+    pub protection: String,
+    pub what: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ProcessContents {
+    pub pid: i32,
+    pub executable: String,
+    pub go: bool,
+    pub user: u32,
+    pub directory: String,
+    pub threads: Vec<ThreadContents>,
+    pub descriptors: Vec<DescriptorContents>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ThreadContents {
+    pub tid: i32,
+    pub name: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct DescriptorContents {
+    pub number: i32,
+    pub kind: &'static str,
+    pub what: String,
+    pub socket: bool,
+    /// What becomes of it at a restore.
+    pub fate: Fate,
+}
+
+/// Reads a checkpoint whole. Nothing is shown of one that is damaged anywhere.
+pub fn read(path: &Path) -> Result<Contents, OneShotError> {
+    let mut reader = Reader::open(path)?;
+    let (header, _) = reader.header()?;
+    let mut sum = Sum::default();
+    while let Some(frame) = reader.next_frame()? {
+        sum.add(&frame).map_err(|why| reader.damaged(why))?;
+    }
+    let state: State = decode(&sum.state, "state").map_err(|why| reader.damaged(why))?;
+    let (frames, bytes) = reader.progress();
+    let processes = processes(&state).map_err(|why| reader.damaged(why))?;
+    let CheckpointId { term, epoch } = header.id;
+    Ok(Contents {
+        schema: 1,
+        file: path.to_owned(),
+        bytes,
+        frames,
+        app: header.app,
+        term: term.0,
+        epoch: epoch.0,
+        frozen_at_ns: state.clocks.realtime_ns,
+        memory: sum.memory(),
+        processes,
+        pipes: state.pipes.len(),
+    })
+}
+
+#[derive(Default)]
+struct Sum {
+    pages: u64,
+    /// The last one of each address space is the one that counts.
+    layouts: BTreeMap<u32, Layout>,
+    state: Vec<u8>,
+}
+
+impl Sum {
+    fn add(&mut self, frame: &Frame) -> Result<(), FrameError> {
+        match frame.kind {
+            FrameKind::Header | FrameKind::End => (),
+            FrameKind::Layout => {
+                let layout: Layout = frame.decode("layout")?;
+                self.layouts.insert(layout.space, layout);
+            }
+            FrameKind::Pages => {
+                let batch = PageBatch::decode(frame.payload.clone())?;
+                self.pages += batch.pages.iter().map(carried).sum::<u64>();
+            }
+            FrameKind::State => self.state.extend_from_slice(&frame.payload),
+        }
+        Ok(())
+    }
+
+    fn memory(self) -> Memory {
+        let mut memory = Memory { pages: self.pages, page_bytes: self.pages * PAGE_BYTES, ..Memory::default() };
+        for layout in self.layouts.values() {
+            for mapping in &layout.mappings {
+                memory.mapped_bytes += mapping.range.len_bytes();
+                memory.mappings.push(MappingContents {
+                    space: layout.space,
+                    start: mapping.range.start,
+                    end: mapping.range.end,
+                    protection: describe::protection(mapping),
+                    what: describe::mapping(mapping, layout),
+                });
+            }
+        }
+        memory
+    }
+}
+
+fn carried(pages: &image::batch::Pages) -> u64 {
+    match pages {
+        image::batch::Pages::Whole { range, .. } => range.pages(),
+        image::batch::Pages::Lines { .. } => 1,
+        image::batch::Pages::Gone { .. } => 0,
+    }
+}
+
+fn processes(state: &State) -> Result<Vec<ProcessContents>, FrameError> {
+    state.processes.iter().map(|process| process_contents(process, state)).collect()
+}
+
+fn process_contents(process: &Process, state: &State) -> Result<ProcessContents, FrameError> {
+    let user = process.threads.first().map_or(0, |leader| leader.credentials.users[1]);
+    let thread = |thread: &Thread| ThreadContents {
+        tid: thread.tid,
+        name: describe::text(thread.attributes.name.split(|&byte| byte == 0).next().unwrap_or_default()),
+    };
+    Ok(ProcessContents {
+        pid: process.pid,
+        executable: describe::text(&process.attributes.executable),
+        go: process.attributes.go,
+        user,
+        directory: describe::text(&process.filesystem.working_directory),
+        threads: process.threads.iter().map(thread).collect(),
+        descriptors: descriptors(process, state)?,
+    })
+}
+
+fn descriptors(process: &Process, state: &State) -> Result<Vec<DescriptorContents>, FrameError> {
+    let of = |descriptor: &image::descriptor::Descriptor| {
+        let why = format!("fd {} is file {}, which is not in it", descriptor.number, descriptor.file);
+        let file = state.files.get(descriptor.file as usize);
+        let file = file.ok_or(FrameError::Decode { what: "state", why })?;
+        let (kind, what, fate) = describe::open_file(file);
+        let socket = describe::is_socket(&file.kind);
+        Ok(DescriptorContents { number: descriptor.number, kind, what, socket, fate })
+    };
+    process.descriptors.iter().map(of).collect()
+}
