@@ -199,12 +199,15 @@ impl Capturer {
         };
         let layout = tracker.begin(&mut frozen)?;
         drop(frozen);
+        // What it says goes out with the layout of the last freeze.
+        let advised = tracker.refresh_advice();
         self.tracker = Some(tracker);
+        advised?;
         let mut frames = FrameWriter::default();
         let header = Header { app: self.app.clone(), id, sync: Sync::Full, frozen_at_ns: 0 };
         let mut gone = !out(frames.cbor(FrameKind::Header, &header));
         if let Some(layout) = layout {
-            gone |= !out(frames.cbor(FrameKind::Layout, &layout));
+            gone |= !frames.layout(&layout).into_iter().all(&mut *out);
         }
         if gone {
             return Err(EngineError::PeerGone);

@@ -207,7 +207,7 @@ impl Keeper<'_> {
                 copy.skeleton.apply_pages(&batch)?;
             }
             (Piece::Pages(_), None) => return Err(FrameError::Place(FrameKind::Pages).into()),
-            (Piece::Header(_) | Piece::State, _) => (),
+            (Piece::Header(_) | Piece::Part, _) => (),
             (Piece::End(state), _) => return Ok(Some(*state)),
         }
         Ok(None)

@@ -26,7 +26,7 @@ pub const PAYLOAD_BYTES_MAX: usize = 4 << 20;
 pub enum FrameKind {
     /// [`crate::Header`]; always first.
     Header = 1,
-    /// [`crate::layout::Layout`]: the mappings of one address space from here on.
+    /// [`crate::layout::LayoutPart`]: the mappings of one address space from here on.
     Layout = 2,
     /// [`crate::PageBatch`].
     Pages = 3,
@@ -226,6 +226,11 @@ impl FrameWriter {
         encode(state).chunks(PAYLOAD_BYTES_MAX).map(|slice| self.frame(FrameKind::State, slice)).collect()
     }
 
+    /// The frames of a layout.
+    pub fn layout(&mut self, layout: &crate::layout::Layout) -> Vec<Bytes> {
+        layout.parts().iter().map(|part| self.cbor(FrameKind::Layout, part)).collect()
+    }
+
     pub fn end(mut self) -> Bytes {
         let frames = self.next;
         self.cbor(FrameKind::End, &End { frames })
@@ -343,7 +348,7 @@ mod tests {
         fn any_bytes_give_an_error_and_no_panic(bytes: Vec<u8>) {
             let _ = Frame::parse(bytes.clone().into());
             let _ = decode::<crate::state::State>(&bytes, "state");
-            let _ = decode::<crate::layout::Layout>(&bytes, "layout");
+            let _ = decode::<crate::layout::LayoutPart>(&bytes, "layout");
         }
     }
 }

@@ -15,6 +15,8 @@ pub struct Layout {
     pub pid: i32,
     /// Sorted by address, not overlapping.
     pub mappings: Vec<Mapping>,
+    /// Guard regions (`MADV_GUARD_INSTALL`): touching them is a fault.
+    pub guards: Vec<Range>,
     /// Every shared object that a mapping here or a descriptor refers to.
     pub objects: Vec<SharedObject>,
 }
@@ -31,6 +33,32 @@ pub struct Mapping {
     pub advice: Advice,
     /// `PR_SET_VMA_ANON_NAME`, without the `[anon:…]` around it.
     pub name: Option<String>,
+}
+
+impl Layout {
+    /// How many mappings one frame takes; a layout with more of them goes in parts.
+    const PART_MAPPINGS: usize = 8192;
+
+    /// The layout in parts that each fit into a frame.
+    pub fn parts(&self) -> Vec<LayoutPart> {
+        let mut chunks: Vec<Vec<Mapping>> =
+            self.mappings.chunks(Self::PART_MAPPINGS).map(<[_]>::to_vec).collect();
+        let last = chunks.pop().unwrap_or_default();
+        let part = |mappings| Self { mappings, guards: Vec::new(), objects: Vec::new(), ..*self };
+        let mut parts: Vec<LayoutPart> =
+            chunks.into_iter().map(|mappings| LayoutPart { layout: part(mappings), more: true }).collect();
+        let layout =
+            Self { mappings: last, guards: self.guards.clone(), objects: self.objects.clone(), ..*self };
+        parts.push(LayoutPart { layout, more: false });
+        parts
+    }
+}
+
+/// A layout, or a part of one that others follow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayoutPart {
+    pub layout: Layout,
+    pub more: bool,
 }
 
 impl Mapping {
@@ -184,6 +212,17 @@ mod tests {
         new[1].protection.write = true;
         let survivors: Vec<_> = surviving(&old, &new).iter().collect();
         assert_eq!(survivors, [Range::new(0, 10), Range::new(30, 40)]);
+    }
+
+    #[test]
+    fn a_layout_in_parts_is_the_same_layout() {
+        let mappings: Vec<_> = (0..20_000).map(|n| mapping(n, n + 1, Backing::Anonymous, 0)).collect();
+        let layout = Layout { space: 0, pid: 2, mappings, guards: vec![Range::new(1, 2)], objects: vec![] };
+        let parts = layout.parts();
+        assert_eq!(parts.len(), 3);
+        assert_eq!(parts.iter().filter(|part| part.more).count(), 2);
+        let joined: Vec<_> = parts.iter().flat_map(|part| part.layout.mappings.clone()).collect();
+        assert_eq!((joined, &parts[2].layout.guards), (layout.mappings.clone(), &layout.guards));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
-use sys::ptrace::Registers;
+use sys::ptrace::{Registers, RseqConfiguration};
 use sys::{memory, ptrace};
 
 use crate::error::TraceError;
@@ -29,7 +29,7 @@ pub struct Frozen<'tree> {
     /// When the stop began.
     began: Instant,
     stopped: Instant,
-    pub(crate) settled: BTreeMap<i32, Settled>,
+    pub(crate) stands: BTreeMap<i32, Stand>,
 }
 
 /// A tree that stands still, for a while or for good.
@@ -65,7 +65,7 @@ impl DerefMut for Hold<'_> {
 
 impl Frozen<'static> {
     pub(crate) fn owning(tree: Tree, began: Instant) -> Self {
-        Self { tree: Hold::Owned(Box::new(tree)), began, stopped: Instant::now(), settled: BTreeMap::new() }
+        Self { tree: Hold::Owned(Box::new(tree)), began, stopped: Instant::now(), stands: BTreeMap::new() }
     }
 
     /// Gives every thread back, and the tree with them.
@@ -85,7 +85,7 @@ impl<'tree> Frozen<'tree> {
     }
 
     pub(crate) fn new(tree: &'tree mut Tree, began: Instant) -> Self {
-        Self { tree: Hold::Borrowed(tree), began, stopped: Instant::now(), settled: BTreeMap::new() }
+        Self { tree: Hold::Borrowed(tree), began, stopped: Instant::now(), stands: BTreeMap::new() }
     }
 
     /// How long it took until the last thread stood.
@@ -126,15 +126,46 @@ impl<'tree> Frozen<'tree> {
     /// The registers with which a thread goes on elsewhere, and the timeout that it must be given there.
     /// Here it goes on as if nobody had looked.
     pub fn registers(&mut self, tid: i32) -> Result<(Registers, Option<Timeout>), TraceError> {
-        self.settle(tid).map(|settled| (settled.elsewhere, settled.timeout))
+        self.stand(tid).map(|stand| (stand.settled.elsewhere, stand.settled.timeout))
     }
 
-    fn settle(&mut self, tid: i32) -> Result<Settled, TraceError> {
-        if let Some(settled) = self.settled.get(&tid) {
-            return Ok(*settled);
+    /// Where the thread registered its restartable sequences.
+    pub fn rseq(&mut self, tid: i32) -> Result<RseqConfiguration, TraceError> {
+        self.stand(tid).map(|stand| stand.rseq)
+    }
+
+    /// Settles a thread once in a freeze, whoever asks first.
+    pub(crate) fn stand(&mut self, tid: i32) -> Result<Stand, TraceError> {
+        if let Some(stand) = self.stands.get(&tid) {
+            return Ok(*stand);
         }
-        let found = ptrace::registers(tid).map_err(TraceError::kernel("read the registers", tid))?;
-        let found = abort_restartable_sequence(tid, found)?;
+        let failed = |what| TraceError::kernel(what, tid);
+        let registers = ptrace::registers(tid).map_err(failed("read the registers"))?;
+        let rseq = ptrace::rseq_configuration(tid).map_err(failed("read the rseq registration"))?;
+        let found = abort_restartable_sequence(tid, registers, &rseq);
+        let settled = self.settle(tid, &found)?;
+        if let Some(registers) = &settled.here {
+            ptrace::set_registers(tid, registers).map_err(failed("mend the registers"))?;
+        }
+        let stand = Stand { registers: settled.here.unwrap_or(registers), settled, rseq };
+        self.stands.insert(tid, stand);
+        Ok(stand)
+    }
+
+    /// Settles every thread: none may see that it was stopped, whether anybody looks at it or not.
+    pub(crate) fn settle_all(mut self) -> Result<Self, TraceError> {
+        for pid in self.pids() {
+            for tid in self.threads(pid) {
+                match self.stand(tid) {
+                    Ok(_) | Err(TraceError::Ended(_)) => (),
+                    Err(why) => return Err(why),
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    fn settle(&mut self, tid: i32, found: &Found) -> Result<Settled, TraceError> {
         let now = self.stopped;
         let pid = self.tree.process_of(tid).ok_or(TraceError::Ended(tid))?;
         let thread = self.tree.thread(tid).ok_or(TraceError::Ended(tid))?;
@@ -154,12 +185,7 @@ impl<'tree> Frozen<'tree> {
         }
         let here = settled.here.or(found.changed.then_some(found.registers));
         let timeout = settled.timeout.or_else(|| self.timeout_given(tid, &found.registers));
-        let settled = Settled { here, timeout, ..settled };
-        if let Some(registers) = &settled.here {
-            ptrace::set_registers(tid, registers).map_err(TraceError::kernel("mend the registers", tid))?;
-        }
-        self.settled.insert(tid, settled);
-        Ok(settled)
+        Ok(Settled { here, timeout, ..settled })
     }
 
     /// Borrows the leader of `pid` to make calls in the process.
@@ -169,8 +195,8 @@ impl<'tree> Frozen<'tree> {
 
     /// Borrows the thread `tid` of `pid`, for calls that only it can make for itself.
     pub fn remote_in(&mut self, pid: i32, tid: i32) -> Result<Remote<'_, 'tree>, TraceError> {
-        self.settle(pid)?;
-        self.settle(tid)?;
+        self.stand(pid)?;
+        self.stand(tid)?;
         if self.tree.processes[&pid].scratch.is_none() {
             self.make_scratch(pid, &[])?;
         }
@@ -179,7 +205,9 @@ impl<'tree> Frozen<'tree> {
 
     /// Makes calls in every thread at once. `fill` says what a thread does, given the address of a buffer that
     /// is the thread's own for the time and begins with the batch's bytes; the results come back by thread,
-    /// with the buffer's content.
+    /// with the buffer's content. A thread's batch has room for [`THREAD_CALLS`] calls, the leader's for
+    /// [`LEADER_CALLS`]; the leader may have calls for the process in it, with their arguments in the buffer
+    /// that a [`Remote`] has.
     pub fn in_every_thread(
         &mut self,
         pid: i32,
@@ -192,16 +220,19 @@ impl<'tree> Frozen<'tree> {
         for round in self.threads(pid).chunks(THREADS_MAX) {
             let mut loans = Vec::with_capacity(round.len());
             for (index, &tid) in round.iter().enumerate() {
-                self.settle(tid)?;
+                let registers = self.stand(tid)?.registers;
                 let scratch = self.scratch(pid);
                 let buffer = scratch.thread_buffer(index);
                 batch.clear();
                 fill(tid, buffer.address, &mut batch);
                 assert!(batch.bytes.len() as u64 <= buffer.len, "{} bytes for a thread", batch.bytes.len());
                 scratch.write(buffer.address, &batch.bytes);
-                let table = scratch.fill_thread(index, &batch.calls);
+                let table = match tid == pid {
+                    true => scratch.fill(&batch.calls),
+                    false => scratch.fill_thread(index, &batch.calls),
+                };
                 let code = scratch.code_address();
-                loans.push((Loan::begin(tid)?, batch.calls.len()));
+                loans.push((Loan::begin(tid, registers)?, batch.calls.len()));
                 loans[index].0.start(code, table)?;
             }
             for (index, (loan, count)) in loans.into_iter().enumerate() {
@@ -209,7 +240,10 @@ impl<'tree> Frozen<'tree> {
                 let deferred = loan.finish(&mut self.tree)?;
                 self.defer(tid, deferred);
                 let scratch = self.scratch(pid);
-                let results = scratch.thread_results(index, count);
+                let results = match tid == pid {
+                    true => scratch.results(count),
+                    false => scratch.thread_results(index, count),
+                };
                 let buffer = scratch.thread_buffer(index);
                 bytes.resize(buffer.len as usize, 0);
                 scratch.read(buffer.address, &mut bytes);
@@ -222,14 +256,14 @@ impl<'tree> Frozen<'tree> {
     /// Takes our memory out of every process of the tree, so that nothing of ours is left.
     pub fn remove_scratch(&mut self) -> Result<(), TraceError> {
         for pid in self.pids() {
-            self.settle(pid)?;
+            let registers = self.stand(pid)?.registers;
             let Some(scratch) = self.tree.processes.get_mut(&pid).and_then(|p| p.scratch.take()) else {
                 continue;
             };
             let vdso = self.terrain(pid, &[])?.vdso;
             let Some(instruction) = find_syscall(pid, vdso)? else { continue };
             let unmap = Call::new(libc::SYS_munmap, [scratch.address, SCRATCH_BYTES]);
-            let mut loan = Loan::begin(pid)?;
+            let mut loan = Loan::begin(pid, registers)?;
             loan.step(&mut self.tree, instruction, unmap)?;
             let deferred = loan.give_back()?;
             self.defer(pid, deferred);
@@ -246,7 +280,7 @@ impl<'tree> Frozen<'tree> {
 
     /// Puts our memory into a process where it keeps `avoid` free; returns where it lies.
     pub fn make_room(&mut self, pid: i32, avoid: &[(u64, u64)]) -> Result<(u64, u64), TraceError> {
-        self.settle(pid)?;
+        self.stand(pid)?;
         if self.tree.processes[&pid].scratch.is_none() {
             self.make_scratch(pid, avoid)?;
         }
@@ -280,7 +314,7 @@ impl<'tree> Frozen<'tree> {
             pid,
             why: "it has no vdso to make system calls from; start it without vdso=0".to_owned(),
         })?;
-        let mut loan = Loan::begin(pid)?;
+        let mut loan = Loan::begin(pid, self.stand(pid)?.registers)?;
         let made = self.map_scratch(pid, &mut loan, instruction, address);
         let deferred = loan.give_back()?;
         self.defer(pid, deferred);
@@ -347,7 +381,8 @@ impl Remote<'_, '_> {
         for table in calls.chunks(CALLS_MAX) {
             let scratch = self.frozen.scratch(self.pid);
             let (code, address) = (scratch.code_address(), scratch.fill(table));
-            let mut loan = Loan::begin(self.tid)?;
+            let registers = self.frozen.stand(self.tid)?.registers;
+            let mut loan = Loan::begin(self.tid, registers)?;
             loan.start(code, address)?;
             let deferred = loan.finish(&mut self.frozen.tree)?;
             self.frozen.defer(self.tid, deferred);
@@ -410,6 +445,15 @@ impl Remote<'_, '_> {
     }
 }
 
+/// What a freeze found out about a thread.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stand {
+    /// Those that it has now.
+    pub registers: Registers,
+    pub settled: Settled,
+    pub rseq: RseqConfiguration,
+}
+
 struct Found {
     registers: Registers,
     changed: bool,
@@ -417,10 +461,8 @@ struct Found {
 
 /// A thread that stopped inside a restartable sequence starts it over, as after any preemption. The kernel
 /// would see to it, but not once the thread has run something else for us, and not on another host.
-fn abort_restartable_sequence(tid: i32, registers: Registers) -> Result<Found, TraceError> {
-    let unchanged = Ok(Found { registers, changed: false });
-    let configuration =
-        ptrace::rseq_configuration(tid).map_err(TraceError::kernel("read the rseq registration", tid))?;
+fn abort_restartable_sequence(tid: i32, registers: Registers, configuration: &RseqConfiguration) -> Found {
+    let unchanged = Found { registers, changed: false };
     if configuration.address == 0 {
         return unchanged;
     }
@@ -435,7 +477,7 @@ fn abort_restartable_sequence(tid: i32, registers: Registers) -> Result<Found, T
     let word = |at: usize| u64::from_ne_bytes(words[at..at + 8].try_into().expect("eight bytes"));
     let (start, length, abort) = (word(8), word(16), word(24));
     if registers.rip.wrapping_sub(start) < length {
-        return Ok(Found { registers: Registers { rip: abort, ..registers }, changed: true });
+        return Found { registers: Registers { rip: abort, ..registers }, changed: true };
     }
     unchanged
 }

@@ -18,7 +18,7 @@ mod tree;
 pub use error::TraceError;
 pub use frozen::{Frozen, Remote};
 pub use restart::Timeout;
-pub use scratch::{Batch, Call, SCRATCH_BYTES};
+pub use scratch::{Batch, Call, LEADER_CALLS, SCRATCH_BYTES, THREAD_CALLS};
 pub use tree::{Ending, Tree, TreeEvent};
 
 pub use sys::ptrace::Registers;

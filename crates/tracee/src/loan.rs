@@ -27,14 +27,15 @@ pub(crate) struct Loan {
 impl Loan {
     /// N.B. with its signals open, a pending one would get in between, and a filter could kill the app for
     /// a call that is ours.
-    pub fn begin(tid: i32) -> Result<Self, TraceError> {
-        Self::begin_with(tid, OPTIONS)
+    ///
+    /// `registers` are those that the thread has.
+    pub fn begin(tid: i32, registers: Registers) -> Result<Self, TraceError> {
+        Self::begin_with(tid, registers, OPTIONS)
     }
 
     /// With other options than ours for the time.
-    pub fn begin_with(tid: i32, options: i32) -> Result<Self, TraceError> {
+    pub fn begin_with(tid: i32, registers: Registers, options: i32) -> Result<Self, TraceError> {
         let failed = |what| TraceError::kernel(what, tid);
-        let registers = ptrace::registers(tid).map_err(failed("read the registers"))?;
         let mask = ptrace::signal_mask(tid).map_err(failed("read the signal mask"))?;
         ptrace::set_signal_mask(tid, ALL_SIGNALS).map_err(failed("block the signals"))?;
         ptrace::set_options(tid, options | ptrace::O_SUSPEND_SECCOMP).map_err(failed("suspend seccomp"))?;

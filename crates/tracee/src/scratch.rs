@@ -30,7 +30,9 @@ const END: i64 = -1;
 
 /// How many calls one table takes.
 pub(crate) const CALLS_MAX: usize = (TABLE_BYTES / ENTRY_BYTES) as usize - 1;
-pub(crate) const THREAD_CALLS_MAX: usize = (THREAD_TABLE_BYTES / ENTRY_BYTES) as usize - 1;
+/// How many calls a thread's batch, and the leader's, may have in [`crate::Frozen::in_every_thread`].
+pub const LEADER_CALLS: usize = CALLS_MAX;
+pub const THREAD_CALLS: usize = (THREAD_TABLE_BYTES / ENTRY_BYTES) as usize - 1;
 pub(crate) const THREADS_MAX: usize = ((SCRATCH_BYTES - THREADS) / THREAD_BYTES) as usize;
 /// How many times there is room for. The first half is for threads that are restored, the other for calls
 /// that are made again here.
@@ -149,7 +151,7 @@ impl Scratch {
 
     pub fn fill_thread(&mut self, index: usize, calls: &[Call]) -> u64 {
         assert!(
-            index < THREADS_MAX && calls.len() <= THREAD_CALLS_MAX,
+            index < THREADS_MAX && calls.len() <= THREAD_CALLS,
             "table {index}, {} calls",
             calls.len()
         );

@@ -9,7 +9,7 @@ use sys::wait::{Stop, Whom};
 use sys::{memory, ptrace, wait};
 
 use crate::error::TraceError;
-use crate::frozen::{Frozen, SYSCALL};
+use crate::frozen::{Frozen, SYSCALL, Stand};
 use crate::loan::Loan;
 use crate::restart::{Settled, Timeout, argument};
 use crate::scratch::{CALLS_MAX, Call, RESTORED_TIMES};
@@ -40,7 +40,7 @@ impl Frozen<'_> {
         let scratch = self.scratch(pid);
         let (code, table) = (scratch.code_address(), scratch.fill(&calls));
         // N.B. without PTRACE_O_TRACECLONE: with it the leader would stop once per thread.
-        let mut loan = Loan::begin_with(pid, 0)?;
+        let mut loan = Loan::begin_with(pid, self.stand(pid)?.registers, 0)?;
         loan.start(code, table)?;
         let deferred = loan.finish(&mut self.tree)?;
         self.defer(pid, deferred);
@@ -113,8 +113,9 @@ impl Frozen<'_> {
         }
         ptrace::set_registers(tid, &registers).map_err(TraceError::kernel("set the registers", tid))?;
         let timeout = timeout.map(|(_, timeout)| timeout);
+        let rseq = self.stand(tid)?.rseq;
         let settled = Settled { here: None, elsewhere: registers, timeout, slot_time: None };
-        self.settled.insert(tid, settled);
+        self.stands.insert(tid, Stand { registers, settled, rseq });
         Ok(())
     }
 

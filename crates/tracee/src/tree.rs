@@ -281,7 +281,8 @@ impl Tree {
         let stopped = self.stop_all(began, patience);
         let disarmed = self.alarm.disarm().map_err(TraceError::kernel("take back a deadline", 0));
         match stopped.and(disarmed) {
-            Ok(()) => Ok(Frozen::new(self, began)),
+            // A frozen tree that is dropped runs again, also if this fails.
+            Ok(()) => Frozen::new(self, began).settle_all(),
             Err(why) => {
                 self.resume_all();
                 Err(why)

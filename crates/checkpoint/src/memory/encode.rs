@@ -30,7 +30,7 @@ impl Encoder {
     /// Encodes a capture; the frames go to `out` as they fill up.
     pub fn encode(&mut self, capture: &Capture, frames: &mut FrameWriter, mut out: impl FnMut(Bytes)) {
         if let Some(layout) = &capture.layout {
-            out(frames.cbor(FrameKind::Layout, layout));
+            frames.layout(layout).into_iter().for_each(&mut out);
         }
         let mut batches = Batches { frames, out: &mut out, current: None };
         for &(target, range) in &capture.gone {

@@ -126,6 +126,7 @@ struct Found {
     copy: RangeSet,
     gone: RangeSet,
     objects: BTreeMap<ObjectKey, RangeSet>,
+    guards: RangeSet,
 }
 
 /// Follows one address space from the first freeze to its end.
@@ -151,6 +152,8 @@ pub struct Tracker {
     objects: Objects,
     objects_sent: Vec<SharedObject>,
     open_objects: HashSet<ObjectKey>,
+    /// Guard regions (`MADV_GUARD_INSTALL`), as they were last sent.
+    guards: RangeSet,
     advice: BTreeMap<u64, (Range, Advice, Option<String>)>,
     /// Found, but not handed out since a later step failed.
     pending: Pages,
@@ -171,7 +174,10 @@ impl Tracker {
     ) -> Result<Self, CaptureError> {
         let failed = |what| move |source| CaptureError::Kernel { what, pid, source };
         let open = |name: &str| File::open(format!("/proc/{pid}/{name}")).map_err(failed("open the memory"));
-        let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+        // An app without CAP_SYS_PTRACE may make no other kind. The asynchronous form never reaches a handler,
+        // so that faults of the kernel's are none of its business either way.
+        const USER_MODE_ONLY: i32 = 1;
+        let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY) as u64;
         let mut remote = frozen.remote(pid)?;
         let fd = remote.call("make a userfaultfd", libc::SYS_userfaultfd, [flags])?;
         let stolen = remote.steal(fd as i32);
@@ -195,6 +201,7 @@ impl Tracker {
             objects: Objects::default(),
             objects_sent: Vec::new(),
             open_objects: HashSet::new(),
+            guards: RangeSet::default(),
             advice: BTreeMap::new(),
             pending: Pages::new(),
             layout_pending: true,
@@ -281,6 +288,7 @@ impl Tracker {
         let space = PageTarget::Space(self.space);
         capture.unmapped = std::mem::take(&mut self.unmapped).iter().map(|range| (space, range)).collect();
         capture.gone = self.private(&found.gone).map(|range| (space, range)).collect();
+        self.find_guards(&found)?;
         if self.layout_pending || self.objects.list() != self.objects_sent {
             capture.layout = Some(self.hand_out_layout());
         }
@@ -451,6 +459,7 @@ impl Tracker {
             space: self.space,
             pid: self.cell_pid,
             mappings: self.tracked.iter().map(|tracked| self.with_advice(&tracked.mapping)).collect(),
+            guards: self.guards.iter().collect(),
             objects: self.objects_sent.clone(),
         }
     }
@@ -635,6 +644,9 @@ impl Tracker {
     }
 
     fn sort_piece(&self, mapping: &Mapping, piece: Range, categories: u64, found: &mut Found) {
+        if categories & self.kernel.guard() != 0 {
+            found.guards.insert(piece);
+        }
         let empty = categories & (category::ZERO_PAGE | category::GUARD) != 0
             || categories & (category::PRESENT | category::SWAPPED) == 0;
         match &mapping.backing {
@@ -797,6 +809,23 @@ impl Tracker {
     fn capture_objects(&mut self, found: &Found, chunks: &mut Vec<Chunk>) -> Result<(), CaptureError> {
         let failed = self.failed("read a shared object");
         self.objects.capture(&found.objects, chunks).map_err(failed)
+    }
+
+    /// Guard regions: a new one is reported as written, like any change; that one was removed is not. So where
+    /// there are some, they are all looked at again.
+    fn find_guards(&mut self, found: &Found) -> Result<(), CaptureError> {
+        if self.guards.is_empty() && found.guards.is_empty() {
+            return Ok(());
+        }
+        let guard = category::GUARD;
+        let query = Query { all: guard, report: guard, ..Query::default() };
+        let regions = self.scan_spans(&self.spans(), query)?;
+        let now: RangeSet = regions.into_iter().map(|region| Range::new(region.start, region.end)).collect();
+        if now != self.guards {
+            self.guards = now;
+            self.layout_pending = true;
+        }
+        Ok(())
     }
 
     // ---- copying

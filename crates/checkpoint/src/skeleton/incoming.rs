@@ -1,7 +1,7 @@
 //! An epoch as it comes in: frames in, a whole and verified epoch out.
 
 use image::frame::{Frame, FrameError, FrameKind, FrameOrder, decode};
-use image::layout::Layout;
+use image::layout::{Layout, LayoutPart, Mapping};
 use image::state::State;
 use image::{Header, PageBatch};
 
@@ -20,8 +20,8 @@ pub enum Piece {
     Header(Header),
     Layout(Layout),
     Pages(PageBatch),
-    /// A slice of the state; it is decoded at the end.
-    State,
+    /// A slice of the state, or a part of a layout: more of it follows.
+    Part,
     End(Box<State>),
 }
 
@@ -30,18 +30,21 @@ pub enum Piece {
 pub struct Incoming {
     order: FrameOrder,
     state: Vec<u8>,
+    layout: Vec<Mapping>,
     bytes: u64,
     bytes_max: u64,
 }
 
 /// An epoch that fits into no memory is an attack or a fault, not an epoch.
 const STATE_BYTES_MAX: usize = 512 << 20;
+/// Far above any `vm.max_map_count`.
+const MAPPINGS_MAX: usize = 4 << 20;
 
 impl Incoming {
     /// `bytes_max` bounds what is held of pages until the epoch is whole; a full sync that is applied as it
     /// comes needs no bound.
     pub fn new(bytes_max: u64) -> Self {
-        Self { order: FrameOrder::default(), state: Vec::new(), bytes: 0, bytes_max }
+        Self { order: FrameOrder::default(), state: Vec::new(), layout: Vec::new(), bytes: 0, bytes_max }
     }
 
     pub fn accept(&mut self, frame: &Frame) -> Result<Piece, FrameError> {
@@ -52,14 +55,27 @@ impl Incoming {
         }
         Ok(match frame.kind {
             FrameKind::Header => Piece::Header(frame.decode("header")?),
-            FrameKind::Layout => Piece::Layout(frame.decode("layout")?),
+            FrameKind::Layout => self.join(frame.decode("layout")?)?,
             FrameKind::Pages => Piece::Pages(PageBatch::decode(frame.payload.clone())?),
             FrameKind::State => {
                 self.state.extend_from_slice(&frame.payload);
-                Piece::State
+                Piece::Part
             }
             FrameKind::End => Piece::End(Box::new(decode(&self.state, "state")?)),
         })
+    }
+
+    fn join(&mut self, part: LayoutPart) -> Result<Piece, FrameError> {
+        let LayoutPart { mut layout, more } = part;
+        self.layout.append(&mut layout.mappings);
+        if self.layout.len() > MAPPINGS_MAX {
+            return Err(FrameError::Length(self.layout.len() as u64));
+        }
+        if more {
+            return Ok(Piece::Part);
+        }
+        layout.mappings = std::mem::take(&mut self.layout);
+        Ok(Piece::Layout(layout))
     }
 
     pub fn bytes(&self) -> u64 {
@@ -91,7 +107,7 @@ impl Collector {
             }
             Piece::Layout(layout) => self.layout = Some(layout),
             Piece::Pages(batch) => self.batches.push(batch),
-            Piece::State => (),
+            Piece::Part => (),
             Piece::End(state) => {
                 let header = self.header.take().ok_or(FrameError::Place(FrameKind::End))?;
                 let batches = std::mem::take(&mut self.batches);

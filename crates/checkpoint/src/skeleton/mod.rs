@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io;
 
 use image::layout::{Layout, Mapping, ObjectKey};
-use image::{FrameError, PageBatch};
+use image::{FrameError, PageBatch, Range};
 use tracee::{Frozen, TraceError};
 
 pub use incoming::{Collector, EpochBytes, Incoming, Piece};
@@ -61,6 +61,7 @@ pub struct Skeleton<'tree> {
     pid: i32,
     memory: File,
     mappings: Vec<Mapping>,
+    guards: Vec<Range>,
     objects: BTreeMap<ObjectKey, HeldObject>,
 }
 
@@ -74,7 +75,7 @@ impl<'tree> Skeleton<'tree> {
             .write(true)
             .open(format!("/proc/{pid}/mem"))
             .map_err(|source| ApplyError::Kernel { what: "open the memory", address: 0, source })?;
-        Ok(Self { frozen, pid, memory, mappings: Vec::new(), objects: BTreeMap::new() })
+        Ok(Self { frozen, pid, memory, mappings: Vec::new(), guards: Vec::new(), objects: BTreeMap::new() })
     }
 
     /// Applies a new layout: what is no more is unmapped, what is new is mapped.
@@ -86,6 +87,7 @@ impl<'tree> Skeleton<'tree> {
         let plan = plan::Plan::new(&self.mappings, &layout.mappings);
         self.carry_out(&plan)?;
         self.mappings.clone_from(&layout.mappings);
+        self.guards.clone_from(&layout.guards);
         Ok(())
     }
 

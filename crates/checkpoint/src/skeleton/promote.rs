@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use image::Range;
 use image::layout::{Backing, ObjectKey, ObjectKind};
 use image::state::State;
 use tracee::{Call, Frozen, Remote};
@@ -72,6 +73,7 @@ impl<'tree> Skeleton<'tree> {
         self.install_descriptors(promotion, process, &objects)?;
         times.descriptors = lap();
         self.lock_memory()?;
+        self.install_guards()?;
         process::restore(&mut self.frozen, self.pid, process, memory)?;
         times.threads = lap();
         Ok((self.frozen, times))
@@ -171,18 +173,16 @@ impl<'tree> Skeleton<'tree> {
                 Call::new(libc::SYS_mlock2, [mapping.range.start, mapping.range.len_bytes(), flags])
             })
             .collect();
-        if calls.is_empty() {
-            return Ok(());
-        }
-        let results = self.frozen.remote(self.pid)?.calls(&calls)?;
-        match results.iter().position(|&result| result < 0) {
-            None => Ok(()),
-            Some(n) => Err(ApplyError::Kernel {
-                what: "lock memory",
-                address: calls[n].arguments[0],
-                source: sys::kernel::error(results[n]),
-            }),
-        }
+        self.calls("lock memory", calls)
+    }
+
+    /// N.B. only now: a guarded page can't be written, not even from outside.
+    fn install_guards(&mut self) -> Result<(), ApplyError> {
+        const MADV_GUARD_INSTALL: u64 = 102;
+        let install = |range: &Range| {
+            Call::new(libc::SYS_madvise, [range.start, range.len_bytes(), MADV_GUARD_INSTALL])
+        };
+        self.calls("install guards", self.guards.iter().map(install).collect())
     }
 }
 

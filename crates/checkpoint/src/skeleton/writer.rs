@@ -142,7 +142,7 @@ impl Skeleton<'_> {
         Ok(())
     }
 
-    fn calls(&mut self, what: &'static str, calls: Vec<Call>) -> Result<(), ApplyError> {
+    pub(super) fn calls(&mut self, what: &'static str, calls: Vec<Call>) -> Result<(), ApplyError> {
         if calls.is_empty() {
             return Ok(());
         }
@@ -320,10 +320,9 @@ pub(super) fn bits(protection: Protection) -> u64 {
 }
 
 fn anonymous_flags(advice: Advice) -> u64 {
-    let mut flags = 0;
-    if advice.no_reserve {
-        flags |= libc::MAP_NORESERVE as u64;
-    }
+    // N.B. always without a reservation: the primary has its own for the same memory, a reservation of many
+    // gigabytes that is never touched would be refused here, and no content hangs on it.
+    let mut flags = libc::MAP_NORESERVE as u64;
     if advice.grows_down {
         flags |= libc::MAP_GROWSDOWN as u64;
     }

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::cell::{CellSpec, Init};
-use engine::{AppExit, AppStdio, CaptureReport, Command, Engine, Event, Launch, Promotion, RestoreReport, Settings};
+use engine::{
+    AppExit, AppStdio, CaptureReport, Command, Engine, Event, Launch, Promotion, RestoreReport, Settings,
+};
 use image::CheckpointId;
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -68,7 +70,9 @@ impl Output {
     /// Waits for one of these lines; returns the whole line.
     pub fn wait_for_any(&self, wanted: &[&str], patience: Duration) -> String {
         let is_wanted = |line: &&str| {
-            wanted.iter().any(|wanted| line == wanted || line.strip_prefix(wanted).is_some_and(|rest| rest.starts_with(':')))
+            wanted.iter().any(|wanted| {
+                line == wanted || line.strip_prefix(wanted).is_some_and(|rest| rest.starts_with(':'))
+            })
         };
         let find = |text: &str| text.lines().find(is_wanted).map(str::to_owned);
         let text = self.0.0.lock().unwrap();
