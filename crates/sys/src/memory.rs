@@ -54,7 +54,11 @@ pub fn scatter_each(pid: pid_t, pieces: &[(u64, &[u8])]) -> io::Result<usize> {
 
 pub fn read(pid: pid_t, address: u64, into: &mut [u8]) -> io::Result<()> {
     let wanted = into.len();
-    let got = gather(pid, &[Piece { address, len: wanted }], into)?;
+    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: wanted };
+    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: wanted };
+    // SAFETY: `local` is `into`, live and exclusively ours; the remote address is the other process's.
+    let ret = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    let got = check(ret as libc::c_long)? as usize;
     if got == wanted { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EFAULT)) }
 }
 

@@ -150,11 +150,7 @@ impl Scratch {
     }
 
     pub fn fill_thread(&mut self, index: usize, calls: &[Call]) -> u64 {
-        assert!(
-            index < THREADS_MAX && calls.len() <= THREAD_CALLS,
-            "table {index}, {} calls",
-            calls.len()
-        );
+        assert!(index < THREADS_MAX && calls.len() <= THREAD_CALLS, "table {index}, {} calls", calls.len());
         self.fill_at(self.thread_table(index), calls)
     }
 

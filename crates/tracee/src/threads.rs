@@ -113,7 +113,9 @@ impl Frozen<'_> {
         }
         ptrace::set_registers(tid, &registers).map_err(TraceError::kernel("set the registers", tid))?;
         let timeout = timeout.map(|(_, timeout)| timeout);
-        let rseq = self.stand(tid)?.rseq;
+        // What calls of ours registered since the stop counts.
+        let rseq =
+            ptrace::rseq_configuration(tid).map_err(TraceError::kernel("read the rseq registration", tid))?;
         let settled = Settled { here: None, elsewhere: registers, timeout, slot_time: None };
         self.stands.insert(tid, Stand { registers, settled, rseq });
         Ok(())

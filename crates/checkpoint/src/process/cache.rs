@@ -60,6 +60,11 @@ impl ProcessCache {
         }
     }
 
+    /// The process, which the freeze has looked at.
+    pub(super) fn known(&self) -> &KnownProcess {
+        self.process.as_ref().expect("looked at before it is asked for")
+    }
+
     /// Whether it is the turn of number `index` to be looked at again.
     pub(super) fn is_due(&self, index: usize) -> bool {
         (self.freezes + index as u64).is_multiple_of(RECHECK_EVERY)

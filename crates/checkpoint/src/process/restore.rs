@@ -179,6 +179,11 @@ fn schedule(tid: i32, thread: &Thread) -> Result<(), RestoreError> {
         task::set_scheduling(tid, &attributes)
             .map_err(RestoreError::kernel("set its scheduling", thread.tid))?;
     }
+    let present = task::nice(tid).map_err(RestoreError::kernel("see its nice value", thread.tid))?;
+    if present != wanted.nice {
+        task::set_nice(tid, wanted.nice)
+            .map_err(RestoreError::kernel("set its nice value", thread.tid))?;
+    }
     let present = task::io_priority(tid).map_err(RestoreError::kernel("see its I/O priority", thread.tid))?;
     if present != wanted.io_priority {
         task::set_io_priority(tid, wanted.io_priority)

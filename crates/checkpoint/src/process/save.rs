@@ -9,12 +9,12 @@ use image::process::{
 use serde_bytes::ByteBuf;
 use sys::ptrace::{self, Queue};
 use sys::task;
-use tracee::Frozen;
+use tracee::{Frozen, LEADER_CALLS};
 
 use super::cache::{KnownProcess, KnownThread, ProcessCache, Scheduling};
 use super::error::SaveError;
 use super::numbers::CellNumbers;
-use super::status::{self, Status};
+use super::status::{self, Status, TimerText};
 use super::thread::Answers;
 use super::{credentials, elf, posix_timers, thread, whole};
 use crate::Unsupported;
@@ -40,14 +40,15 @@ pub fn save(
         .iter()
         .map(|&tid| read_from_outside(frozen, tid, &mut cache.area))
         .collect::<Result<Vec<_>, _>>()?;
-    let answers = ask_every_thread(frozen, pid, threads.len())?;
+    let timers = know_whole(frozen, pid, cache)?;
+    let (answers, whole) = ask_every_thread(frozen, pid, cache, &timers)?;
     let mut saved = Vec::with_capacity(threads.len());
     let both = from_outside.into_iter().zip(answers);
     for (index, (&tid, (outside, answers))) in threads.iter().zip(both).enumerate() {
         let due = cache.is_due(index);
         saved.push(join(frozen, tid, (numbers, cache, due), outside, answers)?);
     }
-    save_whole(frozen, pid, saved, numbers, cache)
+    save_whole(frozen, (pid, saved), (&whole, &timers), numbers, cache)
 }
 
 /// What ptrace and a thread's number tell.
@@ -71,7 +72,7 @@ fn read_from_outside(
     area.resize(ptrace::XSTATE_BYTES_MAX, 0);
     let len = ptrace::xstate_into(tid, area).map_err(SaveError::kernel("the vector registers", tid))?;
     let (head, len_robust) = task::robust_list(tid).map_err(SaveError::kernel("the robust list", tid))?;
-    let rseq = ptrace::rseq_configuration(tid).map_err(SaveError::kernel("the rseq registration", tid))?;
+    let rseq = frozen.rseq(tid)?;
     Ok(FromOutside {
         registers: Registers(ptrace::to_words(&registers)),
         timeout: timeout.map(|timeout| Timeout {
@@ -95,14 +96,32 @@ fn pending(tid: i32, queue: Queue) -> Result<Vec<ByteBuf>, SaveError> {
     Ok(found.into_iter().map(ByteBuf::from).collect())
 }
 
-fn ask_every_thread(frozen: &mut Frozen<'_>, pid: i32, count: usize) -> Result<Vec<Answers>, SaveError> {
-    let mut answers = Vec::with_capacity(count);
+/// The answers of all threads, and of the leader for the process.
+fn ask_every_thread(
+    frozen: &mut Frozen<'_>,
+    pid: i32,
+    cache: &ProcessCache,
+    timers: &[TimerText],
+) -> Result<(Vec<Answers>, whole::Answers), SaveError> {
+    let umask = cache.known().umask;
+    let buffer = frozen.remote(pid)?.buffer().0;
+    let (mut answers, mut of_whole) = (Vec::new(), Vec::new());
     frozen.in_every_thread(
         pid,
-        |_, buffer, batch| thread::ask(buffer, batch),
-        |_, results, bytes| answers.push(thread::answers(results, bytes)),
+        |tid, own, batch| {
+            thread::ask(own, batch);
+            if tid == pid {
+                whole::ask(buffer, umask, timers, batch);
+            }
+        },
+        |tid, results, bytes| {
+            answers.push(thread::answers(results, bytes));
+            if tid == pid {
+                of_whole.extend_from_slice(&results[thread::CALLS..]);
+            }
+        },
     )?;
-    Ok(answers)
+    Ok((answers, whole::answers(frozen, pid, umask, &of_whole)?))
 }
 
 fn join(
@@ -167,7 +186,10 @@ fn look_again(tid: i32, birth: u64, fingerprint: credentials::Fingerprint) -> Re
     let credentials = credentials::read(tid, &fingerprint, &status)?;
     let affinity = task::affinity(tid).map_err(SaveError::kernel("the affinity", tid))?;
     let scheduling = Scheduling {
-        attributes: task::scheduling(tid).map_err(SaveError::kernel("the scheduling", tid))?,
+        attributes: task::SchedulingAttributes {
+            nice: task::nice(tid).map_err(SaveError::kernel("the nice value", tid))?,
+            ..task::scheduling(tid).map_err(SaveError::kernel("the scheduling", tid))?
+        },
         affinity: if is_everywhere(&affinity) { Vec::new() } else { affinity },
         io_priority: task::io_priority(tid).map_err(SaveError::kernel("the I/O priority", tid))?,
     };
@@ -189,13 +211,8 @@ fn count_listed(list: &str) -> Option<usize> {
     list.split(',').map(range).sum()
 }
 
-fn save_whole(
-    frozen: &mut Frozen<'_>,
-    pid: i32,
-    threads: Vec<Thread>,
-    numbers: &mut CellNumbers,
-    cache: &mut ProcessCache,
-) -> Result<(Process, MemoryMap), SaveError> {
+/// Sees to it that the cache knows the process, and lists its timers.
+fn know_whole(frozen: &Frozen<'_>, pid: i32, cache: &mut ProcessCache) -> Result<Vec<TimerText>, SaveError> {
     let birth = frozen.birth(pid).ok_or(tracee::TraceError::Ended(pid))?;
     let due = cache.is_due(0);
     let known = match cache.process.take() {
@@ -205,8 +222,19 @@ fn save_whole(
     };
     let known = cache.process.insert(known);
     let timers = posix_timers::list(pid, &known.timers)?;
-    let answers = whole::ask(frozen, pid, known.umask, &timers)?;
-    known.umask = answers.umask();
+    if thread::CALLS + whole::calls(timers.len()) > LEADER_CALLS {
+        return Err(refused(pid, &format!("it has {} POSIX timers", timers.len()), "let it have fewer"));
+    }
+    Ok(timers)
+}
+
+fn save_whole(
+    frozen: &Frozen<'_>,
+    (pid, threads): (i32, Vec<Thread>),
+    (answers, timers): (&whole::Answers, &[TimerText]),
+    numbers: &mut CellNumbers,
+    cache: &mut ProcessCache,
+) -> Result<(Process, MemoryMap), SaveError> {
     if answers.has_segments() {
         return Err(refused(
             pid,
@@ -214,6 +242,8 @@ fn save_whole(
             "run it without 16- or 32-bit code",
         ));
     }
+    cache.process.as_mut().expect("known by now").umask = answers.umask();
+    let known = cache.known();
     let [parent, group, session] = answers.family();
     let process = Process {
         pid: numbers.of(frozen, pid)?,
@@ -228,7 +258,7 @@ fn save_whole(
         limits: answers.limits(),
         filesystem: answers.filesystem(pid)?,
         interval_timers: answers.interval_timers(),
-        posix_timers: answers.posix_timers(frozen, numbers, &timers)?,
+        posix_timers: answers.posix_timers(frozen, numbers, timers)?,
         attributes: ProcessAttributes {
             personality: answers.personality(),
             dumpable: answers.dumpable(),

@@ -29,6 +29,8 @@ const IDENTITY_BYTES: usize = CAPABILITIES_HEADER - USERS;
 const SUPPLEMENTARY_RESULT: usize = 6;
 const IDENTITY_RESULTS: usize = 7;
 const TIMER_SLACK_RESULT: usize = 12;
+/// How many there are.
+pub(super) const CALLS: usize = 14;
 
 pub(super) const CAPABILITY_VERSION_3: u64 = 0x2008_0522;
 pub(super) const PR_GET_TID_ADDRESS: u64 = 40;
@@ -66,6 +68,7 @@ pub(super) fn ask(buffer: u64, batch: &mut Batch) {
     batch.call(libc::SYS_prctl, [libc::PR_GET_SECCOMP as u64]);
     batch.call(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK as u64]);
     batch.call(libc::SYS_prctl, [libc::PR_GET_NAME as u64, at(NAME)]);
+    debug_assert_eq!(batch.calls.len(), CALLS);
 }
 
 /// Reads the results of [`ask`].

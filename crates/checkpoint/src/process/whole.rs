@@ -58,27 +58,32 @@ pub(super) struct Answers {
     bytes: Vec<u8>,
 }
 
-/// Has the leader answer. `umask` is the last one known, for there is no asking without setting one.
-pub(super) fn ask(
+/// How many calls [`ask`] makes about that many timers.
+pub(super) fn calls(timers: usize) -> usize {
+    TIMER_RESULTS + timers * posix_timers::CALLS_EACH
+}
+
+/// Reads the results of [`ask`], and puts back what asking has changed: `umask` was the last one known.
+pub(super) fn answers(
     frozen: &mut Frozen<'_>,
     pid: i32,
     umask: u32,
-    timers: &[TimerText],
+    results: &[i64],
 ) -> Result<Answers, SaveError> {
     let mut remote = frozen.remote(pid)?;
-    let mut batch = Batch::default();
-    fill(remote.buffer().0, umask, timers, &mut batch);
-    let results = remote.calls(&batch.calls)?;
     let found = results[UMASK_RESULT] as u32;
     if found != umask {
         remote.call("put the umask back", libc::SYS_umask, [u64::from(found)])?;
     }
-    let mut bytes = vec![0; TIMERS + timers.len() * SETTING_BYTES];
+    let timers = (results.len() - TIMER_RESULTS) / posix_timers::CALLS_EACH;
+    let mut bytes = vec![0; TIMERS + timers * SETTING_BYTES];
     remote.get(0, &mut bytes);
-    Ok(Answers { results, bytes })
+    Ok(Answers { results: results.to_vec(), bytes })
 }
 
-fn fill(buffer: u64, umask: u32, timers: &[TimerText], batch: &mut Batch) {
+/// The calls with which the leader answers; `buffer` is the one of its [`tracee::Remote`]. `umask` is the last
+/// one known, for there is no asking without setting one.
+pub(super) fn ask(buffer: u64, umask: u32, timers: &[TimerText], batch: &mut Batch) {
     let at = |offset: usize| buffer + offset as u64;
     for index in 0..SIGNALS {
         let action = at(ACTIONS + index * ACTION_BYTES);
