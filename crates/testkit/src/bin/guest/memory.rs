@@ -84,9 +84,9 @@ fn dontneed(context: &mut Context) -> Outcome {
 /// A dropped private copy of a file's page shows the file again, and the kernel keeps its old mark: such a page
 /// is never reported as written.
 fn dontneed_private_file(context: &mut Context) -> Outcome {
-    let mut file = tempfile::tempfile()?;
+    let mut file = tempfile::NamedTempFile::new()?;
     file.write_all(&vec![b'f'; BYTES])?;
-    let memory = Mapping::of_file(file.as_fd(), BYTES, MapFlags::PRIVATE)?;
+    let memory = Mapping::of_file(file.as_file().as_fd(), BYTES, MapFlags::PRIVATE)?;
     memory.fill(1);
     context.step();
     memory.advise(0..8 * PAGE, libc::MADV_DONTNEED)?;

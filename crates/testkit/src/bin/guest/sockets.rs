@@ -23,13 +23,15 @@ pub const GUESTS: &[Guest] = &[
 
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// N.B. no empty datagrams: nothing but taking it shows that one waits, so nobody can carry it.
+///
 /// Stream, datagram and packet pairs, with data in both directions, a closed end and one that is half closed.
 fn unix_pairs(context: &mut Context) -> Outcome {
     let (mut left, mut right) = UnixStream::pair()?;
     left.write_all(b"to the right")?;
     right.write_all(b"to the left")?;
     let (datagram_in, datagram_out) = UnixDatagram::pair()?;
-    for datagram in [&b"a"[..], b"", b"ccc"] {
+    for datagram in [&b"a"[..], b"bb", b"ccc"] {
         datagram_in.send(datagram)?;
     }
     let (packet_in, packet_out) =
@@ -44,7 +46,7 @@ fn unix_pairs(context: &mut Context) -> Outcome {
     context.ready();
     ensure_eq!("to the right", read_some(&mut right)?, b"to the right");
     ensure_eq!("to the left", read_some(&mut left)?, b"to the left");
-    for datagram in [&b"a"[..], b"", b"ccc"] {
+    for datagram in [&b"a"[..], b"bb", b"ccc"] {
         let mut buffer = [0; 16];
         let count = datagram_out.recv(&mut buffer)?;
         ensure_eq!("datagram", &buffer[..count], datagram);
@@ -91,7 +93,6 @@ const STREAM_OPTIONS: &[SocketOption] = &[
 const TCP_OPTIONS: &[SocketOption] = &[
     (IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 9),
     (IPPROTO_TCP, libc::TCP_FASTOPEN, 16),
-    (IPPROTO_TCP, libc::TCP_QUICKACK, 0),
     (libc::IPPROTO_IP, libc::IP_TOS, 0x10),
     (libc::IPPROTO_IP, libc::IP_TTL, 44),
 ];
