@@ -87,7 +87,7 @@ fn measure(count: usize) {
         "{count:>8} {stop:>10.0} {median:>10.0} {late:>10.0} {:>10.1} {thaw:>10.0}",
         median / count as f64
     );
-    drop(tree);
+    tree.release().expect("release");
     let _ = guest.kill();
     let _ = guest.wait();
 }

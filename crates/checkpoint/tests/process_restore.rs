@@ -36,6 +36,8 @@ const RESTORER_AT: u64 = CODE + 0xc0;
 /// mov eax, SYS_rt_sigreturn; syscall
 const RESTORER: [u8; 7] = [0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05];
 
+const SA_RESTORER: u64 = 0x0400_0000;
+
 const RSEQ_SIGNATURE: u32 = 0x5305_3053;
 const FIRST_TID: i32 = 1000;
 
@@ -174,7 +176,7 @@ fn expect_same(found: &Process, wanted: &Process) {
 fn decorate(process: &mut Process) {
     process.session = process.pid;
     process.group = process.pid;
-    let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK) as u64 | 0x0400_0000;
+    let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK) as u64 | SA_RESTORER;
     process.actions[libc::SIGUSR2 as usize - 1] =
         SignalAction { handler: HANDLER_AT, flags, restorer: RESTORER_AT, mask: 1 << 5 };
     process.actions[libc::SIGPIPE as usize - 1].handler = 1;
@@ -448,6 +450,26 @@ fn capabilities_that_this_host_lacks_are_named() {
     process.threads[1].credentials.capabilities[1] |= 1 << 50;
     let refused = restore(&mut frozen, cell.pid, &process, &memory).expect_err("nobody has capability 50");
     assert!(matches!(refused, RestoreError::Capabilities { missing } if missing == 1 << 50), "{refused}");
+}
+
+/// Its collector waits for ever for the effect of a preemption signal that the stop has swallowed.
+#[test]
+fn gos_preemption_signal_is_sent_again() {
+    testkit::needs!(CAP_SYS_PTRACE, CAP_CHECKPOINT_RESTORE);
+    let cell = Cell::start();
+    let mut tree = Tree::seize(cell.pid).expect("seize");
+    let mut frozen = tree.freeze(PATIENCE).expect("freeze");
+    let (mut process, memory) = program(&mut frozen, cell.pid, 4);
+    let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK) as u64 | SA_RESTORER;
+    process.actions[libc::SIGURG as usize - 1] =
+        SignalAction { handler: HANDLER_AT, flags, restorer: RESTORER_AT, mask: 0 };
+    process.attributes.go = true;
+    restore(&mut frozen, cell.pid, &process, &memory).expect("restore");
+    let (found, _) = fresh_save(&mut frozen, cell.pid);
+    assert!(found.threads.iter().all(|thread| thread.pending.len() == 1), "one signal for each thread");
+    frozen.thaw();
+    run_until(&mut tree, "the handler", || Some(cell.word(SAW_STACK)).filter(|&sp| sp != 0));
+    expect_counting(&mut tree, &cell, 4);
 }
 
 /// N.B. the kernel reports the leader's end only after the other threads are reaped, which is the tracer's to do.
