@@ -34,7 +34,7 @@ use super::primary::exit_text;
 use super::register::RegisterDesk;
 use super::{engine_settings, exit_of, fresh_incarnation, hook, now, wall_clock_ns};
 use crate::guard::Order;
-use crate::status::{AppReport, Board, Role};
+use crate::status::{AppReport, Board, Role, TakeoverReport};
 
 /// What an actor is made with.
 #[derive(Debug, Clone)]
@@ -109,6 +109,9 @@ pub struct Actor {
     receiving: Option<CheckpointId>,
     held_since_ns: Option<u64>,
     serving: Option<RestoreReport>,
+    /// When the primary was given up, and when the right to serve was won.
+    suspected_at_ns: Option<u64>,
+    won_at_ns: u64,
     status: StandbyStatus,
     ended: bool,
 }
@@ -151,6 +154,8 @@ impl Actor {
             receiving: None,
             held_since_ns: None,
             serving: None,
+            suspected_at_ns: None,
+            won_at_ns: 0,
             status: StandbyStatus::Empty,
             ended: false,
         };
@@ -460,6 +465,7 @@ impl Actor {
     }
 
     fn promote(&mut self, right: &Right, from: CheckpointId) {
+        self.won_at_ns = wall_clock_ns();
         tracing::warn!(app = self.setup.app, term = %right.term(), %from, "taking over");
         if self.fence.allow(Permit::Open).is_err() {
             tracing::error!("the copy's permit was revoked; it cannot be heard");
@@ -477,12 +483,26 @@ impl Actor {
         if let Some(command) = &self.setup.promote_hook {
             hook::promoted(command, &self.setup.app, id);
         }
+        self.setup.board.add_takeover(self.takeover(id, &report));
         self.guard.send(&Order::Live);
         self.serving = Some(report);
         self.step_alone(StandbyEvent::RestoreFinished);
         let restore_us = report.total.as_micros();
         tracing::warn!(app = self.setup.app, %term, from = %report.id, restore_us, pid = report.pid, "SERVING");
         self.publish();
+    }
+
+    fn takeover(&self, id: CheckpointId, report: &RestoreReport) -> TakeoverReport {
+        TakeoverReport {
+            app: self.setup.app.clone(),
+            term: id.term.0,
+            epoch: id.epoch.0,
+            frozen_at_ns: report.frozen_at_ns,
+            suspected_at_ns: self.suspected_at_ns.unwrap_or(self.won_at_ns),
+            won_at_ns: self.won_at_ns,
+            serving_at_ns: wall_clock_ns(),
+            restore_us: report.total.as_micros() as u64,
+        }
     }
 
     fn discard(&mut self, why: &Discarded) {
@@ -494,6 +514,16 @@ impl Actor {
 
     fn say_status(&mut self, status: StandbyStatus) {
         tracing::info!(app = self.setup.app, "{}", status_words(&status).0);
+        match status {
+            StandbyStatus::Suspecting(_) | StandbyStatus::Claiming { .. } => {
+                self.suspected_at_ns.get_or_insert_with(wall_clock_ns);
+            }
+            StandbyStatus::Empty
+            | StandbyStatus::Receiving
+            | StandbyStatus::Following
+            | StandbyStatus::Discarded(_) => self.suspected_at_ns = None,
+            StandbyStatus::Promoting { .. } | StandbyStatus::Serving { .. } => (),
+        }
         self.status = status;
         self.publish();
     }

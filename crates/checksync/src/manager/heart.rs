@@ -5,7 +5,7 @@
 //! that the app is served elsewhere. Lost connections are made anew for as long as the heart beats.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use std::{io, thread};
@@ -25,7 +25,6 @@ pub struct Pulse {
     pub standby: String,
     pub tls: TlsFiles,
     pub app: String,
-    pub term: Term,
     pub period: Duration,
 }
 
@@ -46,20 +45,34 @@ struct Shared {
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Says {
+    /// None: not yet.
+    term: Option<Term>,
     welcomed: bool,
     progress: Progress,
 }
 
 impl Heart {
-    pub fn start(pulse: Pulse, on_answer: OnAnswer) -> io::Result<Self> {
+    /// Makes the thread, which does not beat yet. Its memory is locked when this returns.
+    ///
+    /// N.B. only what is mapped by now is locked: the engine tries out the kernel's write tracking on memory
+    /// of its own, and the kernel drops no locked pages.
+    pub fn prepare(pulse: Pulse, on_answer: OnAnswer) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let seen = Arc::clone(&shared);
+        let (ready, is_ready) = mpsc::channel();
         let thread = thread::Builder::new().name("heart".to_owned()).spawn(move || {
             stay_on_time();
+            drop::<mpsc::Sender<()>>(ready);
             runtime.block_on(beat_for_life(&pulse, &seen, &on_answer));
         })?;
+        // Nothing is ever sent: this ends with the sender.
+        let _ = is_ready.recv();
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    pub fn begin(&self, term: Term) {
+        self.shared.says().term = Some(term);
     }
 
     /// A standby follows us: from here on beats count.
@@ -100,7 +113,8 @@ impl Shared {
 async fn beat_for_life(pulse: &Pulse, shared: &Shared, on_answer: &OnAnswer) {
     let mut sequence = 0;
     while !shared.stopped() {
-        if let Err(why) = beat_on_one_connection(pulse, shared, on_answer, &mut sequence).await {
+        let begun = shared.says().term.is_some();
+        if begun && let Err(why) = beat_on_one_connection(pulse, shared, on_answer, &mut sequence).await {
             tracing::debug!("no heartbeats for the moment: {why}");
         }
         sleep(pulse.period).await;
@@ -141,7 +155,7 @@ async fn beat_on_one_connection(
 fn heartbeat(pulse: &Pulse, says: Says, sequence: u64) -> Heartbeat {
     Heartbeat {
         app: pulse.app.clone(),
-        term: pulse.term,
+        term: says.term.unwrap_or_default(),
         sequence,
         sent_at_ns: gate::boot_clock_ns(),
         newest_captured: says.progress.captured,
@@ -162,7 +176,7 @@ fn stay_on_time() {
     // Without the capability the limit on locked memory would make allocations fail later.
     let capable =
         rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
-    let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    let flags = MlockAllFlags::CURRENT | MlockAllFlags::ONFAULT;
     if !capable {
         tracing::warn!("memory can't be locked without CAP_IPC_LOCK, a swapping host may look dead");
     } else if let Err(why) = mlockall(flags) {

@@ -90,7 +90,9 @@ pub struct Actor {
     hello: Arc<Mutex<Hello>>,
     forwarding: Option<Forwarding>,
     register: Option<RegisterDesk>,
-    heart: Option<Heart>,
+    heart: Heart,
+    /// The term is ours, and the app was told to begin.
+    begun: bool,
     dialling: Option<JoinHandle<()>>,
     session: Option<Session>,
     captured: Option<(CheckpointId, Vec<Bytes>)>,
@@ -133,6 +135,8 @@ impl Actor {
         let answered = post.clone();
         let answer = move |ask, answer| drop(answered.send(Input::Register(ask, answer)));
         let register = shared.arbiter.as_ref().map(|spec| RegisterDesk::open(spec, &settings.app, answer));
+        // Before the engine: it is to find no thread that locks memory while it tries the kernel out.
+        let heart = prepare_heart(&settings, post.clone()).context("no heartbeats can be sent")?;
         let token = GuardToken::random();
         let facts = HostFacts::read().context("cannot look at this host")?;
         let hello = Arc::new(Mutex::new(hello(&settings, &me, &facts)));
@@ -153,7 +157,8 @@ impl Actor {
             engines: 0,
             guard: None,
             forwarding: None,
-            heart: None,
+            heart,
+            begun: false,
             dialling: None,
             session: None,
             captured: None,
@@ -256,6 +261,7 @@ impl Actor {
             Event::Ready { pid } => {
                 self.app_pid = Some(pid);
                 tracing::debug!(pid, "the app's process is there");
+                self.dial();
             }
             Event::Failed { why } => {
                 tracing::error!("{why}");
@@ -304,9 +310,7 @@ impl Actor {
                 tracing::info!(%standby, held = held.map(|id| id.to_string()), "a standby is connected");
                 self.link_trouble = None;
                 self.session = Some(Session { number, standby: standby.clone(), sender });
-                if let Some(heart) = &self.heart {
-                    heart.welcomed();
-                }
+                self.heart.welcomed();
                 self.step(PrimaryEvent::PeerConnected { standby, held });
             }
             LinkEvent::Said(message) if current => self.take_said(message),
@@ -369,7 +373,7 @@ impl Actor {
 
     fn stop(&mut self) {
         self.stops += 1;
-        match (self.stops, self.heart.is_some()) {
+        match (self.stops, self.begun) {
             (1, true) => self.step(PrimaryEvent::Shutdown),
             // The term never was ours, so the app has never begun.
             (1, false) => self.ending = Some(Ending::App(AppExit::Signal(libc::SIGTERM))),
@@ -405,20 +409,12 @@ impl Actor {
                 }
             }
             PrimaryAction::Tell { standby, notice } => self.tell(&standby, &notice),
-            PrimaryAction::StopHeartbeats => {
-                if let Some(heart) = &mut self.heart {
-                    heart.stop();
-                }
-            }
+            PrimaryAction::StopHeartbeats => self.heart.stop(),
             PrimaryAction::DropPeer { why } => {
                 tracing::warn!("let the standby go: {why}");
                 self.session = None;
             }
-            PrimaryAction::Report(progress) => {
-                if let Some(heart) = &self.heart {
-                    heart.report(progress);
-                }
-            }
+            PrimaryAction::Report(progress) => self.heart.report(progress),
             PrimaryAction::Status(status) => self.say_status(status),
             PrimaryAction::StopApp => self.stop_app(),
             PrimaryAction::RestartApp => self.restart_app(),
@@ -448,8 +444,15 @@ impl Actor {
         self.order(&Order::Live);
         self.command(Command::Start);
         tracing::info!(%term, app = self.settings.app, "serving");
-        if let Err(why) = self.start_heart(term) {
-            tracing::error!("no heartbeats, so no protection: {why}");
+        self.heart.begin(term);
+        self.begun = true;
+        self.dial();
+    }
+
+    /// Looks for a standby, once there is something to protect.
+    fn dial(&mut self) {
+        if !self.begun || self.app_pid.is_none() || self.dialling.is_some() {
+            return;
         }
         let post = self.post.clone();
         let dialling = Dialling {
@@ -461,21 +464,6 @@ impl Actor {
             on_link: Arc::new(move |session, event| drop(post.send(Input::Link(session, event)))),
         };
         self.dialling = Some(self.runtime.spawn(link::keep_connected(dialling)));
-    }
-
-    fn start_heart(&mut self, term: Term) -> std::io::Result<()> {
-        let pulse = Pulse {
-            standby: self.settings.standby.clone(),
-            tls: self.settings.shared.tls.clone(),
-            app: self.settings.app.clone(),
-            term,
-            period: Duration::from_nanos(self.settings.timing.heartbeat().0),
-        };
-        let post = self.post.clone();
-        let on_answer =
-            move |from: &str, answer| drop(post.send(Input::Heart { from: from.to_owned(), answer }));
-        self.heart = Some(Heart::start(pulse, Box::new(on_answer))?);
-        Ok(())
     }
 
     fn start_full_sync(&mut self, id: CheckpointId) {
@@ -618,9 +606,7 @@ impl Actor {
     /// Everything of this app on this host ends here.
     fn finish(mut self) -> Outcome {
         self.await_farewell();
-        if let Some(heart) = &mut self.heart {
-            heart.stop();
-        }
+        self.heart.stop();
         if let Some(dialling) = self.dialling.take() {
             dialling.abort();
         }
@@ -662,6 +648,17 @@ impl Actor {
             forwarding.finish();
         }
     }
+}
+
+fn prepare_heart(settings: &PrimarySettings, post: mpsc::Sender<Input>) -> std::io::Result<Heart> {
+    let pulse = Pulse {
+        standby: settings.standby.clone(),
+        tls: settings.shared.tls.clone(),
+        app: settings.app.clone(),
+        period: Duration::from_nanos(settings.timing.heartbeat().0),
+    };
+    let on_answer = move |from: &str, answer| drop(post.send(Input::Heart { from: from.to_owned(), answer }));
+    Heart::prepare(pulse, Box::new(on_answer))
 }
 
 fn hello(settings: &PrimarySettings, me: &Member, facts: &HostFacts) -> Hello {
