@@ -28,6 +28,9 @@ pub struct ManagerReport {
     pub address: Option<String>,
     pub fencing: String,
     pub apps: Vec<AppReport>,
+    /// The takeovers that this manager has done, the newest last.
+    #[serde(default)]
+    pub takeovers: Vec<TakeoverReport>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +65,24 @@ pub struct AppReport {
 pub struct Pauses {
     pub p50: u64,
     pub p99: u64,
+    pub max: u64,
+}
+
+/// A takeover, by the wall clock: nanoseconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeoverReport {
+    pub app: String,
+    pub term: u64,
+    /// The checkpoint that was restored, and its freeze: nothing that was answered before it is missing.
+    pub epoch: u64,
+    pub frozen_at_ns: u64,
+    /// The primary was given up.
+    pub suspected_at_ns: u64,
+    /// The right to serve was won.
+    pub won_at_ns: u64,
+    /// The app ran.
+    pub serving_at_ns: u64,
+    pub restore_us: u64,
 }
 
 /// The reports of one manager's apps, which its actors write and its socket reads.
@@ -69,14 +90,24 @@ pub struct Pauses {
 pub struct Board {
     head: Arc<ManagerReport>,
     apps: Arc<Mutex<BTreeMap<String, AppReport>>>,
+    takeovers: Arc<Mutex<Vec<TakeoverReport>>>,
 }
 
 impl Board {
     pub fn new(role: Role, host: &str, fencing: &str, address: Option<String>) -> Self {
         let (host, fencing) = (host.to_owned(), fencing.to_owned());
         let pid = std::process::id();
-        let head = ManagerReport { schema: SCHEMA, role, host, pid, address, fencing, apps: Vec::new() };
-        Self { head: Arc::new(head), apps: Arc::default() }
+        let head = ManagerReport {
+            schema: SCHEMA,
+            role,
+            host,
+            pid,
+            address,
+            fencing,
+            apps: Vec::new(),
+            takeovers: Vec::new(),
+        };
+        Self { head: Arc::new(head), apps: Arc::default(), takeovers: Arc::default() }
     }
 
     pub fn set(&self, report: AppReport) {
@@ -87,13 +118,18 @@ impl Board {
         self.lock().remove(app);
     }
 
+    pub fn add_takeover(&self, takeover: TakeoverReport) {
+        self.takeovers.lock().unwrap_or_else(PoisonError::into_inner).push(takeover);
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, AppReport>> {
         self.apps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn line(&self) -> Vec<u8> {
         let apps = self.lock().values().cloned().collect();
-        let report = ManagerReport { apps, ..(*self.head).clone() };
+        let takeovers = self.takeovers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let report = ManagerReport { apps, takeovers, ..(*self.head).clone() };
         let mut line = serde_json::to_vec(&report).expect("a report is plain data");
         line.push(b'\n');
         line
@@ -159,8 +195,12 @@ pub fn make_private(dir: &Path) -> anyhow::Result<()> {
 
 /// Asks every manager of the run directory. Dead ones are passed over.
 pub fn ask_all() -> anyhow::Result<Vec<ManagerReport>> {
-    let dir = run_dir()?;
-    let entries = std::fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    ask_in(&run_dir()?)
+}
+
+/// As [`ask_all`], in another run directory.
+pub fn ask_in(dir: &Path) -> anyhow::Result<Vec<ManagerReport>> {
+    let entries = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mut paths: Vec<PathBuf> =
         entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "sock"));
@@ -202,7 +242,7 @@ impl PauseRing {
         let mut sorted = self.micros.clone();
         sorted.sort_unstable();
         let last = sorted.len().checked_sub(1)?;
-        Some(Pauses { p50: sorted[last / 2], p99: sorted[last * 99 / 100] })
+        Some(Pauses { p50: sorted[last / 2], p99: sorted[last * 99 / 100], max: sorted[last] })
     }
 }
 
@@ -216,6 +256,6 @@ mod tests {
         assert_eq!(ring.pauses(), None);
         (0..1000).for_each(|_| ring.push(Duration::from_secs(1)));
         (0..1000).for_each(|micros| ring.push(Duration::from_micros(micros)));
-        assert_eq!(ring.pauses(), Some(Pauses { p50: 499, p99: 989 }));
+        assert_eq!(ring.pauses(), Some(Pauses { p50: 499, p99: 989, max: 999 }));
     }
 }

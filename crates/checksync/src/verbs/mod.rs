@@ -10,5 +10,6 @@ mod one_shot;
 pub mod pki;
 pub mod restore;
 pub mod run;
+pub mod signals;
 pub mod standby;
 pub mod status;

@@ -11,10 +11,11 @@
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use image::frame::FrameOrder;
-use image::{CheckpointId, Frame, FrameError, FrameKind, Header, Sync};
+use image::{CheckpointId, Frame, FrameError, Header, Sync};
 
 const WHOLE: &str = "csf";
 const INCOMPLETE: &str = "incomplete";
@@ -33,7 +34,6 @@ pub enum OneShotError {
         path: PathBuf,
         frame: u64,
         at: u64,
-        #[source]
         why: FrameError,
     },
     #[error("{} is cut off after {frames} frames, at byte {at}; copy it again, or take the checkpoint again", path.display())]
@@ -215,6 +215,17 @@ fn read_through(mut reader: Reader<impl Read>) -> Result<Header, OneShotError> {
     Ok(header)
 }
 
+/// The engine's settings, where no epoch ever follows the first.
+pub fn engine_settings(app: &str) -> engine::Settings {
+    const FREEZE_PATIENCE: Duration = Duration::from_secs(10);
+    engine::Settings {
+        app: app.to_owned(),
+        shadow_bytes: 0,
+        epoch_bytes_max: u64::MAX,
+        freeze_patience: FREEZE_PATIENCE,
+    }
+}
+
 /// The bytes of a frame that was read, as they are in the file.
 pub fn encoded(frame: &Frame) -> Bytes {
     Frame::encode(frame.kind, frame.sequence, &frame.payload)
@@ -222,6 +233,7 @@ pub fn encoded(frame: &Frame) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use image::FrameKind;
     use image::frame::FrameWriter;
 
     use super::*;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use image::frame::{FrameError, decode};
-use image::layout::Layout;
+use image::layout::{Layout, LayoutPart, Mapping};
 use image::process::{Process, Thread};
 use image::state::State;
 use image::{CheckpointId, Frame, FrameKind, PAGE_BYTES, PageBatch};
@@ -106,6 +106,8 @@ struct Sum {
     pages: u64,
     /// The last one of each address space is the one that counts.
     layouts: BTreeMap<u32, Layout>,
+    /// The parts of a layout of which more are to come.
+    parts: Vec<Mapping>,
     state: Vec<u8>,
 }
 
@@ -114,8 +116,12 @@ impl Sum {
         match frame.kind {
             FrameKind::Header | FrameKind::End => (),
             FrameKind::Layout => {
-                let layout: Layout = frame.decode("layout")?;
-                self.layouts.insert(layout.space, layout);
+                let LayoutPart { mut layout, more } = frame.decode("layout")?;
+                self.parts.append(&mut layout.mappings);
+                if !more {
+                    layout.mappings = std::mem::take(&mut self.parts);
+                    self.layouts.insert(layout.space, layout);
+                }
             }
             FrameKind::Pages => {
                 let batch = PageBatch::decode(frame.payload.clone())?;

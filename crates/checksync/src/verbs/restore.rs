@@ -1,0 +1,179 @@
+//! `checksync restore`: sets a saved process going again, in a PID namespace of its own with the numbers that
+//! it had, and stays with it until it ends.
+//!
+//! The file is verified to its last byte before anything is made. Whatever fails until the process runs ends
+//! what was made of it: nothing is half restored. Once it runs, it outlives this verb.
+
+mod detach;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use engine::{AppExit, AppStdio, Command, Engine, Event, Promotion, RestoreReport};
+use image::Header;
+use serde::{Deserialize, Serialize};
+
+use super::one_shot::{self, Reader};
+use super::signals;
+use crate::arguments::{Format, RestoreArgs};
+use crate::exit::{Coded, Exit};
+use crate::guard::Order;
+use crate::manager::cell::CellKit;
+use crate::manager::output::Forwarding;
+
+/// Between the SIGTERM that is passed on and a SIGKILL.
+const GRACE: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+enum Input {
+    Engine(Event),
+    Interrupted,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Report {
+    schema: u32,
+    app: String,
+    /// As this host counts.
+    pid: i32,
+    term: u64,
+    epoch: u64,
+    restore_us: u64,
+}
+
+pub fn run(args: RestoreArgs) -> anyhow::Result<ExitCode> {
+    if args.detach {
+        return detach::run(&args);
+    }
+    let log = detach::begin(&args.dir)?;
+    let path = one_shot::find(&args.dir)?;
+    let header = one_shot::verify(&path)?;
+    let (post, inputs) = mpsc::channel();
+    let interrupts = post.clone();
+    signals::listen(move || drop(interrupts.send(Input::Interrupted)))?;
+    let CellKit { spec, mut guard, stdio, streams } = CellKit::new(None).context("cannot make a cell")?;
+    // Nobody is left to tell once this verb is at its end.
+    let events = Box::new(move |event| drop(post.send(Input::Engine(event))));
+    let engine = Engine::stand_by(one_shot::engine_settings(&header.app), spec, events);
+    let restoring = Restoring { engine: engine.context("cannot start the engine")?, inputs };
+    restoring.fill(&path, &header)?;
+    let report = restoring.set_going(stdio)?;
+    guard.send(&Order::Live);
+    announce(&args, &header, report)?;
+    let output = Forwarding::start(streams, log).context("cannot forward the output")?;
+    let exit = restoring.stay()?;
+    output.finish();
+    if let Some(pidfile) = &args.pidfile {
+        // It names a process that is gone; whoever removed it before us was faster.
+        let _ = fs::remove_file(pidfile);
+    }
+    Ok(code(exit))
+}
+
+struct Restoring {
+    engine: Engine,
+    inputs: Receiver<Input>,
+}
+
+impl Restoring {
+    /// Has the engine make a copy of what the file holds.
+    fn fill(&self, path: &Path, header: &Header) -> anyhow::Result<()> {
+        let mut reader = Reader::open(path)?;
+        let (_, first) = reader.header()?;
+        self.engine.send(Command::Frame(one_shot::encoded(&first)));
+        self.until(|event| matches!(event, Event::EpochBegins { .. }))?;
+        self.engine.send(Command::Receive { id: header.id, full: true, keep_old: false });
+        while let Some(frame) = reader.next_frame()? {
+            self.engine.send(Command::Frame(one_shot::encoded(&frame)));
+        }
+        self.until(|event| matches!(event, Event::Prepared { .. }))?;
+        self.engine.send(Command::Apply(header.id));
+        self.until(|event| matches!(event, Event::Applied { .. }))?;
+        Ok(())
+    }
+
+    fn set_going(&self, stdio: AppStdio) -> anyhow::Result<RestoreReport> {
+        self.engine.send(Command::Promote(Promotion { stdio, cgroup: None }));
+        match self.until(|event| matches!(event, Event::Restored(_)))? {
+            Event::Restored(report) => Ok(report),
+            other => bail!("the engine said {other:?} instead of how it restored"),
+        }
+    }
+
+    /// Waits for an event, or for what makes it impossible.
+    fn until(&self, awaited: impl Fn(&Event) -> bool) -> anyhow::Result<Event> {
+        let unfit = |why: String| Err(Coded::new(Exit::Unsupported, anyhow!(why)).into());
+        loop {
+            match self.inputs.recv().context("the engine is gone")? {
+                Input::Interrupted => bail!("interrupted; nothing was restored"),
+                Input::Engine(event) if awaited(&event) => return Ok(event),
+                Input::Engine(Event::Refused { why, .. } | Event::RestoreFailed { why }) => return unfit(why),
+                Input::Engine(Event::ApplyFailed { why, .. } | Event::Failed { why }) => bail!(why),
+                Input::Engine(Event::Ended) => bail!("the engine ended; see the log"),
+                Input::Engine(other) => tracing::debug!(?other, "while the process is restored"),
+            }
+        }
+    }
+
+    /// Passes Ctrl-C on, as a SIGTERM and then as a SIGKILL, and waits for the process's end.
+    fn stay(&self) -> anyhow::Result<AppExit> {
+        let mut asked = false;
+        loop {
+            match self.inputs.recv().context("the engine is gone")? {
+                Input::Interrupted if asked => self.engine.send(Command::Kill),
+                Input::Interrupted => self.engine.send(Command::Stop { grace: GRACE }),
+                Input::Engine(Event::Exited(exit)) => return Ok(exit),
+                Input::Engine(Event::Ended) => bail!("the engine ended before the process; see the log"),
+                Input::Engine(_) => continue,
+            }
+            asked = true;
+        }
+    }
+}
+
+/// Says that the process runs; on the standard output only for a program that asked for it, because what
+/// follows there is the process's own.
+fn announce(args: &RestoreArgs, header: &Header, restored: RestoreReport) -> anyhow::Result<()> {
+    if let Some(pidfile) = &args.pidfile {
+        write_pidfile(pidfile, restored.pid)?;
+    }
+    let report = Report {
+        schema: 1,
+        app: header.app.clone(),
+        pid: restored.pid,
+        term: restored.id.term.0,
+        epoch: restored.id.epoch.0,
+        restore_us: restored.total.as_micros() as u64,
+    };
+    match args.output.format {
+        Format::Text => eprintln!("{}", text(&report)),
+        Format::Json => println!("{}", serde_json::to_string(&report).context("cannot write the report")?),
+    }
+    Ok(())
+}
+
+fn text(report: &Report) -> String {
+    let Report { app, pid, restore_us, .. } = report;
+    format!("{app} runs again, as process {pid}, {:.1} ms after it was told to", *restore_us as f64 / 1e3)
+}
+
+/// Whoever waits for the file never sees half of it.
+fn write_pidfile(path: &Path, pid: i32) -> anyhow::Result<()> {
+    let half = PathBuf::from(format!("{}.incomplete", path.display()));
+    let written = fs::write(&half, format!("{pid}\n")).and_then(|()| fs::rename(&half, path));
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// As a shell shows it.
+fn code(exit: AppExit) -> ExitCode {
+    const SIGNAL_BASE: i32 = 128;
+    let code = match exit {
+        AppExit::Code(code) => code,
+        AppExit::Signal(signal) => SIGNAL_BASE + signal,
+    };
+    u8::try_from(code).unwrap_or(Exit::Failure as u8).into()
+}
