@@ -52,6 +52,8 @@ pub enum Input {
         answer: HeartbeatAnswer,
     },
     Register(Ask, Answer),
+    /// The engine has let go of this full sync's sink.
+    SyncOver(CheckpointId),
     /// The operator asks us to stop.
     Stop,
     /// A signal that is the app's.
@@ -64,6 +66,19 @@ pub enum Outcome {
     Ended(Ending),
     /// The app never began, or can't be started.
     Failed(String),
+}
+
+/// Tells when the engine drops the sink that it is in.
+struct SinkHeld {
+    id: CheckpointId,
+    post: mpsc::Sender<Input>,
+}
+
+impl Drop for SinkHeld {
+    fn drop(&mut self) {
+        // The actor may have ended first.
+        let _ = self.post.send(Input::SyncOver(self.id));
+    }
 }
 
 /// A session as the machine sees it.
@@ -95,6 +110,8 @@ pub struct Actor {
     begun: bool,
     dialling: Option<JoinHandle<()>>,
     session: Option<Session>,
+    /// The full sync that the engine owes an answer for.
+    syncing: Option<CheckpointId>,
     captured: Option<(CheckpointId, Vec<Bytes>)>,
     /// The last frame of a full sync, until it may go.
     end_frame: Arc<Mutex<Option<Bytes>>>,
@@ -161,6 +178,7 @@ impl Actor {
             begun: false,
             dialling: None,
             session: None,
+            syncing: None,
             captured: None,
             end_frame: Arc::default(),
             frozen: VecDeque::new(),
@@ -251,6 +269,7 @@ impl Actor {
             Input::Link(number, event) => self.take_link(number, event),
             Input::Heart { from, answer } => self.take_answer(from, answer),
             Input::Register(ask, answer) => self.step(PrimaryEvent::RegisterAnswer { ask, answer }),
+            Input::SyncOver(id) => self.sync_over(id),
             Input::Stop => self.stop(),
             Input::Signal(signal) => self.command(Command::Signal(signal)),
         }
@@ -271,11 +290,13 @@ impl Actor {
                 self.pauses.push(report.pause);
                 self.frozen.push_back((id, report.frozen_at_ns));
                 self.progress.end();
+                self.syncing = None;
                 self.captured = Some((id, frames));
                 self.step(PrimaryEvent::Captured { id });
             }
             Event::CaptureFailed { id, why, refused } => {
                 self.progress.end();
+                self.syncing = None;
                 tracing::debug!(%id, refused, "capture failed: {why}");
                 self.step(PrimaryEvent::CaptureFailed { id, why });
             }
@@ -471,9 +492,23 @@ impl Actor {
             return tracing::warn!(%id, "a full sync without a standby");
         };
         *self.end_frame.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let sink = session.sender.sink(Arc::clone(&self.end_frame));
+        let mut sink = session.sender.sink(Arc::clone(&self.end_frame));
+        let held = SinkHeld { id, post: self.post.clone() };
+        let sink = Box::new(move |frame| {
+            let SinkHeld { .. } = &held;
+            sink(frame)
+        });
         self.progress.begin();
+        self.syncing = Some(id);
         self.command(Command::FullSync { id, sink });
+    }
+
+    /// Without an answer before it, the engine has given the full sync up: it would be waited for in vain.
+    fn sync_over(&mut self, id: CheckpointId) {
+        if self.syncing.take_if(|syncing| *syncing == id).is_some() {
+            let why = "the engine gave the full sync up".to_owned();
+            self.step(PrimaryEvent::CaptureFailed { id, why });
+        }
     }
 
     fn send_epoch(&mut self, id: CheckpointId) {
