@@ -41,8 +41,9 @@ pub struct Return {
     pub answered: Vec<Answered>,
     /// The server has exactly the writes up to this one.
     pub held: u64,
-    /// When it gave its first answer.
+    /// When it gave its first answer, and the same on the clock of checkpoints.
     pub first_reply: Instant,
+    pub first_reply_ns: u64,
 }
 
 impl Return {
@@ -73,6 +74,7 @@ pub struct Client {
 struct Shared {
     stop: AtomicBool,
     writes: AtomicU64,
+    returns: AtomicU64,
 }
 
 impl Client {
@@ -89,6 +91,11 @@ impl Client {
     /// Answers so far.
     pub fn writes(&self) -> u64 {
         self.shared.writes.load(Ordering::Relaxed)
+    }
+
+    /// How often it came back and found all well.
+    pub fn returns(&self) -> u64 {
+        self.shared.returns.load(Ordering::Relaxed)
     }
 
     /// It found something that must not be, and has stopped.
@@ -149,7 +156,7 @@ impl Sequence {
     /// Reads all that the server has. Writes that it has lost are made again from here on.
     fn look_around(&mut self, server: &mut Server) -> io::Result<()> {
         let count = server.ask("COUNT")?;
-        let first_reply = Instant::now();
+        let first = Answered::now();
         let held: u64 = count.parse().map_err(|_| wrong(format!("{count:?} is no count")))?;
         // One more than was answered: the answer to the last write may have been lost, not the write.
         if held > self.writes.len() as u64 + 1 {
@@ -161,7 +168,8 @@ impl Sequence {
         if held > answered.len() as u64 {
             self.writes.push(Answered::now());
         }
-        self.returns.push(Return { answered, held, first_reply });
+        self.returns.push(Return { answered, held, first_reply: first.at, first_reply_ns: first.wall_ns });
+        self.shared.returns.store(self.returns.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -207,7 +215,9 @@ impl Server {
             let requests: String = batch.clone().map(|number| format!("GET {}\n", key(number))).collect();
             self.connection.get_mut().write_all(requests.as_bytes())?;
             for number in batch {
-                expect(&value(number), &self.answer()?, || format!("the value of write {number} of {count}"))?;
+                expect(&value(number), &self.answer()?, || {
+                    format!("the value of write {number} of {count}")
+                })?;
             }
         }
         Ok(())

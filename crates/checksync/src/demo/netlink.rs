@@ -9,9 +9,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::net::netdevice::name_to_index;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
 const NEW_LINK: u16 = 16;
 const NEW_ADDRESS: u16 = 20;
@@ -107,7 +105,9 @@ impl Netlink {
         match error_in(&answer[..len]) {
             Some(0) => Ok(()),
             Some(number) => Err(io::Error::from_raw_os_error(-number)),
-            None => Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is no acknowledgement")),
+            None => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is no acknowledgement"))
+            }
         }
     }
 }

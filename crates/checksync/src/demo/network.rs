@@ -138,9 +138,8 @@ mod tests {
     fn talk(network: &Network, server: &Namespace, address: Ipv4Addr) -> io::Result<()> {
         let listener = server.within(|| TcpListener::bind((address, 0)))?;
         let port = listener.local_addr()?.port();
-        let mut client = network
-            .street
-            .within(|| TcpStream::connect_timeout(&(address, port).into(), PATIENCE))?;
+        let mut client =
+            network.street.within(|| TcpStream::connect_timeout(&(address, port).into(), PATIENCE))?;
         let (mut served, _) = listener.accept()?;
         served.write_all(b"x")?;
         client.read_exact(&mut [0])

@@ -130,8 +130,12 @@ fn capture(
             Input::Interrupted => bail!("interrupted; the process runs on, and no checkpoint was taken"),
             Input::Engine(Event::Captured { report, .. }) => return Ok(report),
             Input::Engine(Event::Progress(now)) => progress.show(now),
-            Input::Engine(Event::CaptureFailed { why, refused, .. }) => return Err(failure(file, why, refused)),
-            Input::Engine(Event::Failed { why }) => return Err(Coded::new(Exit::Unsupported, anyhow!(why)).into()),
+            Input::Engine(Event::CaptureFailed { why, refused, .. }) => {
+                return Err(failure(file, why, refused));
+            }
+            Input::Engine(Event::Failed { why }) => {
+                return Err(Coded::new(Exit::Unsupported, anyhow!(why)).into());
+            }
             Input::Engine(Event::Exited(_) | Event::Ended) => bail!("the process ended before it was saved"),
             Input::Engine(other) => tracing::debug!(?other, "while the process is saved"),
         }
@@ -220,11 +224,8 @@ mod tests {
 
     #[test]
     fn progress_says_how_much_how_fast_and_how_long() {
-        let now = FullSyncProgress {
-            id: CheckpointId::new(1, 1),
-            bytes_done: 256 << 20,
-            bytes_total: 1 << 30,
-        };
+        let now =
+            FullSyncProgress { id: CheckpointId::new(1, 1), bytes_done: 256 << 20, bytes_total: 1 << 30 };
         assert_eq!(progress_text(now, Duration::from_secs(2)), "25 %, 128.0 MiB/s, 6 s left");
     }
 

@@ -48,9 +48,7 @@ pub fn open_file(file: &OpenFile) -> (&'static str, String, Fate) {
         FileKind::Process { pid } => ("pidfd", format!("process {pid}"), Protected),
         FileKind::CgroupFile { name } => ("cgroup file", name.clone(), Reopened),
         FileKind::OwnProc { path } => ("proc file", format!("/proc/{}", text(path)), Reopened),
-        FileKind::UnixPair(end) => {
-            ("unix pair", format!("{} messages wait", end.queue.len()), Protected)
-        }
+        FileKind::UnixPair(end) => ("unix pair", format!("{} messages wait", end.queue.len()), Protected),
         FileKind::UnixListener { socket, .. } => ("unix listener", unix(socket), Protected),
         FileKind::UnixLoose(socket) => ("unix socket", unix(socket), Protected),
         FileKind::Listener(socket) => ("listener", internet(socket), Protected),

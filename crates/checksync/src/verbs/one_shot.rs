@@ -30,12 +30,7 @@ pub enum OneShotError {
     #[error("{} is there already and is not overwritten; remove it, or name another directory", path.display())]
     Exists { path: PathBuf },
     #[error("{} cannot be used: frame {frame}, at byte {at}: {why}; take the checkpoint again", path.display())]
-    Damaged {
-        path: PathBuf,
-        frame: u64,
-        at: u64,
-        why: FrameError,
-    },
+    Damaged { path: PathBuf, frame: u64, at: u64, why: FrameError },
     #[error("{} is cut off after {frames} frames, at byte {at}; copy it again, or take the checkpoint again", path.display())]
     CutOff { path: PathBuf, frames: u64, at: u64 },
     #[error("{} builds on checkpoint {parent}, which is not in it; only full checkpoints can be restored", path.display())]

@@ -111,7 +111,9 @@ impl Restoring {
             match self.inputs.recv().context("the engine is gone")? {
                 Input::Interrupted => bail!("interrupted; nothing was restored"),
                 Input::Engine(event) if awaited(&event) => return Ok(event),
-                Input::Engine(Event::Refused { why, .. } | Event::RestoreFailed { why }) => return unfit(why),
+                Input::Engine(Event::Refused { why, .. } | Event::RestoreFailed { why }) => {
+                    return unfit(why);
+                }
                 Input::Engine(Event::ApplyFailed { why, .. } | Event::Failed { why }) => bail!(why),
                 Input::Engine(Event::Ended) => bail!("the engine ended; see the log"),
                 Input::Engine(other) => tracing::debug!(?other, "while the process is restored"),

@@ -47,7 +47,12 @@ impl Finding {
         Self { area, level: Level::Yellow, what: what.into(), found: cause.into(), fix }
     }
 
-    pub fn red(area: Area, what: impl Into<String>, cause: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub fn red(
+        area: Area,
+        what: impl Into<String>,
+        cause: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
         Self { level: Level::Red, ..Self::yellow(area, what, cause, fix) }
     }
 

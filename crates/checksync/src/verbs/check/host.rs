@@ -115,9 +115,8 @@ fn comparing() -> Finding {
 
 fn mapped_files() -> Finding {
     const WHAT: &str = "mapped files";
-    let first = fs::read_dir("/proc/self/map_files").and_then(|mut files| {
-        files.next().unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()))
-    });
+    let first = fs::read_dir("/proc/self/map_files")
+        .and_then(|mut files| files.next().unwrap_or_else(|| Err(io::ErrorKind::NotFound.into())));
     match first.and_then(|entry| File::open(entry.path())) {
         Ok(_) => green(WHAT, "files are found by their mappings"),
         Err(why) => {
@@ -141,11 +140,9 @@ fn chosen_numbers() -> Finding {
 
 fn namespaces() -> Finding {
     const WHAT: &str = "namespaces";
-    for (kind, flag) in [
-        ("PID", libc::CLONE_NEWPID),
-        ("mount", libc::CLONE_NEWNS),
-        ("time", libc::CLONE_NEWTIME),
-    ] {
+    for (kind, flag) in
+        [("PID", libc::CLONE_NEWPID), ("mount", libc::CLONE_NEWNS), ("time", libc::CLONE_NEWTIME)]
+    {
         let tried = thread::spawn(move || sys::rights::new_namespace(flag)).join();
         if let Err(why) = tried.unwrap_or_else(|_| Err(io::Error::other("the try failed"))) {
             let fix = "run as root, on a kernel with PID, mount and time namespaces";

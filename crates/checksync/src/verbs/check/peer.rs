@@ -40,7 +40,9 @@ fn fix(error: &wire::WireError) -> &'static str {
         }
         E::Certificate { .. } => "give both hosts files that one `checksync pki init` made",
         E::NotAPeer { .. } => "check the address and the port",
-        E::Version { .. } | E::Malformed { .. } | E::TooLarge { .. } => "install the same release on both hosts",
+        E::Version { .. } | E::Malformed { .. } | E::TooLarge { .. } => {
+            "install the same release on both hosts"
+        }
         E::Refused { .. } | E::Lost { .. } => "see the standby's log",
     }
 }

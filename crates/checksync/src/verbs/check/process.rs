@@ -44,7 +44,12 @@ fn children(pid: i32) -> Option<Finding> {
     let children: Vec<&str> = children.split_whitespace().collect();
     (!children.is_empty()).then(|| {
         let cause = format!("it has child processes ({}), which are not captured", children.join(", "));
-        Finding::red(Area::Process, "children", cause, "run it without child processes; transient ones only pause the protection")
+        Finding::red(
+            Area::Process,
+            "children",
+            cause,
+            "run it without child processes; transient ones only pause the protection",
+        )
     })
 }
 
@@ -55,13 +60,18 @@ fn read(pid: i32, findings: &mut Vec<Finding>) -> Result<(), TraceError> {
     findings.extend(open_files(&frozen, pid));
     findings.extend(mappings(&mut frozen, pid));
     let stood = frozen.thaw();
-    findings.push(green("pause", format!("it stood still for {:.1} ms to be looked at", stood.as_secs_f64() * 1e3)));
+    findings.push(green(
+        "pause",
+        format!("it stood still for {:.1} ms to be looked at", stood.as_secs_f64() * 1e3),
+    ));
     tree.release()
 }
 
 fn threads(frozen: &mut Frozen<'_>, pid: i32) -> Vec<Finding> {
     match process::save(frozen, pid, &mut CellNumbers::new(), &mut ProcessCache::new()) {
-        Ok((process, _)) => vec![green("threads", format!("{} protected{}", process.threads.len(), kind(&process)))],
+        Ok((process, _)) => {
+            vec![green("threads", format!("{} protected{}", process.threads.len(), kind(&process)))]
+        }
         Err(error) => vec![refused("threads", &error)],
     }
 }
@@ -101,7 +111,10 @@ fn fates(saved: &Saved) -> Vec<Finding> {
     let line = |fate: Fate, meaning: &str| {
         let kinds = kinds.get(fate.text())?;
         let list: Vec<_> = kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-        Some(green("descriptors", format!("{} {meaning}: {}", kinds.values().sum::<usize>(), list.join(", "))))
+        Some(green(
+            "descriptors",
+            format!("{} {meaning}: {}", kinds.values().sum::<usize>(), list.join(", ")),
+        ))
     };
     [
         line(Fate::Protected, "protected"),

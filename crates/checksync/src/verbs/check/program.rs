@@ -58,7 +58,11 @@ fn find(command: &OsStr) -> Option<PathBuf> {
 
 enum Kind {
     Script(PathBuf),
-    Program { interpreter: Option<String>, go: Option<String>, set_id: bool },
+    Program {
+        interpreter: Option<String>,
+        go: Option<String>,
+        set_id: bool,
+    },
     /// Built for another kind of machine.
     Foreign,
     Unknown,

@@ -133,7 +133,8 @@ impl Sum {
     }
 
     fn memory(self) -> Memory {
-        let mut memory = Memory { pages: self.pages, page_bytes: self.pages * PAGE_BYTES, ..Memory::default() };
+        let mut memory =
+            Memory { pages: self.pages, page_bytes: self.pages * PAGE_BYTES, ..Memory::default() };
         for layout in self.layouts.values() {
             for mapping in &layout.mappings {
                 memory.mapped_bytes += mapping.range.len_bytes();

@@ -74,7 +74,8 @@ fn memory(memory: &Memory) -> Node {
     }
     let mut largest: Vec<_> = by_backing.into_iter().collect();
     largest.sort_by_key(|&(what, (_, bytes))| (std::cmp::Reverse(bytes), what));
-    let line = |(what, (count, len)): (&str, (usize, u64))| format!("{:>10}  {count:>4} × {what}", bytes(len));
+    let line =
+        |(what, (count, len)): (&str, (usize, u64))| format!("{:>10}  {count:>4} × {what}", bytes(len));
     Node::list(title, largest.into_iter().map(line))
 }
 
@@ -87,7 +88,8 @@ fn process(process: &ProcessContents) -> Node {
     node.children.push(Node::list(format!("threads  {}", process.threads.len()), threads));
     let (sockets, files): (Vec<_>, Vec<_>) = process.descriptors.iter().partition(|one| one.socket);
     for (title, list) in [("files", files), ("sockets", sockets)] {
-        node.children.push(Node::list(format!("{title:<8} {}", list.len()), list.into_iter().map(descriptor)));
+        node.children
+            .push(Node::list(format!("{title:<8} {}", list.len()), list.into_iter().map(descriptor)));
     }
     node
 }
