@@ -59,7 +59,7 @@ pub fn classify(pid: i32, line: &MapLine<'_>, ours: Option<u64>) -> Result<Class
         }
         _ => (),
     }
-    if line.inode == 0 || line.name.is_empty() || (line.name.starts_with(b"[") && line.inode == 0) {
+    if line.inode == 0 || line.name.is_empty() {
         return Ok(Class::Carried(Backing::Anonymous));
     }
     if !line.shared && line.name == b"/dev/zero" {

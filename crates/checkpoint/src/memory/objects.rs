@@ -5,6 +5,7 @@
 //! compared with the last copy; small objects are compared always.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -50,10 +51,9 @@ impl Objects {
         kind: &ObjectKind,
         open: impl FnOnce() -> io::Result<File>,
     ) -> io::Result<()> {
-        if !self.known.contains_key(&key) {
-            let object =
-                Object { file: open()?, kind: kind.clone(), copy: Vec::new(), sign: None, unknown: false };
-            self.known.insert(key, object);
+        if let Entry::Vacant(place) = self.known.entry(key) {
+            let (file, kind) = (open()?, kind.clone());
+            place.insert(Object { file, kind, copy: Vec::new(), sign: None, unknown: false });
         }
         Ok(())
     }

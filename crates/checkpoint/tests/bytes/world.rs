@@ -7,10 +7,10 @@ use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use checkpoint::memory::{Capture, Encoder, Ledger, Pages, Tracker, self_test, workers};
+use checkpoint::memory::{Capture, Encoder, Ledger, Tracker, self_test, workers};
 use checkpoint::skeleton::{Collector, Skeleton};
 use image::frame::{Frame, FrameKind, FrameWriter};
-use image::layout::{Backing, Layout, Mapping};
+use image::layout::{Backing, Mapping};
 use image::state::{Clocks, State};
 use image::{CheckpointId, Header, PAGE_BYTES, Range, Sync};
 use sys::pagemap::{Query, Region, category, scan};
@@ -82,10 +82,8 @@ impl World {
     pub fn run(&mut self, epochs: u32, mut pause: impl FnMut(u32), mut fate: impl FnMut(u32) -> Fate) {
         let shell = Guarded::start(Command::new("sleep").arg("1000"));
         let mut shell_tree = Tree::seize(shell.pid()).expect("the shell can be traced");
-        let mut shell_frozen = Some(loop {
-            shell_tree_ready(&mut shell_tree);
-            break shell_tree.freeze(PATIENCE).expect("the shell stops");
-        });
+        shell_tree.pump().expect("pump");
+        let mut shell_frozen = Some(shell_tree.freeze(PATIENCE).expect("the shell stops"));
         let mut skeleton: Option<Skeleton<'_>> = None;
         for epoch in 0..epochs {
             pause(epoch);
@@ -113,10 +111,6 @@ impl World {
             drop(frozen);
         }
     }
-}
-
-fn shell_tree_ready(tree: &mut Tree) {
-    tree.pump().expect("pump");
 }
 
 fn encode(encoder: &mut Encoder, capture: &Capture, id: CheckpointId) -> Vec<Frame> {
@@ -194,16 +188,4 @@ fn populated(a: i32, b: i32, range: Range) -> Vec<Range> {
             .expect("the page table can be scanned");
     }
     set.within(range)
-}
-
-/// The layout as the tracker would hand it out; for tests that look at it.
-#[expect(dead_code, reason = "kept for the tests of single traps, which look at layouts")]
-pub fn layout_of(capture: &Capture) -> Option<&Layout> {
-    capture.layout.as_ref()
-}
-
-/// What a lost epoch carried, for assertions.
-#[expect(dead_code, reason = "kept for the tests of single traps, which look at the ledger")]
-pub fn carried(capture: &Capture) -> Pages {
-    capture.carried()
 }

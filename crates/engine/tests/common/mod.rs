@@ -3,6 +3,8 @@
 //! A test that uses this is a program of its own, since it is also what starts as the first process of the
 //! cells: its `main` is [`main`].
 
+#![allow(dead_code, reason = "each of the programs that share this uses a part of it")]
+
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -177,16 +179,11 @@ impl Pair {
         let sink = Box::new(move |frame| frames.send(frame).is_ok());
         self.primary.engine.send(Command::FullSync { id, sink });
         let mut announced = false;
-        loop {
-            match arriving.recv_timeout(PATIENCE) {
-                Ok(frame) => {
-                    self.standby.engine.send(Command::Frame(frame));
-                    if !announced {
-                        self.receive(id, true);
-                        announced = true;
-                    }
-                }
-                Err(_) => break,
+        while let Ok(frame) = arriving.recv_timeout(PATIENCE) {
+            self.standby.engine.send(Command::Frame(frame));
+            if !announced {
+                self.receive(id, true);
+                announced = true;
             }
         }
         let report = self.captured(id).1;

@@ -1,0 +1,328 @@
+//! What changed in the memory since the last look, and what of it is to be copied or dropped.
+
+use std::sync::Arc;
+
+use image::layout::{Backing, Mapping, Protection};
+use image::{PAGE_BYTES, PageTarget, Range, RangeSet};
+use std::os::unix::fs::FileExt;
+use sys::pagemap::{Query, Region, category, scan};
+
+use super::{CaptureError, Found, ROOM, Tracker, can_be_tracked, page_at};
+use crate::memory::ledger::{self, Pages};
+use crate::memory::staging::Chunk;
+
+impl Tracker {
+    pub(super) fn find(&mut self, gone: RangeSet) -> Result<Found, CaptureError> {
+        let spans = self.spans();
+        let regions = self.scan_dirty(&spans)?;
+        let mut found = self.sort(&regions);
+        // Noted before anything can fail: the scan has taken the marks away.
+        let target = PageTarget::Space(self.space);
+        let owed = self.pending.clone();
+        for range in found.copy.iter().chain(found.gone.iter()).chain(gone.iter()) {
+            ledger::add(&mut self.pending, target, range);
+        }
+        for (&key, ranges) in &found.objects {
+            ranges.iter().for_each(|range| ledger::add(&mut self.pending, PageTarget::Object(key), range));
+        }
+        found.gone.extend(gone.iter());
+        self.add_owed(owed, &mut found)?;
+        for range in found.gone.iter() {
+            self.present.take(range);
+        }
+        for range in found.copy.iter() {
+            found.gone.remove(range);
+            self.present.insert(range);
+            self.forget_data(range);
+        }
+        Ok(found)
+    }
+
+    pub(super) fn forget_data(&mut self, range: Range) {
+        let pages: Vec<u64> = self.data.range(range.start..range.end).map(|(&page, _)| page).collect();
+        for page in pages {
+            self.data.remove(&page);
+        }
+    }
+
+    /// What of `ranges` is private memory of the app now.
+    pub(super) fn private<'a>(&'a self, ranges: &'a RangeSet) -> impl Iterator<Item = Range> + 'a {
+        let private =
+            self.tracked.iter().map(|tracked| &tracked.mapping).filter(|m| !m.shared && can_be_tracked(m));
+        private.flat_map(|mapping| ranges.within(mapping.range))
+    }
+
+    /// The registered address space, cut into about equal parts for the workers.
+    pub(super) fn spans(&self) -> Vec<Range> {
+        const WORTH_CUTTING_BYTES: u64 = 64 << 20;
+        let ranges: Vec<Range> =
+            self.tracked.iter().filter(|t| t.registered).map(|tracked| tracked.mapping.range).collect();
+        let total: u64 = ranges.iter().map(|range| range.len_bytes()).sum();
+        let parts = if total < WORTH_CUTTING_BYTES { 1 } else { self.workers.width() as u64 };
+        cut(&ranges, total.div_ceil(parts).next_multiple_of(2 << 20))
+    }
+
+    pub(super) fn scan_dirty(&self, spans: &[Range]) -> Result<Vec<Region>, CaptureError> {
+        let query = Query {
+            inverted: 0,
+            all: category::WRITTEN,
+            any: category::PRESENT | category::SWAPPED,
+            report: category::PRESENT
+                | category::SWAPPED
+                | category::ZERO_PAGE
+                | category::FILE
+                | self.kernel.guard(),
+            protect: true,
+        };
+        self.scan_spans(spans, query)
+    }
+
+    pub(super) fn scan_spans(&self, spans: &[Range], query: Query) -> Result<Vec<Region>, CaptureError> {
+        let jobs = spans.iter().map(|&span| {
+            let pagemap = Arc::clone(&self.pagemap);
+            move || {
+                let mut regions = Vec::new();
+                let mut room = [Region::default(); ROOM];
+                scan(&*pagemap, span.start, span.end, query, &mut room, |region| regions.push(region))
+                    .map(|()| regions)
+            }
+        });
+        let mut all = Vec::new();
+        for regions in self.workers.run(jobs.collect::<Vec<_>>()) {
+            all.extend(regions.map_err(self.failed("scan the page tables"))?);
+        }
+        all.sort_unstable_by_key(|region| region.start);
+        Ok(all)
+    }
+
+    /// What to do with each region that a scan reported.
+    pub(super) fn sort(&self, regions: &[Region]) -> Found {
+        let mut found = Found::default();
+        let mut mappings = self.tracked.iter().map(|tracked| &tracked.mapping).peekable();
+        for region in regions {
+            let mut start = region.start;
+            while start < region.end {
+                while mappings.next_if(|mapping| mapping.range.end <= start).is_some() {}
+                let Some(mapping) = mappings.peek() else { return found };
+                let piece = Range::new(start, region.end);
+                let Some(piece) = piece.intersect(mapping.range) else { break };
+                self.sort_piece(mapping, piece, region.categories, &mut found);
+                start = piece.end;
+            }
+        }
+        found
+    }
+
+    pub(super) fn sort_piece(&self, mapping: &Mapping, piece: Range, categories: u64, found: &mut Found) {
+        if categories & self.kernel.guard() != 0 {
+            found.guards.insert(piece);
+        }
+        let empty = categories & (category::ZERO_PAGE | category::GUARD) != 0
+            || categories & (category::PRESENT | category::SWAPPED) == 0;
+        match &mapping.backing {
+            Backing::Object(key) if mapping.shared => {
+                let offset = mapping.offset + (piece.start - mapping.range.start);
+                let written = Range::new(offset, offset + piece.len_bytes());
+                found.objects.entry(*key).or_default().insert(written);
+            }
+            Backing::Anonymous | Backing::Object(_) if empty => found.gone.extend(self.present.within(piece)),
+            Backing::Anonymous => found.copy.insert(piece),
+            Backing::File(_) | Backing::Object(_) if empty || categories & category::FILE != 0 => {
+                found.gone.extend(self.present.within(piece));
+            }
+            Backing::File(_) | Backing::Object(_) if mapping.shared => (),
+            // Writable ones are compared as a whole, see `compare_data`.
+            Backing::File(_) | Backing::Object(_) if mapping.protection.write => (),
+            Backing::File(_) | Backing::Object(_) => found.copy.insert(piece),
+            Backing::Droppable | Backing::Vvar | Backing::VvarClock | Backing::Vdso | Backing::Vsyscall => (),
+        }
+    }
+
+    /// What a failed epoch carried is looked at as it is now.
+    pub(super) fn add_owed(&mut self, owed: Pages, found: &mut Found) -> Result<(), CaptureError> {
+        for (target, ranges) in owed {
+            match target {
+                PageTarget::Object(key) => self.objects.send_all(key),
+                PageTarget::Space(_) => {
+                    let everything = Query {
+                        report: category::PRESENT
+                            | category::SWAPPED
+                            | category::ZERO_PAGE
+                            | category::FILE
+                            | self.kernel.guard(),
+                        ..Query::default()
+                    };
+                    let spans: Vec<Range> = ranges.iter().collect();
+                    let now = self.sort(&self.scan_spans(&spans, everything)?);
+                    // Whatever the standby holds there, it was never told: both lists are in its terms.
+                    let kept: RangeSet = now.copy;
+                    for range in ranges.iter() {
+                        self.data.retain(|&page, _| !range.contains(page));
+                        found.gone.insert(range);
+                    }
+                    kept.iter().for_each(|range| {
+                        found.gone.remove(range);
+                        found.copy.insert(range);
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Pages that were dropped are just not there. Looked for only if the kernel counts fewer than we do.
+    pub(super) fn find_drops(&mut self, found: &mut Found) -> Result<(), CaptureError> {
+        let held = self.present.len() + self.data.len() as u64;
+        if self.kernel.counts_anonymous_pages && self.anonymous_pages()? == held {
+            return Ok(());
+        }
+        let none = category::PRESENT | category::SWAPPED;
+        let query = Query { inverted: none, all: none, any: 0, report: category::PRESENT, protect: false };
+        for region in self.scan_spans(&self.spans(), query)? {
+            found.gone.extend(self.present.take(Range::new(region.start, region.end)));
+        }
+        // N.B. a dropped page of a private file mapping shows its marker, so it counts as swapped.
+        for range in self.file_mappings(|protection| !protection.write) {
+            let now = self.own_pages(range)?;
+            for held in self.present.within(range) {
+                let mut reverted = RangeSet::from_iter([held]);
+                now.iter().for_each(|own| reverted.remove(own));
+                reverted.iter().for_each(|range| found.gone.extend(self.present.take(range)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The private mappings of files with a protection of this kind.
+    pub(super) fn file_mappings(&self, protection: impl Fn(Protection) -> bool) -> Vec<Range> {
+        let of_file = |mapping: &&Mapping| {
+            let file = matches!(mapping.backing, Backing::File(_) | Backing::Object(_));
+            file && !mapping.shared && protection(mapping.protection)
+        };
+        self.tracked
+            .iter()
+            .map(|tracked| &tracked.mapping)
+            .filter(of_file)
+            .map(|mapping| mapping.range)
+            .collect()
+    }
+
+    /// The pages of a private file mapping that are the app's own and not the file's.
+    pub(super) fn own_pages(&self, range: Range) -> Result<RangeSet, CaptureError> {
+        let query = Query {
+            inverted: category::FILE,
+            all: category::FILE | category::PRESENT,
+            report: category::PRESENT,
+            ..Query::default()
+        };
+        let regions = self.scan_spans(&[range], query)?;
+        Ok(regions.into_iter().map(|region| Range::new(region.start, region.end)).collect())
+    }
+
+    pub(super) fn anonymous_pages(&self) -> Result<u64, CaptureError> {
+        let mut text = [0; 128];
+        let len = self.statm.read_at(&mut text, 0).map_err(self.failed("read the counts"))?;
+        let mut numbers = std::str::from_utf8(&text[..len]).unwrap_or("").split_ascii_whitespace();
+        let mut number = || numbers.next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        let (_size, resident, shared) = (number(), number(), number());
+        Ok(resident.saturating_sub(shared))
+    }
+
+    /// The private pages of writable file mappings: all are read, and sent if they are not what they were.
+    pub(super) fn compare_data(
+        &mut self,
+        found: &mut Found,
+        chunks: &mut Vec<Chunk>,
+    ) -> Result<(), CaptureError> {
+        let mut now = RangeSet::default();
+        for range in self.file_mappings(|protection| protection.write) {
+            now.extend(self.own_pages(range)?.iter());
+            self.drop_data(range, &now, found);
+        }
+        for chunk in self.copy(now.iter(), true)? {
+            chunks.extend(self.changed_data(chunk));
+        }
+        Ok(())
+    }
+
+    pub(super) fn drop_data(&mut self, range: Range, now: &RangeSet, found: &mut Found) {
+        let reverted: Vec<u64> = self
+            .data
+            .range(range.start..range.end)
+            .map(|(&page, _)| page)
+            .filter(|&page| !now.contains(page))
+            .collect();
+        for page in reverted {
+            self.data.remove(&page);
+            found.gone.insert(page_at(page));
+        }
+        for range in self.present.take(range) {
+            // It was read-only when it was sent, and its pages are followed here from now on.
+            for page in (range.start..range.end).step_by(PAGE_BYTES as usize) {
+                if !now.contains(page) {
+                    found.gone.insert(page_at(page));
+                }
+            }
+        }
+    }
+
+    pub(super) fn changed_data(&mut self, chunk: Chunk) -> Option<Chunk> {
+        let mut changed = Chunk { target: chunk.target, ranges: Vec::new(), bytes: Vec::new() };
+        for (address, page) in chunk.pages() {
+            if self.data.get(&address).is_some_and(|old| **old == *page) {
+                continue;
+            }
+            self.data.insert(address, page.into());
+            changed.ranges.push(Range::new(address, address + PAGE_BYTES));
+            changed.bytes.extend_from_slice(page);
+        }
+        self.buffers.give_back(chunk.bytes);
+        (!changed.ranges.is_empty()).then_some(changed)
+    }
+
+    pub(super) fn capture_objects(
+        &mut self,
+        found: &Found,
+        chunks: &mut Vec<Chunk>,
+    ) -> Result<(), CaptureError> {
+        let failed = self.failed("read a shared object");
+        self.objects.capture(&found.objects, chunks).map_err(failed)
+    }
+
+    /// Guard regions: a new one is reported as written, like any change; that one was removed is not. So where
+    /// there are some, they are all looked at again.
+    pub(super) fn find_guards(&mut self, found: &Found) -> Result<(), CaptureError> {
+        if self.guards.is_empty() && found.guards.is_empty() {
+            return Ok(());
+        }
+        let guard = category::GUARD;
+        let query = Query { all: guard, report: guard, ..Query::default() };
+        let regions = self.scan_spans(&self.spans(), query)?;
+        let now: RangeSet = regions.into_iter().map(|region| Range::new(region.start, region.end)).collect();
+        if now != self.guards {
+            self.guards = now;
+            self.layout_pending = true;
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a list of ranges into spans that cover about `bytes` of them each.
+fn cut(ranges: &[Range], bytes: u64) -> Vec<Range> {
+    let mut spans: Vec<Range> = Vec::new();
+    let mut left = 0;
+    for &range in ranges {
+        let mut start = range.start;
+        while start < range.end {
+            if left == 0 {
+                spans.push(Range::new(start, start));
+                left = bytes;
+            }
+            let take = left.min(range.end - start);
+            start += take;
+            left -= take;
+            spans.last_mut().expect("pushed above").end = start;
+        }
+    }
+    spans
+}

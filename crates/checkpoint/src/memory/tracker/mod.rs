@@ -1,0 +1,388 @@
+//! Following the memory of one address space.
+//!
+//! Every mapping that can be is registered with an asynchronous userfaultfd; a scan (`PAGEMAP_SCAN`) finds
+//! the pages that were written since the last one and protects them again in the same step. What makes it
+//! right, each found by a test that compared all of memory:
+//!
+//! 1. A range that is not registered is new (mapped, moved or grown): what the standby has there is dropped,
+//!    and everything populated is sent. **After registering, the protection is taken off the range**: an
+//!    mremap that merges a moved mapping into a registered neighbour resets the registration of the whole
+//!    but leaves protection bits behind, and a page with such a bit is never reported again.
+//! 2. A page that was dropped (`MADV_DONTNEED`) is simply not there. The kernel's count of anonymous pages
+//!    against our count of what the standby has tells whether to look for any. The look never asks for
+//!    "written": some kernels do not report it for pages that are not there.
+//! 3. A private mapping of a file keeps its protection marker over `MADV_DONTNEED`: the page is the file's
+//!    again, and nobody says so. So the private pages of writable file mappings (a program's `.data`) are all
+//!    read and compared in every epoch; there are a few hundred at most.
+//! 4. Empty pages are never protected: in a sparse reservation that would allocate page tables by the
+//!    gigabyte. Hence the general form of the scan, for pages that are present or swapped.
+//!
+//! `layout.rs` follows the mappings, `changes.rs` finds what changed, `copying.rs` copies it.
+//!
+//! The ledger is outside; a capture that fails half-way keeps what it had found in `pending`.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use image::layout::{Advice, Backing, Layout, Mapping, ObjectKey, SharedObject};
+use image::{PAGE_BYTES, PageTarget, Range, RangeSet};
+use sys::userfault::Userfault;
+use tracee::{Frozen, TraceError};
+
+use crate::memory::classify::Class;
+use crate::memory::ledger::{self, Pages};
+use crate::memory::maps;
+use crate::memory::objects::Objects;
+use crate::memory::pages::PageSet;
+use crate::memory::self_test::Kernel;
+use crate::memory::staging::{Buffers, CHUNK_BYTES, Chunk};
+use crate::memory::workers::Workers;
+use crate::unsupported::Unsupported;
+
+mod changes;
+mod copying;
+mod layout;
+
+use self::layout::{advice, kind_of_open, object_of};
+
+const HIGHEST: u64 = 0x7fff_ffff_f000;
+/// Above 512 regions of room a scan costs half a microsecond more.
+const ROOM: usize = 512;
+const COPY_PRIORITY: i32 = 10;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    #[error("cannot {what} of pid {pid}")]
+    Kernel { what: &'static str, pid: i32, source: io::Error },
+    #[error(transparent)]
+    Maps(#[from] maps::BadLine),
+}
+
+/// What one freeze found of the memory.
+#[derive(Debug, Default)]
+pub struct Capture {
+    /// The mappings, if they are not what they were.
+    pub layout: Option<Layout>,
+    /// Pages that the standby has and the app no longer.
+    pub gone: Vec<(PageTarget, Range)>,
+    /// Pages that went with their mapping: the layout says so, but only to a standby that gets this epoch.
+    pub(in crate::memory) unmapped: Vec<(PageTarget, Range)>,
+    pub chunks: Vec<Chunk>,
+    pub times: ScanTimes,
+}
+
+/// Where the time of a capture went.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ScanTimes {
+    pub maps: Duration,
+    pub scan: Duration,
+    pub copy: Duration,
+}
+
+impl Capture {
+    /// Pages that were copied while the app ran.
+    pub fn of_chunks(chunks: Vec<Chunk>) -> Self {
+        Self { chunks, ..Self::default() }
+    }
+
+    pub fn pages(&self) -> u64 {
+        self.chunks.iter().flat_map(|chunk| &chunk.ranges).map(|range| range.pages()).sum()
+    }
+
+    /// For the ledger: all that this capture carries.
+    pub fn carried(&self) -> Pages {
+        let mut pages = Pages::new();
+        let dropped = self.gone.iter().chain(&self.unmapped);
+        dropped.for_each(|&(target, range)| ledger::add(&mut pages, target, range));
+        for chunk in &self.chunks {
+            chunk.ranges.iter().for_each(|&range| ledger::add(&mut pages, chunk.target, range));
+        }
+        pages
+    }
+}
+
+/// One round of copying while the app runs.
+#[derive(Debug, Default)]
+pub struct Precopied {
+    pub chunks: Vec<Chunk>,
+    /// Where the next call goes on; `None` at the end of the round.
+    pub next: Option<u64>,
+}
+
+#[derive(Debug, Clone)]
+struct Tracked {
+    mapping: Mapping,
+    registered: bool,
+}
+
+/// Pages to copy or to drop, by whose they are.
+#[derive(Debug, Default)]
+struct Found {
+    copy: RangeSet,
+    gone: RangeSet,
+    objects: BTreeMap<ObjectKey, RangeSet>,
+    guards: RangeSet,
+}
+
+/// Follows one address space from the first freeze to its end.
+#[derive(Debug)]
+pub struct Tracker {
+    pid: i32,
+    /// As the cell counts.
+    cell_pid: i32,
+    space: u32,
+    kernel: Kernel,
+    fault: Userfault,
+    pagemap: Arc<File>,
+    memory: Arc<File>,
+    maps: File,
+    statm: File,
+    text: Vec<u8>,
+    classes: HashMap<Vec<u8>, Class>,
+    tracked: Vec<Tracked>,
+    /// The private pages that the standby has, or is about to.
+    present: PageSet,
+    /// The private pages of writable file mappings as they were last sent.
+    data: BTreeMap<u64, Box<[u8]>>,
+    objects: Objects,
+    objects_sent: Vec<SharedObject>,
+    open_objects: HashSet<ObjectKey>,
+    /// Guard regions (`MADV_GUARD_INSTALL`), as they were last sent.
+    guards: RangeSet,
+    advice: BTreeMap<u64, (Range, Advice, Option<String>)>,
+    /// Found, but not handed out since a later step failed.
+    pending: Pages,
+    layout_pending: bool,
+    unmapped: RangeSet,
+    workers: Arc<Workers>,
+    buffers: Buffers,
+}
+
+impl Tracker {
+    /// Takes hold of a frozen process. Nothing is tracked yet: the first capture or pre-copy sends all.
+    pub fn new(
+        frozen: &mut Frozen<'_>,
+        pid: i32,
+        space: u32,
+        kernel: Kernel,
+        workers: Arc<Workers>,
+    ) -> Result<Self, CaptureError> {
+        let failed = |what| move |source| CaptureError::Kernel { what, pid, source };
+        let open = |name: &str| File::open(format!("/proc/{pid}/{name}")).map_err(failed("open the memory"));
+        // An app without CAP_SYS_PTRACE may make no other kind. The asynchronous form never reaches a handler,
+        // so that faults of the kernel's are none of its business either way.
+        const USER_MODE_ONLY: i32 = 1;
+        let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY) as u64;
+        let mut remote = frozen.remote(pid)?;
+        let fd = remote.call("make a userfaultfd", libc::SYS_userfaultfd, [flags])?;
+        let stolen = remote.steal(fd as i32);
+        remote.call("close the userfaultfd", libc::SYS_close, [fd])?;
+        let fault = Userfault::enable(stolen?).map_err(failed("enable the write tracking"))?;
+        Ok(Self {
+            pid,
+            cell_pid: innermost_number(pid).map_err(failed("read the number"))?,
+            space,
+            kernel,
+            fault,
+            pagemap: Arc::new(open("pagemap")?),
+            memory: Arc::new(open("mem")?),
+            maps: open("maps")?,
+            statm: open("statm")?,
+            text: Vec::new(),
+            classes: HashMap::new(),
+            tracked: Vec::new(),
+            present: PageSet::default(),
+            data: BTreeMap::new(),
+            objects: Objects::default(),
+            objects_sent: Vec::new(),
+            open_objects: HashSet::new(),
+            guards: RangeSet::default(),
+            advice: BTreeMap::new(),
+            pending: Pages::new(),
+            layout_pending: true,
+            unmapped: RangeSet::default(),
+            workers,
+            buffers: Buffers::default(),
+        })
+    }
+
+    /// The standby starts anew and has nothing.
+    pub fn start_over(&mut self) {
+        for tracked in &mut self.tracked {
+            let Range { start, end } = tracked.mapping.range;
+            // Everything counts as written again. What can't be unprotected is gone, and will be seen so.
+            if tracked.registered && self.fault.unprotect(start, end).is_err() {
+                tracked.registered = false;
+            }
+        }
+        self.present.clear();
+        self.data.clear();
+        self.objects.start_over();
+        self.pending.clear();
+        self.layout_pending = true;
+    }
+
+    /// Registers everything and hands out the layout, so that the pages can be copied while the app runs.
+    pub fn begin(&mut self, frozen: &mut Frozen<'_>) -> Result<Option<Layout>, CaptureError> {
+        let mut gone = RangeSet::default();
+        self.refresh_layout(frozen, &mut gone)?;
+        self.register_new(&mut gone)?;
+        Ok(Some(self.hand_out_layout()))
+    }
+
+    /// Copies what was written in the next `bytes` of address space after `from` while the app runs. A page
+    /// that is written meanwhile is dirty again.
+    pub fn precopy(&mut self, from: u64, bytes: u64) -> Result<Precopied, CaptureError> {
+        let Some(window) = self.next_window(from, bytes) else { return Ok(Precopied::default()) };
+        let regions = self.scan_dirty(&[window])?;
+        let found = self.sort(&regions);
+        let chunks = self.copy(found.copy.iter(), false)?;
+        chunks.iter().flat_map(|chunk| &chunk.ranges).for_each(|&range| self.present.insert(range));
+        Ok(Precopied { chunks, next: Some(window.end) })
+    }
+
+    /// The next piece of address space with something in it.
+    fn next_window(&self, from: u64, bytes: u64) -> Option<Range> {
+        let registered = self.tracked.iter().filter(|tracked| tracked.registered).map(|t| t.mapping.range);
+        let first = registered.clone().find(|range| range.end > from)?;
+        let start = first.start.max(from);
+        let end = (start + bytes).min(HIGHEST);
+        // Cut at the end of the last mapping in it, so that the next call does not start in a hole.
+        let end = registered.filter(|range| range.start < end).map(|range| range.end.min(end)).max()?;
+        Some(Range::new(start, end.max(start + PAGE_BYTES)))
+    }
+
+    /// Finds and copies everything that changed since the last capture, and what is `owed`. The app stands
+    /// still. If it fails, the next capture carries what this one found.
+    pub fn capture(
+        &mut self,
+        frozen: &mut Frozen<'_>,
+        owed: Pages,
+        layout_owed: bool,
+    ) -> Result<Capture, CaptureError> {
+        self.layout_pending |= layout_owed;
+        for (target, ranges) in owed {
+            self.pending.entry(target).or_default().extend(ranges.iter());
+        }
+        let started = Instant::now();
+        let mut gone = RangeSet::default();
+        let changed = self.refresh_layout(frozen, &mut gone)?;
+        self.layout_pending |= changed;
+        self.register_new(&mut gone)?;
+        let mapped = Instant::now();
+        let mut found = self.find(gone)?;
+        let scanned = Instant::now();
+        let mut chunks = self.copy(found.copy.iter(), true)?;
+        self.compare_data(&mut found, &mut chunks)?;
+        self.find_drops(&mut found)?;
+        let mapped_objects: HashSet<ObjectKey> =
+            self.tracked.iter().filter_map(|t| object_of(&t.mapping)).collect();
+        self.objects.retain(|key| mapped_objects.contains(&key) || self.open_objects.contains(&key));
+        self.capture_objects(&found, &mut chunks)?;
+        let mut capture = Capture { chunks, ..Capture::default() };
+        let space = PageTarget::Space(self.space);
+        capture.unmapped = std::mem::take(&mut self.unmapped).iter().map(|range| (space, range)).collect();
+        capture.gone = self.private(&found.gone).map(|range| (space, range)).collect();
+        self.find_guards(&found)?;
+        if self.layout_pending || self.objects.list() != self.objects_sent {
+            capture.layout = Some(self.hand_out_layout());
+        }
+        capture.times = ScanTimes { maps: mapped - started, scan: scanned - mapped, copy: scanned.elapsed() };
+        self.pending.clear();
+        Ok(capture)
+    }
+
+    /// Wakes the helpers: a freeze begins.
+    pub fn arm(&self) {
+        self.workers.arm();
+    }
+
+    pub fn disarm(&self) {
+        self.workers.disarm();
+    }
+
+    /// Takes back the buffers of an encoded capture.
+    pub fn recycle(&mut self, capture: Capture) {
+        self.recycle_chunks(capture.chunks);
+    }
+
+    pub fn recycle_chunks(&mut self, chunks: Vec<Chunk>) {
+        for chunk in chunks {
+            if matches!(chunk.target, PageTarget::Space(_)) && chunk.bytes.capacity() >= CHUNK_BYTES {
+                self.buffers.give_back(chunk.bytes);
+            }
+        }
+        self.buffers.refill();
+    }
+
+    /// Reads the advice of all mappings; costs a walk over all page tables, so not in a freeze. What it says
+    /// goes out with the next layout.
+    pub fn refresh_advice(&mut self) -> Result<(), CaptureError> {
+        let failed = |source| CaptureError::Kernel { what: "read the advice", pid: self.pid, source };
+        let text = std::fs::read_to_string(format!("/proc/{}/smaps", self.pid)).map_err(failed)?;
+        let entry = |(range, flags): (Range, Vec<&str>)| (range.start, (range, advice(&flags), None));
+        let advice: BTreeMap<_, _> = maps::parse_smaps_flags(&text).into_iter().map(entry).collect();
+        if advice != self.advice {
+            self.advice = advice;
+            self.layout_pending = true;
+        }
+        Ok(())
+    }
+
+    pub fn space(&self) -> u32 {
+        self.space
+    }
+
+    /// The shared objects that are carried already.
+    pub fn object_keys(&self) -> HashSet<ObjectKey> {
+        self.objects.keys().collect()
+    }
+
+    /// Shared objects that the app has open: carried whether they are mapped or not. Whatever was held so
+    /// before and is not in the list is let go of.
+    pub fn hold_open_objects(&mut self, open: Vec<(ObjectKey, OwnedFd)>) -> io::Result<()> {
+        self.open_objects = open.iter().map(|(key, _)| *key).collect();
+        for (key, descriptor) in open {
+            let file = File::from(descriptor);
+            self.objects.add(key, &kind_of_open(&file)?, || file.try_clone())?;
+        }
+        Ok(())
+    }
+
+    fn failed(&self, what: &'static str) -> impl FnOnce(io::Error) -> CaptureError + use<> {
+        let pid = self.pid;
+        move |source| CaptureError::Kernel { what, pid, source }
+    }
+}
+
+fn page_at(address: u64) -> Range {
+    Range::new(address, address + PAGE_BYTES)
+}
+
+fn can_be_tracked(mapping: &Mapping) -> bool {
+    match mapping.backing {
+        Backing::Anonymous | Backing::File(_) | Backing::Object(_) => true,
+        Backing::Droppable | Backing::Vvar | Backing::VvarClock | Backing::Vdso | Backing::Vsyscall => false,
+    }
+}
+
+/// What the process is called in its own PID namespace.
+fn innermost_number(pid: i32) -> io::Result<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let number = line.and_then(|line| line.split_ascii_whitespace().last()?.parse().ok());
+    number.ok_or_else(|| io::Error::other("no NSpid in /proc/PID/status"))
+}
+
+/// Helpers for this machine, at the priority of the tracer.
+pub fn workers() -> Arc<Workers> {
+    Arc::new(Workers::for_this_machine(Some(COPY_PRIORITY)))
+}
