@@ -3,16 +3,16 @@
 //! It lives from the first hello of an app until the app, taken over, has ended here. Inputs are taken one
 //! by one on a thread of its own, so that neither another app nor the network is in front of a heartbeat.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
 use engine::{AppExit, AppStdio, Command, Engine, Event, Promotion, RestoreReport};
-use image::{CheckpointId, Incarnation, Member, Sync, Term};
+use image::{CheckpointId, Frame, FrameKind, Header, Incarnation, Member, Sync, Term};
 use replica::primary::{AppExit as Exited, Permit};
 use replica::standby::{Discarded, EpochRefusal, Refusal as Refused, StandbyStatus};
 use replica::{
@@ -29,6 +29,7 @@ use wire::{
 
 use super::cell::{CellKit, GuardLine};
 use super::fence::Fence;
+use super::link;
 use super::output::Forwarding;
 use super::primary::exit_text;
 use super::register::RegisterDesk;
@@ -105,6 +106,7 @@ pub struct Actor {
     /// The stream that may go on giving its guard's word, after the session has ended.
     armed: Option<(TokenHash, Reign)>,
     announced: HashMap<CheckpointId, Sync>,
+    voided: Voided,
     /// What the engine is taking in.
     receiving: Option<CheckpointId>,
     held_since_ns: Option<u64>,
@@ -113,6 +115,8 @@ pub struct Actor {
     suspected_at_ns: Option<u64>,
     won_at_ns: u64,
     status: StandbyStatus,
+    /// The daemon stops as soon as the takeover is over.
+    stopping: Option<Duration>,
     ended: bool,
 }
 
@@ -151,12 +155,14 @@ impl Actor {
             sessions: 0,
             armed: None,
             announced: HashMap::new(),
+            voided: Arc::default(),
             receiving: None,
             held_since_ns: None,
             serving: None,
             suspected_at_ns: None,
             won_at_ns: 0,
             status: StandbyStatus::Empty,
+            stopping: None,
             ended: false,
         };
         Ok((actor, post))
@@ -198,8 +204,24 @@ impl Actor {
             }
             Input::Engine(event) => self.take_engine(event),
             Input::Register(ask, answer) => self.step_alone(StandbyEvent::RegisterAnswer { ask, answer }),
-            Input::Stop { grace } if self.serving.is_some() => self.engine.send(Command::Stop { grace }),
-            Input::Stop { .. } => self.ended = true,
+            Input::Stop { grace } => self.stop(grace),
+        }
+    }
+
+    fn stop(&mut self, grace: Duration) {
+        if self.serving.is_some() {
+            return self.engine.send(Command::Stop { grace });
+        }
+        match self.status {
+            // The old copy is dead: what is being restored must not be lost halfway.
+            StandbyStatus::Promoting { .. } => self.stopping = Some(grace),
+            StandbyStatus::Empty
+            | StandbyStatus::Receiving
+            | StandbyStatus::Following
+            | StandbyStatus::Suspecting(_)
+            | StandbyStatus::Claiming { .. }
+            | StandbyStatus::Serving { .. }
+            | StandbyStatus::Discarded(_) => self.ended = true,
         }
     }
 
@@ -286,6 +308,7 @@ impl Actor {
                 self.step_alone(StandbyEvent::Prepared { id });
                 self.publish();
             }
+            Event::Refused { id, .. } if lock(&self.voided).remove(&id) => self.receiving = None,
             Event::Refused { id, why } => {
                 self.receiving = None;
                 tracing::warn!(app = self.setup.app, %id, "refused an epoch: {why}");
@@ -297,6 +320,7 @@ impl Actor {
             Event::RestoreFailed { why } => {
                 tracing::error!(app = self.setup.app, "the takeover failed: {why}");
                 self.step_alone(StandbyEvent::RestoreFailed { why });
+                self.ended = self.stopping.is_some();
             }
             Event::Exited(exit) => self.app_exited(exit),
             Event::Failed { why } => tracing::error!(app = self.setup.app, "{why}"),
@@ -379,8 +403,10 @@ impl Actor {
         self.setup.runtime.spawn(write(queued, outgoing));
         let (frames, fed) = tokio_mpsc::channel(FRAMES_ON_THE_WAY);
         let (engine, post) = (Arc::downgrade(&self.engine), self.post.clone());
+        lock(&self.voided).clear();
+        let voided = Arc::clone(&self.voided);
         let fed = std::thread::Builder::new().name("frames".to_owned()).spawn(move || {
-            feed(fed, &engine);
+            feed(fed, &engine, &voided);
             // The actor may have ended first.
             let _ = post.send(Input::StreamEnded(number));
         });
@@ -490,6 +516,9 @@ impl Actor {
         let restore_us = report.total.as_micros();
         tracing::warn!(app = self.setup.app, %term, from = %report.id, restore_us, pid = report.pid, "SERVING");
         self.publish();
+        if let Some(grace) = self.stopping.take() {
+            self.stop(grace);
+        }
     }
 
     fn takeover(&self, id: CheckpointId, report: &RestoreReport) -> TakeoverReport {
@@ -590,11 +619,39 @@ async fn read(
     }
 }
 
-fn feed(mut frames: tokio_mpsc::Receiver<Bytes>, engine: &Weak<Engine>) {
+/// Checkpoints whose sender gave them up halfway.
+type Voided = Arc<Mutex<HashSet<CheckpointId>>>;
+
+/// Hands frames to the engine, which may hold this up.
+///
+/// A primary that gives a full sync up just begins another epoch. The engine refuses the half when it sees
+/// the new header in the middle of it, and takes that header for lost: so it is given twice.
+fn feed(mut frames: tokio_mpsc::Receiver<Bytes>, engine: &Weak<Engine>, voided: &Voided) {
+    let mut under_way = None;
     while let Some(frame) = frames.blocking_recv() {
         let Some(engine) = engine.upgrade() else { return };
+        match link::kind_of(&frame) {
+            Some(kind) if kind == FrameKind::Header as u16 => {
+                if let Some(half) = std::mem::replace(&mut under_way, id_of(&frame)) {
+                    lock(voided).insert(half);
+                    engine.send(Command::Frame(frame.clone()));
+                }
+            }
+            Some(kind) if kind == FrameKind::End as u16 => under_way = None,
+            // Anything else is the engine's to judge.
+            Some(_) | None => {}
+        }
         engine.send(Command::Frame(frame));
     }
+}
+
+fn id_of(frame: &Bytes) -> Option<CheckpointId> {
+    let frame = Frame::parse(frame.clone()).ok()?;
+    frame.decode::<Header>("header").ok().map(|header| header.id)
+}
+
+fn lock(voided: &Voided) -> MutexGuard<'_, HashSet<CheckpointId>> {
+    voided.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn status_words(status: &StandbyStatus) -> (&'static str, Option<String>) {

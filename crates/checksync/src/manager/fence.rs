@@ -1,7 +1,8 @@
 //! The gate of one app: a cgroup with a permit where a word or silence must be true, nothing with
 //! `--fencing none`.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,7 +24,11 @@ pub struct Fence {
 impl Fence {
     /// A fence that is shut, for an app that has made no socket yet.
     pub fn raise(app: &str, fencing: Fencing) -> anyhow::Result<Self> {
-        Self::with(fencing, true, || Ok(CellCgroup::create(PARENT, app)?))
+        Self::with(fencing, true, || {
+            let cgroup = CellCgroup::create(PARENT, app)?;
+            sweep(&cgroup);
+            Ok(cgroup)
+        })
     }
 
     /// A fence around a process that runs already, in the cgroup that it has to itself.
@@ -88,6 +93,20 @@ impl Fence {
         let name = cgroup.name().to_owned();
         if let Err(why) = cgroup.kill_all().and_then(|()| cgroup.remove(PATIENCE)) {
             tracing::warn!("cgroup {name} stays: {why:#}");
+        }
+    }
+}
+
+/// Removes what dead managers left: `APP-PID-N` beside ours, whose manager is gone and whose app is, too.
+fn sweep(ours: &CellCgroup) {
+    let path = ours.path();
+    let Some(entries) = path.parent().and_then(|parent| fs::read_dir(parent).ok()) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let name = entry.file_name();
+        let manager = name.to_str().and_then(|name| name.rsplit('-').nth(1)?.parse::<u32>().ok());
+        if manager.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // The kernel refuses while a process is in it: an app may outlive its manager.
+            let _ = fs::remove_dir(entry.path());
         }
     }
 }

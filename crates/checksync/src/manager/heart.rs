@@ -111,13 +111,18 @@ impl Shared {
 }
 
 async fn beat_for_life(pulse: &Pulse, shared: &Shared, on_answer: &OnAnswer) {
-    let mut sequence = 0;
+    const PAUSE_MAX: Duration = Duration::from_millis(500);
+    let (mut sequence, mut pause) = (0, pulse.period);
     while !shared.stopped() {
+        let beaten = sequence;
         let begun = shared.says().term.is_some();
         if begun && let Err(why) = beat_on_one_connection(pulse, shared, on_answer, &mut sequence).await {
             tracing::debug!("no heartbeats for the moment: {why}");
         }
-        sleep(pulse.period).await;
+        // A connection that was lost is made anew at once; one that can't be made must not flood the peer.
+        let failed = begun && sequence == beaten;
+        pause = if failed { (pause * 2).min(PAUSE_MAX) } else { pulse.period };
+        sleep(pause).await;
     }
 }
 

@@ -91,7 +91,7 @@ impl LinkSender {
 }
 
 /// Reads the kind without looking at the rest.
-fn kind_of(frame: &[u8]) -> Option<u16> {
+pub fn kind_of(frame: &[u8]) -> Option<u16> {
     const AT: std::ops::Range<usize> = 4..6;
     frame.get(AT).and_then(|kind| kind.try_into().ok()).map(u16::from_le_bytes)
 }

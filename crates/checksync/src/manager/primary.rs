@@ -124,6 +124,8 @@ pub struct Actor {
     link_trouble: Option<String>,
     app_pid: Option<i32>,
     exited: bool,
+    /// The standby was told to take over.
+    handed_over: bool,
     end_confirmed: bool,
     stops: u32,
     failure: Option<String>,
@@ -189,6 +191,7 @@ impl Actor {
             link_trouble: None,
             app_pid: None,
             exited: false,
+            handed_over: false,
             end_confirmed: false,
             stops: 0,
             failure: None,
@@ -555,9 +558,6 @@ impl Actor {
     }
 
     fn tell(&mut self, standby: &Member, notice: &Notice) {
-        let Some(session) = self.session.as_ref().filter(|session| session.standby == *standby) else {
-            return;
-        };
         let message = match notice {
             // The standby reads the register itself when it needs it.
             Notice::Enrolled(register) => {
@@ -568,10 +568,14 @@ impl Actor {
                 FromPrimary::AppExited { how: wire_exit(*exit), silenced: false }
             }
             Notice::AppCrashed { signal, .. } => {
+                self.handed_over = true;
                 FromPrimary::AppExited { how: Exit::Signal(*signal), silenced: true }
             }
         };
-        session.sender.send(message);
+        let session = self.session.as_ref().filter(|session| session.standby == *standby);
+        if let Some(session) = session {
+            session.sender.send(message);
+        }
     }
 
     fn stop_app(&mut self) {
@@ -661,7 +665,7 @@ impl Actor {
     fn await_farewell(&mut self) {
         const PATIENCE: Duration = Duration::from_secs(2);
         let deadline = Instant::now() + PATIENCE;
-        if !matches!(self.ending, Some(Ending::App(_))) {
+        if self.handed_over || !matches!(self.ending, Some(Ending::App(_))) {
             return;
         }
         while self.session.is_some() && !self.end_confirmed {
