@@ -30,6 +30,7 @@ mod unix;
 pub use cache::Cache;
 pub use error::{RebuildError, SaveError};
 pub use install::{Skeleton, install};
+pub(crate) use prepare::check_references;
 pub use prepare::{Prepared, Surroundings, prepare};
 pub use save::{Saved, Subject, save};
 pub use target::{Call, SCRATCH_BYTES_MIN, Scratch, Target};

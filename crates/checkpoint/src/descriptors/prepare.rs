@@ -52,7 +52,7 @@ pub fn prepare<'a>(
 }
 
 /// The state comes from another machine: no index in it is trusted.
-fn check_references(
+pub fn check_references(
     descriptors: &[Descriptor],
     files: &[OpenFile],
     pipes: &[Pipe],

@@ -9,8 +9,8 @@ use super::ApplyError;
 const ARCH_MAP_VDSO_64: u64 = 0x2003;
 const HIGHEST: u64 = 0x7fff_ffff_f000;
 
-/// Unmaps all that the process was born with.
-pub fn hollow_out(frozen: &mut Frozen<'_>, pid: i32, layout: &Layout) -> Result<(), ApplyError> {
+/// Unmaps all that the process was born with; returns where our own memory lies.
+pub fn hollow_out(frozen: &mut Frozen<'_>, pid: i32, layout: &Layout) -> Result<Range, ApplyError> {
     let avoid: Vec<(u64, u64)> = layout.mappings.iter().map(|m| (m.range.start, m.range.end)).collect();
     let scratch = frozen.make_room(pid, &avoid)?;
     unregister_rseq(frozen, pid)?;
@@ -46,7 +46,7 @@ pub fn hollow_out(frozen: &mut Frozen<'_>, pid: i32, layout: &Layout) -> Result<
         let source = std::io::Error::other("the kernel put the vdso elsewhere");
         return Err(ApplyError::Kernel { what: "place the vdso", address, source });
     }
-    Ok(())
+    Ok(Range::new(scratch.0, scratch.1))
 }
 
 /// N.B. the kernel writes to a registered area whenever the thread was moved to another CPU: with the area

@@ -8,6 +8,7 @@
 //! as it comes, since there is nothing to spoil.
 
 mod birth;
+mod check;
 mod incoming;
 mod plan;
 mod promote;
@@ -18,6 +19,7 @@ use std::fs::File;
 use std::io;
 
 use image::layout::{Layout, Mapping, ObjectKey};
+use image::state::State;
 use image::{FrameError, PageBatch, Range};
 use tracee::{Frozen, TraceError};
 
@@ -40,6 +42,17 @@ pub enum ApplyError {
     NotMapped(u64),
     #[error("the epoch names a shared object that it does not describe")]
     UnknownObject,
+    #[error("the mapping at {0:#x} is of a kind that no process has, or of one that the epoch misdescribes")]
+    Mapping(u64),
+    /// The mapping lies where the skeleton has memory of ours: a new skeleton leaves that place free.
+    #[error("the mapping at {0:#x} is where the copy has its own memory; a full sync makes room for it")]
+    Occupied(u64),
+    #[error("the host allows {max} mappings and the layout has {found}; raise vm.max_map_count")]
+    Crowded { found: usize, max: usize },
+    #[error("the shared object {inode} of {size_bytes} bytes is too large, misnamed or described twice")]
+    Object { inode: u64, size_bytes: u64 },
+    #[error("the state makes no sense: {0}")]
+    State(&'static str),
     #[error("the epoch is for address space {0}; process trees are not carried yet")]
     Space(u32),
     #[error("cannot {what} in the skeleton at {address:#x}")]
@@ -59,6 +72,10 @@ pub enum ApplyError {
 pub struct Skeleton<'tree> {
     frozen: Frozen<'tree>,
     pid: i32,
+    /// In the cell.
+    number: i32,
+    /// Where our own memory lies in it.
+    scratch: Range,
     memory: File,
     mappings: Vec<Mapping>,
     guards: Vec<Range>,
@@ -69,20 +86,27 @@ impl<'tree> Skeleton<'tree> {
     /// Hollows out a process that was made for it: nothing is left in there but the vdso and our scratch.
     /// `layout` is the first one of the app, whose place is kept free.
     pub fn hollow_out(mut frozen: Frozen<'tree>, pid: i32, layout: &Layout) -> Result<Self, ApplyError> {
-        birth::hollow_out(&mut frozen, pid, layout)?;
+        let scratch = birth::hollow_out(&mut frozen, pid, layout)?;
         let memory = File::options()
             .read(true)
             .write(true)
             .open(format!("/proc/{pid}/mem"))
             .map_err(|source| ApplyError::Kernel { what: "open the memory", address: 0, source })?;
-        Ok(Self { frozen, pid, memory, mappings: Vec::new(), guards: Vec::new(), objects: BTreeMap::new() })
+        Ok(Self {
+            frozen,
+            pid,
+            number: layout.pid,
+            scratch,
+            memory,
+            mappings: Vec::new(),
+            guards: Vec::new(),
+            objects: BTreeMap::new(),
+        })
     }
 
     /// Applies a new layout: what is no more is unmapped, what is new is mapped.
     pub fn apply_layout(&mut self, layout: &Layout) -> Result<(), ApplyError> {
-        if layout.space != 0 {
-            return Err(ApplyError::Space(layout.space));
-        }
+        self.check_layout(layout)?;
         self.hold_objects(layout)?;
         let plan = plan::Plan::new(&self.mappings, &layout.mappings);
         self.carry_out(&plan)?;
@@ -105,8 +129,9 @@ impl<'tree> Skeleton<'tree> {
     pub fn prepare(&self, epoch: &EpochBytes) -> Result<(), ApplyError> {
         let mappings = epoch.layout.as_ref().map_or(&self.mappings, |layout| &layout.mappings);
         if let Some(layout) = &epoch.layout {
-            check_layout(&self.mappings, layout)?;
+            self.check_layout(layout)?;
         }
+        check::check_state(&epoch.state, self.number)?;
         epoch.batches.iter().try_for_each(|batch| self.check_batch(batch, mappings, epoch.layout.as_ref()))
     }
 
@@ -116,6 +141,19 @@ impl<'tree> Skeleton<'tree> {
             self.apply_layout(layout)?;
         }
         epoch.batches.iter().try_for_each(|batch| self.apply_pages(batch))
+    }
+
+    /// Whether a state that came with a full epoch can be restored, as far as that shows.
+    pub fn check_state(&self, state: &State) -> Result<(), ApplyError> {
+        check::check_state(state, self.number)
+    }
+
+    fn check_layout(&self, layout: &Layout) -> Result<(), ApplyError> {
+        check_layout(&self.mappings, layout)?;
+        match layout.mappings.iter().find(|mapping| mapping.range.intersect(self.scratch).is_some()) {
+            Some(mapping) => Err(ApplyError::Occupied(mapping.range.start)),
+            None => Ok(()),
+        }
     }
 
     pub fn pid(&self) -> i32 {
@@ -138,6 +176,16 @@ pub fn check_layout(old: &[Mapping], layout: &Layout) -> Result<(), ApplyError> 
     if layout.space != 0 {
         return Err(ApplyError::Space(layout.space));
     }
-    plan::check_order(layout)?;
+    check::check_layout(layout)?;
+    let max = mappings_max();
+    if layout.mappings.len() > max {
+        return Err(ApplyError::Crowded { found: layout.mappings.len(), max });
+    }
     plan::check_files(old, layout)
+}
+
+fn mappings_max() -> usize {
+    const USUAL: usize = 65_530;
+    let text = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(USUAL)
 }

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use image::layout::{Advice, Backing, FileIdentity, Layout, Mapping, Protection, surviving};
-use image::{PAGE_BYTES, Range, RangeSet};
+use image::{Range, RangeSet};
 
 use super::ApplyError;
 use crate::memory::build_id;
@@ -106,8 +107,15 @@ pub fn file_of(mapping: &Mapping) -> Option<&FileIdentity> {
 pub fn check_file(identity: &FileIdentity) -> Result<(), ApplyError> {
     let path = Path::new(std::ffi::OsStr::from_bytes(&identity.path));
     let refuse = |why: String| ApplyError::File { path: path.display().to_string(), why };
-    let file = File::open(path).map_err(|why| refuse(why.to_string()))?;
-    let size = file.metadata().map_err(|why| refuse(why.to_string()))?.len();
+    // Opening a FIFO that nobody writes to would wait for ever.
+    let mut options = File::options();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path).map_err(|why| refuse(why.to_string()))?;
+    let metadata = file.metadata().map_err(|why| refuse(why.to_string()))?;
+    if !metadata.is_file() {
+        return Err(refuse("no regular file here".to_owned()));
+    }
+    let size = metadata.len();
     let found = build_id(&file);
     match (&identity.build_id, found) {
         (Some(wanted), Some(found)) if **wanted != found => Err(refuse(format!(
@@ -125,23 +133,4 @@ pub fn check_file(identity: &FileIdentity) -> Result<(), ApplyError> {
 
 fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A layout comes from the network: its mappings must be whole pages, in order and in user space.
-pub fn check_order(layout: &Layout) -> Result<(), ApplyError> {
-    const LOWEST: u64 = 0x1000;
-    const HIGHEST: u64 = 0x7fff_ffff_f000;
-    let mut at = LOWEST;
-    for mapping in &layout.mappings {
-        let Range { start, end } = mapping.range;
-        let aligned = start.is_multiple_of(PAGE_BYTES) && end.is_multiple_of(PAGE_BYTES);
-        if mapping.backing == Backing::Vsyscall {
-            continue;
-        }
-        if !aligned || start < at || end <= start || end > HIGHEST {
-            return Err(ApplyError::NotMapped(start));
-        }
-        at = end;
-    }
-    Ok(())
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use image::Range;
 use image::layout::{Backing, ObjectKey, ObjectKind};
 use image::state::State;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use tracee::{Call, Frozen, Remote};
 
 use super::writer::{HeldObject, bits};
@@ -221,12 +222,48 @@ fn copy_bytes(held: &HeldObject, file: File) -> io::Result<File> {
     const STEP_BYTES: u64 = 1 << 20;
     file.set_len(held.object.size_bytes)?;
     let mut buffer = vec![0; STEP_BYTES as usize];
-    for start in (0..held.object.size_bytes).step_by(STEP_BYTES as usize) {
-        let len = (held.object.size_bytes - start).min(STEP_BYTES) as usize;
-        held.file.read_exact_at(&mut buffer[..len], start)?;
-        file.write_all_at(&buffer[..len], start)?;
+    let mut at = 0;
+    while let Some(data) = next_data(&held.file, at)? {
+        clear(&file, Range::new(at, data.start))?;
+        for start in (data.start..data.end).step_by(STEP_BYTES as usize) {
+            let len = (data.end - start).min(STEP_BYTES) as usize;
+            held.file.read_exact_at(&mut buffer[..len], start)?;
+            file.write_all_at(&buffer[..len], start)?;
+        }
+        at = data.end;
     }
+    clear(&file, Range::new(at, held.object.size_bytes))?;
     Ok(file)
+}
+
+/// The first range from `at` on that is no hole: the size of a sparse file says nothing about its content.
+fn next_data(file: &File, at: u64) -> io::Result<Option<Range>> {
+    match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(start) => Ok(Some(Range::new(start, rustix::fs::seek(file, SeekFrom::Hole(start))?))),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(why) => Err(why.into()),
+    }
+}
+
+/// What was in the file there before is not the app's.
+fn clear(file: &File, range: Range) -> io::Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(file, flags, range.start, range.len_bytes()) {
+        Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(file, range),
+        other => Ok(other?),
+    }
+}
+
+/// For file systems without holes. They have no room for what is too large to be written, and say so.
+fn write_zeros(file: &File, range: Range) -> io::Result<()> {
+    const STEP_BYTES: u64 = 1 << 20;
+    let zeros = vec![0; STEP_BYTES as usize];
+    (range.start..range.end).step_by(STEP_BYTES as usize).try_for_each(|start| {
+        file.write_all_at(&zeros[..(range.end - start).min(STEP_BYTES) as usize], start)
+    })
 }
 
 /// Maps the file itself where a stand-in was, through the path of our own descriptor's file.

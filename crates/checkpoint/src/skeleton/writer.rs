@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use image::batch::{LINE_BYTES, Pages};
 use image::layout::{Advice, Backing, Layout, Mapping, ObjectKey, ObjectKind, Protection, SharedObject};
 use image::{PAGE_BYTES, PageBatch, PageTarget, Range};
+use rustix::fs::FallocateFlags;
 use sys::memory::VECTORS_MAX;
 use tracee::Call;
 
@@ -248,8 +249,9 @@ impl Skeleton<'_> {
                     }
                 }
                 Pages::Gone { range } => {
-                    let zeros = vec![0; range.len_bytes().min(held.object.size_bytes) as usize];
-                    write_within(held, range.start, &zeros)?;
+                    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                    rustix::fs::fallocate(&held.file, flags, range.start, range.len_bytes())
+                        .map_err(|why| failed("empty a shared object", range.start)(why.into()))?;
                 }
             }
         }
