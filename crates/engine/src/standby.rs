@@ -208,7 +208,11 @@ impl Keeper<'_> {
             }
             (Piece::Pages(_), None) => return Err(FrameError::Place(FrameKind::Pages).into()),
             (Piece::Header(_) | Piece::Part, _) => (),
-            (Piece::End(state), _) => return Ok(Some(*state)),
+            (Piece::End(state), Some(copy)) => {
+                copy.skeleton.check_state(&state)?;
+                return Ok(Some(*state));
+            }
+            (Piece::End(_), None) => return Err(FrameError::Place(FrameKind::End).into()),
         }
         Ok(None)
     }
@@ -238,6 +242,13 @@ impl Keeper<'_> {
         };
         if full != (header.sync == Sync::Full) {
             self.say_refused(id, &FrameError::Place(FrameKind::Header));
+            self.receiving = Receiving::Skipping;
+            return;
+        }
+        if let Sync::Since(parent) = header.sync
+            && self.copy.as_ref().and_then(|copy| copy.held.as_ref()).is_none_or(|held| held.id != parent)
+        {
+            self.say_refused(id, &EngineError::NoBase);
             self.receiving = Receiving::Skipping;
             return;
         }

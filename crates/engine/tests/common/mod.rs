@@ -137,6 +137,25 @@ impl Side {
         Self { engine: engine.expect("an engine starts"), output: Output::default(), events }
     }
 
+    /// The next event, whatever it is.
+    pub fn next_event(&self, what: &str) -> Event {
+        self.events.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {what} came"))
+    }
+
+    /// Makes the copy the app; the reason if that fails.
+    pub fn promote(&self) -> Result<RestoreReport, String> {
+        let promotion = Promotion { stdio: self.output.stdio(), cgroup: None };
+        self.engine.send(Command::Promote(promotion));
+        loop {
+            match self.next_event("end of a takeover") {
+                Event::Restored(report) => return Ok(report),
+                Event::RestoreFailed { why } => return Err(why),
+                Event::Failed { why } => panic!("the engine failed: {why}"),
+                _ => (),
+            }
+        }
+    }
+
     /// Waits for an event that `pick` wants; panics on failures and on silence.
     pub fn until<T>(&self, what: &str, mut pick: impl FnMut(&mut Event) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
@@ -203,7 +222,21 @@ impl Pair {
         report
     }
 
-    fn captured(&self, id: CheckpointId) -> (Vec<Bytes>, CaptureReport) {
+    /// Captures everything, or what changed since the last epoch, for nobody: the frames.
+    pub fn capture_aside(&mut self, full: bool) -> Vec<Bytes> {
+        let id = CheckpointId::new(self.last.term.0, self.last.epoch.0 + 100);
+        if !full {
+            self.primary.engine.send(Command::Capture { id, parent: self.last });
+            return self.captured(id).0;
+        }
+        let (frames, arriving) = channel::<Bytes>();
+        let sink = Box::new(move |frame| frames.send(frame).is_ok());
+        self.primary.engine.send(Command::FullSync { id, sink });
+        self.captured(id);
+        arriving.into_iter().collect()
+    }
+
+    pub fn captured(&self, id: CheckpointId) -> (Vec<Bytes>, CaptureReport) {
         self.primary.until("a capture", |event| match event {
             Event::Captured { id: found, frames, report } if *found == id => {
                 Some((std::mem::take(frames), *report))
