@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -25,6 +26,8 @@ enum Fencing {
 
 /// Two hosts' files, a run directory of this test's own, and a standby.
 struct World {
+    /// Real-time threads of several pairs on few processors would measure each other.
+    _alone: MutexGuard<'static, ()>,
     dir: TempDir,
     fencing: [String; 2],
     standby: Running,
@@ -33,6 +36,8 @@ struct World {
 
 impl World {
     fn new(fencing: Fencing) -> Self {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().unwrap();
         let made =
             checksync(dir.path()).args(["pki", "init"]).arg(dir.path().join("pki")).args(["a", "b"]).output();
@@ -51,7 +56,7 @@ impl World {
         let mut standby = Running::start(command);
         let line = standby.line(SOON).expect("a standby says where it listens");
         let standby_address = line.rsplit(' ').next().unwrap().to_owned();
-        Self { dir, fencing, standby, standby_address }
+        Self { _alone: alone, dir, fencing, standby, standby_address }
     }
 
     fn run(&self, program: &[String]) -> Running {
@@ -114,8 +119,16 @@ fn shell(script: &str) -> Vec<String> {
     ["sh", "-c", script].map(str::to_owned).to_vec()
 }
 
+/// By the interpreter itself: what is found on the PATH may be a script that ends in it.
+fn python() -> String {
+    let asked = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
+    String::from_utf8(asked.stdout).unwrap().trim().to_owned()
+}
+
 fn counter(address: SocketAddr) -> Vec<String> {
-    Server::Python.command_line(address)
+    let mut line = Server::Python.command_line(address);
+    line[0] = python();
+    line
 }
 
 /// A protected counter at 3, its manager and a client.
@@ -192,7 +205,7 @@ fn clean_exit_passes_its_code_and_nobody_takes_over() {
         "import os, time\nwhile not os.path.exists({:?}): time.sleep(0.01)\nprint('bye', flush=True)\nos._exit(7)",
         go.display().to_string()
     );
-    let mut primary = world.run(&["python3".to_owned(), "-c".to_owned(), script]);
+    let mut primary = world.run(&[python(), "-c".to_owned(), script]);
     world.wait_until_protected();
     fs::write(&go, "").unwrap();
     primary.expect_line("bye", SOON);
