@@ -35,6 +35,9 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    if let Some(outcome) = eval::as_first_process() {
+        return outcome;
+    }
     let outcome = match Arguments::parse().task {
         Task::Ci => ci::run_all(),
         Task::Tidy => tidy::run(),

@@ -94,6 +94,11 @@ impl Size {
         }
     }
 
+    /// As in the ids of rows: `10k`.
+    pub fn short_name(&self) -> String {
+        self.name().trim_end_matches(" keys").to_owned()
+    }
+
     /// Gives a row of pauses, in milliseconds, its company.
     pub fn beside_pause(&self, row: Row) -> Row {
         row.thesis(self.thesis_pause_ms).peer(CRIU_ON_RECORD, self.criu_pause_ms).aim(self.aim_pause_ms)

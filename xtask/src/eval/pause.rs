@@ -1,0 +1,128 @@
+//! How long a checkpoint stops the app (thesis, table 5.3), and how fast its copy takes over (table 5.6).
+//!
+//! Per size of the map: a server in a cell, a full sync under load, an epoch each 50 ms, and at the end the
+//! server's death while an epoch has yet to be applied. Pauses are by the engine's own clock; what a guest saw of
+//! them stands beside it, see [`spin`].
+
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use engine::CaptureReport;
+
+use super::collections::{self, Collection};
+use super::kv::{self, Load};
+use super::pair::{FullSync, Pair, Takeover};
+use super::published::{SIZES, Size};
+use super::{Row, quick, spin};
+
+pub fn rows() -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for size in SIZES.iter().filter(|size| !quick() || size.keys <= 1_000_000) {
+        rows.extend(rows_of(size).with_context(|| size.name())?);
+    }
+    rows.extend(spin::rows(epochs_of(SIZES[0].keys))?);
+    Ok(rows)
+}
+
+fn epochs_of(keys: u64) -> usize {
+    match keys {
+        _ if quick() => 40,
+        10_000_000.. => 100,
+        _ => 200,
+    }
+}
+
+/// All that was measured at one size.
+struct Measured {
+    sync: FullSync,
+    reports: Vec<CaptureReport>,
+    collections: Vec<Collection>,
+    takeover: Takeover,
+}
+
+fn rows_of(size: &Size) -> Result<Vec<Row>> {
+    println!("{}: {} epochs", size.name(), epochs_of(size.keys));
+    let measured = measure(size.keys)?;
+    let rows = [pauses(size, &measured), traffic(size, &measured), restores(size, &measured.takeover)];
+    Ok(rows.concat())
+}
+
+fn measure(keys: u64) -> Result<Measured> {
+    let (address, primary) = kv::start(keys, true)?;
+    let mut pair = Pair::new(primary)?;
+    let load = Load::start(address, keys, None)?;
+    let sync = pair.full_sync()?;
+    // The first ones still carry what was written during the full sync, and warm caches up.
+    const NOT_COUNTED: usize = 5;
+    let never = AtomicBool::new(false);
+    pair.epochs(NOT_COUNTED, &never)?;
+    let reports = pair.epochs(epochs_of(keys), &never)?;
+    let collections = collections::all(&pair.primary.lines());
+    drop(load);
+    let (copy, takeover) = pair.take_over()?;
+    ensure!(kv::answers(address, Duration::from_secs(10)), "the copy does not answer");
+    drop(copy);
+    Ok(Measured { sync, reports, collections, takeover })
+}
+
+fn pauses(size: &Size, measured: &Measured) -> Vec<Row> {
+    let Measured { reports, collections, .. } = measured;
+    let id = |part: &str| format!("pause-{}{part}", size.short_name());
+    let row = |part, of: fn(&CaptureReport) -> Duration| Row::measured(id(part), "ms", &times(reports, of));
+    let (inside, outside): (Vec<CaptureReport>, Vec<_>) =
+        reports.iter().partition(|report| is_inside(report, collections));
+    let pause = |report: &CaptureReport| report.pause;
+    vec![
+        size.beside_pause(row("", pause)),
+        row(".stop", |report| report.stop),
+        row(".scan", |report| report.scan),
+        row(".copy", |report| report.copy),
+        row(".state", |report| report.state),
+        row(".thaw", |report| report.thaw),
+        Row::measured(id(".in-collection"), "ms", &times(&inside, pause)),
+        Row::measured(id(".out-of-collection"), "ms", &times(&outside, pause)),
+        row(".encode-after-thaw", |report| report.encode),
+    ]
+}
+
+fn is_inside(report: &CaptureReport, collections: &[Collection]) -> bool {
+    let end = report.frozen_at_ns + report.pause.as_nanos() as u64;
+    collections::any_at(collections, report.frozen_at_ns, end)
+}
+
+fn traffic(size: &Size, measured: &Measured) -> Vec<Row> {
+    let Measured { sync, reports, .. } = measured;
+    let counts =
+        |of: fn(&CaptureReport) -> u64| reports.iter().map(|report| of(report) as f64).collect::<Vec<_>>();
+    let id = |what: &str| format!("{what}-{}", size.short_name());
+    vec![
+        Row::measured(id("pages"), "pages", &counts(|report| report.pages)),
+        Row::measured(id("bytes"), "KiB", &counts(|report| report.bytes >> 10)),
+        Row::measured(id("threads"), "threads", &counts(|report| report.threads as u64)),
+        Row::measured(id("full-sync"), "ms", &[ms(sync.took)]),
+        Row::measured(id("full-sync.bytes"), "MiB", &[(sync.bytes >> 20) as f64]),
+    ]
+}
+
+fn restores(size: &Size, takeover: &Takeover) -> Vec<Row> {
+    let report = &takeover.report;
+    let id = |part: &str| format!("restore-{}{part}", size.short_name());
+    let row = |part, time: Duration| Row::measured(id(part), "ms", &[ms(time)]);
+    vec![
+        size.beside_restore(row("", takeover.took)),
+        row(".apply", takeover.took.saturating_sub(report.total)),
+        row(".clocks", report.clocks),
+        row(".objects", report.objects),
+        row(".descriptors", report.descriptors),
+        row(".threads", report.threads),
+    ]
+}
+
+fn times(reports: &[CaptureReport], of: fn(&CaptureReport) -> Duration) -> Vec<f64> {
+    reports.iter().map(|report| ms(of(report))).collect()
+}
+
+pub fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
