@@ -1,19 +1,30 @@
 //! The cores that the stopped app leaves idle: a few threads that wait, spinning while the app stands still.
 //!
 //! A parked thread takes 30 to 60 µs to wake, a good part of a short freeze. So the workers are woken when
-//! the freeze begins and spin until it ends.
+//! the freeze begins, and spin for work for a while.
+//!
+//! N.B. nobody spins for long, neither for work nor for a result: real-time threads of one priority do not
+//! take turns, and two engines that spin on two cores for the workers of both would wait for ever.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 type Job = Box<dyn FnOnce() + Send>;
+
+/// How long to spin before sleeping.
+const SPIN: Duration = Duration::from_micros(300);
+/// The wake-ups come without the lock held, so none of them may be relied on alone.
+const RECHECK: Duration = Duration::from_millis(1);
 
 #[derive(Default)]
 struct Shared {
     queue: Mutex<VecDeque<Job>>,
     woken: Condvar,
+    /// A job is done.
+    done: Condvar,
     armed: AtomicBool,
     ended: AtomicBool,
 }
@@ -22,6 +33,20 @@ struct Shared {
 pub struct Workers {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+}
+
+impl Shared {
+    /// Waits until no job of `open` is left.
+    fn await_done(&self, open: &AtomicUsize) {
+        let began = Instant::now();
+        while open.load(Ordering::Acquire) > 0 {
+            if began.elapsed() < SPIN {
+                std::hint::spin_loop();
+            } else {
+                drop(self.done.wait_timeout(lock(&self.queue), RECHECK));
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for Workers {
@@ -71,7 +96,7 @@ impl Workers {
     pub fn start<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Started<T> {
         let result = Arc::new(Mutex::new(None));
         let open = Arc::new(AtomicUsize::new(1));
-        let (place, guard) = (Arc::clone(&result), Done(Arc::clone(&open)));
+        let (place, guard) = (Arc::clone(&result), Done(Arc::clone(&open), Arc::clone(&self.shared)));
         lock(&self.shared.queue).push_back(Box::new(move || {
             let guard = guard;
             let value = job();
@@ -93,8 +118,9 @@ impl Workers {
             let mut queue = lock(&self.shared.queue);
             for job in jobs {
                 let (results, open) = (Arc::clone(&results), Arc::clone(&open));
+                let shared = Arc::clone(&self.shared);
                 queue.push_back(Box::new(move || {
-                    let guard = Done(open);
+                    let guard = Done(open, shared);
                     let result = job();
                     lock(&results).push(result);
                     drop(guard);
@@ -105,9 +131,7 @@ impl Workers {
         while let Some(job) = take(&self.shared) {
             job();
         }
-        while open.load(Ordering::Acquire) > 0 {
-            std::hint::spin_loop();
-        }
+        self.shared.await_done(&open);
         let mut results = lock(&results);
         std::mem::take(&mut *results)
     }
@@ -133,22 +157,21 @@ impl<T> Started<T> {
     /// # Panics
     /// If the job did.
     pub fn join(self) -> T {
-        while self.open.load(Ordering::Acquire) > 0 {
-            match take(&self.shared) {
-                Some(job) => job(),
-                None => std::hint::spin_loop(),
-            }
+        while let Some(job) = take(&self.shared) {
+            job();
         }
+        self.shared.await_done(&self.open);
         lock(&self.result).take().expect("the job did not end in a panic")
     }
 }
 
 /// Counts a job as done, also when it panicked.
-struct Done(Arc<AtomicUsize>);
+struct Done(Arc<AtomicUsize>, Arc<Shared>);
 
 impl Drop for Done {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Release);
+        self.1.done.notify_all();
     }
 }
 
@@ -167,22 +190,31 @@ fn work(shared: &Shared, priority: Option<i32>) {
         // Without the right to it the copies are only later.
         let _ = sys::task::become_real_time(priority);
     }
+    let mut idle_since = Instant::now();
     while !shared.ended.load(Ordering::Acquire) {
         if let Some(job) = take(shared) {
             job();
-        } else if shared.armed.load(Ordering::Acquire) {
+            idle_since = Instant::now();
+        } else if shared.armed.load(Ordering::Acquire) && idle_since.elapsed() < SPIN {
             std::hint::spin_loop();
         } else {
-            let queue = lock(&shared.queue);
-            let idle = |queue: &mut VecDeque<Job>| {
-                queue.is_empty()
-                    && !shared.armed.load(Ordering::Acquire)
-                    && !shared.ended.load(Ordering::Acquire)
-            };
-            // The wake-ups come without the lock held, so none of them may be relied on alone.
-            const RECHECK: std::time::Duration = std::time::Duration::from_millis(50);
-            let _ = shared.woken.wait_timeout_while(queue, RECHECK, |queue| idle(queue));
+            sleep_until_woken(shared);
+            idle_since = Instant::now();
         }
+    }
+}
+
+fn sleep_until_woken(shared: &Shared) {
+    const RECHECK: Duration = Duration::from_millis(50);
+    let idle = |queue: &mut VecDeque<Job>| {
+        queue.is_empty() && !shared.armed.load(Ordering::Acquire) && !shared.ended.load(Ordering::Acquire)
+    };
+    let queue = lock(&shared.queue);
+    if shared.armed.load(Ordering::Acquire) && queue.is_empty() {
+        // Nothing came while it spun: the next job wakes it.
+        drop(shared.woken.wait_timeout(queue, RECHECK));
+    } else {
+        drop(shared.woken.wait_timeout_while(queue, RECHECK, |queue| idle(queue)));
     }
 }
 
