@@ -35,7 +35,7 @@ use report::{Figures, Seen};
 const BEFORE: Duration = Duration::from_millis(2500);
 const AFTER: Duration = Duration::from_millis(1000);
 /// No step may take longer.
-const LIMIT: Duration = Duration::from_secs(8);
+const LIMIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(2);
 
 pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {

@@ -56,12 +56,18 @@ impl Finding {
         Self { level: Level::Red, ..Self::yellow(area, what, cause, fix) }
     }
 
-    /// Our refusals are of the form `cause; way out`.
     pub fn red_by(area: Area, what: impl Into<String>, error: &dyn std::error::Error) -> Self {
-        let text = chain(error);
-        let (cause, fix) = text.rsplit_once("; ").unwrap_or((&text, "see the cause"));
-        Self::red(area, what, cause, fix)
+        let (cause, fix) = cause_and_fix(error);
+        Self::red(area, what, cause, fix.unwrap_or_else(|| "see the cause".to_owned()))
     }
+}
+
+/// Our refusals are of the form `cause; way out`, and what is behind them belongs to the cause.
+pub fn cause_and_fix(error: &dyn std::error::Error) -> (String, Option<String>) {
+    let text = error.to_string();
+    let (cause, fix) = text.split_once("; ").map_or((&*text, None), |(cause, fix)| (cause, Some(fix)));
+    let behind = error.source().map_or(String::new(), |source| format!(": {}", chain(source)));
+    (format!("{cause}{behind}"), fix.map(str::to_owned))
 }
 
 /// An error with what is behind it.

@@ -7,12 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use checkpoint::memory::self_test;
+use checkpoint::memory::self_test::{self, SelfTestError};
 use gate::{CellCgroup, Permit};
 use rustix::mm::{MlockAllFlags, mlockall, munlockall};
 use tracee::{TraceError, Tree};
 
-use super::finding::{Area, Finding, chain};
+use super::finding::{Area, Finding, cause_and_fix, chain};
 
 const ROOT: &str = "run checksync as root, or give it CAP_SYS_PTRACE, CAP_SYS_ADMIN and CAP_NET_ADMIN";
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -51,6 +51,9 @@ fn write_tracking() -> Finding {
     const WHAT: &str = "write tracking";
     match self_test::run() {
         Ok(_) => green(WHAT, "every write to a page is seen"),
+        Err(SelfTestError::Missing { what, source }) if source.kind() == io::ErrorKind::PermissionDenied => {
+            red(WHAT, format!("{what}: {source}"), ROOT)
+        }
         Err(error) => Finding::red_by(Area::Host, WHAT, &error),
     }
 }
@@ -158,7 +161,7 @@ fn permit() -> Finding {
     let fix = "run as root where a cgroup v2 file system is writable, or use --fencing none";
     match try_permit() {
         Ok(()) => green(WHAT, "a cgroup was made, and the kernel took the permit's programs"),
-        Err(error) => Finding::yellow(Area::Host, WHAT, format!("{error:#}"), fix),
+        Err(error) => Finding::yellow(Area::Host, WHAT, cause_and_fix(error.as_ref()).0, fix),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use wire::{Client, TlsFiles};
 
-use super::finding::{Area, Finding, chain};
+use super::finding::{Area, Finding, cause_and_fix};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -25,9 +25,8 @@ pub fn look(address: &str, pki: &Path, host: Option<&str>) -> anyhow::Result<Fin
             Finding::green(Area::Peer, what, format!("{name} answers as {}, in {took:.1} ms", tls.host()))
         }
         Err(error) => {
-            let text = chain(&error);
-            let fix = fix(&error);
-            Finding::red(Area::Peer, what, text, fix)
+            let (cause, _) = cause_and_fix(&error);
+            Finding::red(Area::Peer, what, cause, fix(&error))
         }
     })
 }
