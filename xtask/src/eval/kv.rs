@@ -60,6 +60,8 @@ impl Load {
         command.args(["load", "--clients", "1", "--read-percent", "90", "--addr", &address.to_string()]);
         command.args(["--keys", &keys.to_string(), "--key-bytes", KEY_BYTES, "--value-bytes", VALUE_BYTES]);
         command.args(["--seconds", &seconds.unwrap_or(0.0).to_string()]);
+        // The default is shorter than what a busy machine keeps a server waiting.
+        command.args(["--timeout", "5s"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot start a client")?;
         let (output, error) = (child.stdout.take(), child.stderr.take());
