@@ -149,13 +149,12 @@ impl Guard {
                 Some(client) => Some(client),
                 None => connect(arm).await,
             };
-            match client {
-                // A refusal is an answer, too: the word was of no use to the standby.
-                Some(client) => match client.silent(word.clone()).await {
+            if let Some(client) = client {
+                match client.silent(word.clone()).await {
+                    // A refusal is an answer, too: the word was of no use to the standby.
                     Ok(()) | Err(wire::WireError::Refused { .. }) => return,
                     Err(_) => (),
-                },
-                None => (),
+                }
             }
             sleep(PAUSE).await;
         }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,7 @@ use tempfile::TempDir;
 use testkit::needs;
 use testkit::process::Running;
 use testkit::servers::{Client, Server, own_address};
-use testkit::wait::{wait_for, wait_until};
+use testkit::wait::{Deadline, wait_for, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -59,8 +60,8 @@ impl World {
         Self { _alone: alone, dir, fencing, standby, standby_address }
     }
 
-    fn run(&self, program: &[String]) -> Running {
-        Running::start(self.run_command("pki", program))
+    fn run(&self, program: &[String]) -> Primary {
+        Primary(Running::start(self.run_command("pki", program)))
     }
 
     fn run_command(&self, pki: &str, program: &[String]) -> Command {
@@ -100,6 +101,33 @@ impl World {
     }
 }
 
+/// A primary manager. One that is dropped while it runs is asked to end: killed, it would leave its app behind.
+struct Primary(Running);
+
+impl Deref for Primary {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        &self.0
+    }
+}
+
+impl DerefMut for Primary {
+    fn deref_mut(&mut self) -> &mut Running {
+        &mut self.0
+    }
+}
+
+impl Drop for Primary {
+    fn drop(&mut self) {
+        if self.0.is_running() {
+            self.0.signal(Signal::TERM);
+            // One that hangs is killed by the inner guard.
+            let _ = Deadline::after(SOON).poll(|| (!self.0.is_running()).then_some(()));
+        }
+    }
+}
+
 fn checksync(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_checksync"));
     command.env("CHECKSYNC_RUN_DIR", dir.join("run"));
@@ -132,7 +160,7 @@ fn counter(address: SocketAddr) -> Vec<String> {
 }
 
 /// A protected counter at 3, its manager and a client.
-fn protected_counter(world: &World) -> (SocketAddr, Running, Client) {
+fn protected_counter(world: &World) -> (SocketAddr, Primary, Client) {
     let address = own_address();
     let primary = world.run(&counter(address));
     let mut client = Server::Python.wait_ready(address, SOON);
@@ -235,7 +263,7 @@ fn unprotected_app_outlives_its_manager() {
     let world = World::new(Fencing::None);
     foreign_pki(&world);
     let address = own_address();
-    let mut primary = Running::start(world.run_command("foreign", &counter(address)));
+    let mut primary = Primary(Running::start(world.run_command("foreign", &counter(address))));
     let mut client = Server::Python.wait_ready(address, SOON);
     let trouble = world.wait_for_app("primary", "trouble", |app| {
         app["why_not"].as_str().is_some_and(|why| why.contains("certificate"))
