@@ -181,8 +181,7 @@ fn schedule(tid: i32, thread: &Thread) -> Result<(), RestoreError> {
     }
     let present = task::nice(tid).map_err(RestoreError::kernel("see its nice value", thread.tid))?;
     if present != wanted.nice {
-        task::set_nice(tid, wanted.nice)
-            .map_err(RestoreError::kernel("set its nice value", thread.tid))?;
+        task::set_nice(tid, wanted.nice).map_err(RestoreError::kernel("set its nice value", thread.tid))?;
     }
     let present = task::io_priority(tid).map_err(RestoreError::kernel("see its I/O priority", thread.tid))?;
     if present != wanted.io_priority {
