@@ -14,7 +14,7 @@ use image::state::State;
 use image::{CheckpointId, Header, PageTarget, Range, Sync};
 use testkit::guest::GoFile;
 
-use common::{PATIENCE, Pair, Side};
+use common::{PATIENCE, Pair, Side, peak_bytes};
 
 const PAGE: u64 = image::PAGE_BYTES;
 /// How much the peak of our memory may grow over all the hostile input of one test.
@@ -650,10 +650,4 @@ fn mutated_states_never_break_a_takeover() {
         let _told = promoted(&frames);
     }
     victim.still_serves();
-}
-
-fn peak_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("our own status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("it has the peak");
-    line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") << 10
 }

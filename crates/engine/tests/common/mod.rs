@@ -214,12 +214,30 @@ impl Pair {
         let (id, parent) = (self.last.next(), self.last);
         self.primary.engine.send(Command::Capture { id, parent });
         let (frames, report) = self.captured(id);
+        self.deliver(id, frames);
+        report
+    }
+
+    fn deliver(&mut self, id: CheckpointId, frames: Vec<Bytes>) {
         let mut frames = frames.into_iter();
         self.standby.engine.send(Command::Frame(frames.next().expect("a header")));
         self.receive(id, false);
         frames.for_each(|frame| self.standby.engine.send(Command::Frame(frame)));
         self.commit(id);
-        report
+    }
+
+    /// An epoch that may be refused for what the app is doing: the reason.
+    pub fn try_epoch(&mut self) -> Result<CaptureReport, String> {
+        let (id, parent) = (self.last.next(), self.last);
+        self.primary.engine.send(Command::Capture { id, parent });
+        let captured = self.primary.until("a capture or a refusal", |event| match event {
+            Event::Captured { frames, report, .. } => Some(Ok((std::mem::take(frames), *report))),
+            Event::CaptureFailed { why, refused: true, .. } => Some(Err(std::mem::take(why))),
+            _ => None,
+        });
+        let (frames, report) = captured?;
+        self.deliver(id, frames);
+        Ok(report)
     }
 
     /// Captures everything, or what changed since the last epoch, for nobody: the frames.
@@ -275,4 +293,11 @@ impl Pair {
         });
         (standby, report)
     }
+}
+
+/// The most memory that this process ever had resident.
+pub fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("our own status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("it has the peak");
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") << 10
 }
