@@ -312,7 +312,7 @@ fn hostile_mappings() -> Vec<Change> {
         mapped("a mapping that ends before it begins", anonymous(0x1_1000, 0x1_0000)),
         mapped("an unaligned mapping", anonymous(0x1_0001, 0x1_1000)),
         mapped("kernel space", anonymous(0xffff_8000_0000_0000, 0xffff_8000_0000_1000)),
-        mapped("beyond user space", anonymous(0x1_0000, u64::MAX & !0xfff)),
+        mapped("beyond user space", anonymous(0x1_0000, !0xfff)),
         mapped("all of user space", anonymous(0x1_0000, 0x7fff_ffff_f000)),
         mapped("a false vsyscall", own(|m| m.backing = Backing::Vsyscall)),
         mapped("another vdso", own(|m| (m.backing, m.range.end) = (Backing::Vdso, 0x2_0000))),
@@ -324,7 +324,7 @@ fn hostile_mappings() -> Vec<Change> {
             }),
         ),
         mapped("an unaligned offset", own(|m| m.offset = 1)),
-        mapped("an offset that overflows", own(|m| m.offset = u64::MAX & !0xfff)),
+        mapped("an offset that overflows", own(|m| m.offset = !0xfff)),
         mapped("a name of a megabyte", own(|m| m.name = Some("n".repeat(1 << 20)))),
         mapped("a name with a NUL", own(|m| m.name = Some("a\0b".to_owned()))),
         mapped("a file that is missing", of_file(b"/nonexistent/library.so", None)),
@@ -533,7 +533,7 @@ fn a_state_that_fails_late_fails_by_name() {
     let full = Parts::of(&victim.full);
     let missing = FileKind::Path { path: b"/nonexistent/file".to_vec().into(), file_type: libc::S_IFREG };
     let object = FileKind::Object { key: ObjectKey { device: 9, inode: 9 } };
-    let changes: Vec<(&str, Box<dyn Fn(&mut Parts)>)> = vec![
+    let changes: Vec<Change> = vec![
         ("open a file that is missing", Box::new(move |p| p.state.files[0].kind = missing.clone())),
         ("an object that is unknown", Box::new(move |p| p.state.files[0].kind = object.clone())),
         (

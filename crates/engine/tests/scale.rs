@@ -30,7 +30,11 @@ fn main() {
             refused_for_a_while("held = call(323, 1)", "os.close(held)", "userfaultfd");
         }),
         ("a_child_is_refused_while_it_lives", || {
-            refused_for_a_while("held = subprocess.Popen(['sleep', '0.3'])", "held.wait()", "which still runs");
+            refused_for_a_while(
+                "held = subprocess.Popen(['sleep', '0.3'])",
+                "held.wait()",
+                "which still runs",
+            );
         }),
         ("a_program_that_is_replaced_is_synced_anew", a_program_that_is_replaced_is_synced_anew),
         ("an_app_without_rights_keeps_to_them", an_app_without_rights_keeps_to_them),
