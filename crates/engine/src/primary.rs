@@ -161,10 +161,13 @@ fn pump(context: &Context, app: &mut App, syncing: &mut Option<Syncing>) -> bool
 fn executed(context: &Context, app: &mut App, syncing: &mut Option<Syncing>) {
     let first = !std::mem::replace(&mut app.begun, true);
     app.capturer.start_over();
-    if let Some(Syncing::Running(sync, sink)) = syncing.take() {
-        failed(context, sync.id, "the app replaced its program", false);
-        drop(sink);
-    }
+    *syncing = match syncing.take() {
+        Some(Syncing::Running(sync, _gone)) => {
+            failed(context, sync.id, "the app replaced its program", false);
+            None
+        }
+        waiting => waiting,
+    };
     if !first {
         context.say(Event::Executed);
     }

@@ -11,11 +11,21 @@ use super::{CaptureError, Found, ROOM, Tracker, can_be_tracked, page_at};
 use crate::memory::ledger::{self, Pages};
 use crate::memory::staging::Chunk;
 
+/// What becomes of the private pages of writable file mappings that a scan reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Data {
+    /// Nothing: in a freeze they are all read and compared anyway.
+    Compared,
+    /// They are copied like others. N.B. the scan takes their marks away, and by the freeze the mapping may be
+    /// read-only, as after the relocation of a library that was just loaded.
+    Copied,
+}
+
 impl Tracker {
     pub(super) fn find(&mut self, gone: RangeSet) -> Result<Found, CaptureError> {
         let spans = self.spans();
         let regions = self.scan_dirty(&spans)?;
-        let mut found = self.sort(&regions);
+        let mut found = self.sort(&regions, Data::Compared);
         // Noted before anything can fail: the scan has taken the marks away.
         let target = PageTarget::Space(self.space);
         let owed = self.pending.clone();
@@ -96,7 +106,7 @@ impl Tracker {
     }
 
     /// What to do with each region that a scan reported.
-    pub(super) fn sort(&self, regions: &[Region]) -> Found {
+    pub(super) fn sort(&self, regions: &[Region], data: Data) -> Found {
         let mut found = Found::default();
         let mut mappings = self.tracked.iter().map(|tracked| &tracked.mapping).peekable();
         for region in regions {
@@ -106,14 +116,21 @@ impl Tracker {
                 let Some(mapping) = mappings.peek() else { return found };
                 let piece = Range::new(start, region.end);
                 let Some(piece) = piece.intersect(mapping.range) else { break };
-                self.sort_piece(mapping, piece, region.categories, &mut found);
+                self.sort_piece(mapping, piece, region.categories, data, &mut found);
                 start = piece.end;
             }
         }
         found
     }
 
-    pub(super) fn sort_piece(&self, mapping: &Mapping, piece: Range, categories: u64, found: &mut Found) {
+    pub(super) fn sort_piece(
+        &self,
+        mapping: &Mapping,
+        piece: Range,
+        categories: u64,
+        data: Data,
+        found: &mut Found,
+    ) {
         if categories & self.kernel.guard() != 0 {
             found.guards.insert(piece);
         }
@@ -132,7 +149,7 @@ impl Tracker {
             }
             Backing::File(_) | Backing::Object(_) if mapping.shared => (),
             // Writable ones are compared as a whole, see `compare_data`.
-            Backing::File(_) | Backing::Object(_) if mapping.protection.write => (),
+            Backing::File(_) | Backing::Object(_) if mapping.protection.write && data == Data::Compared => (),
             Backing::File(_) | Backing::Object(_) => found.copy.insert(piece),
             Backing::Droppable | Backing::Vvar | Backing::VvarClock | Backing::Vdso | Backing::Vsyscall => (),
         }
@@ -153,7 +170,7 @@ impl Tracker {
                         ..Query::default()
                     };
                     let spans: Vec<Range> = ranges.iter().collect();
-                    let now = self.sort(&self.scan_spans(&spans, everything)?);
+                    let now = self.sort(&self.scan_spans(&spans, everything)?, Data::Compared);
                     // Whatever the standby holds there, it was never told: both lists are in its terms.
                     let kept: RangeSet = now.copy;
                     for range in ranges.iter() {

@@ -47,6 +47,7 @@ mod changes;
 mod copying;
 mod layout;
 
+use self::changes::Data;
 use self::layout::{advice, kind_of_open, object_of};
 
 const HIGHEST: u64 = 0x7fff_ffff_f000;
@@ -243,7 +244,7 @@ impl Tracker {
     pub fn precopy(&mut self, from: u64, bytes: u64) -> Result<Precopied, CaptureError> {
         let Some(window) = self.next_window(from, bytes) else { return Ok(Precopied::default()) };
         let regions = self.scan_dirty(&[window])?;
-        let found = self.sort(&regions);
+        let found = self.sort(&regions, Data::Copied);
         let chunks = self.copy(found.copy.iter(), false)?;
         chunks.iter().flat_map(|chunk| &chunk.ranges).for_each(|&range| self.present.insert(range));
         Ok(Precopied { chunks, next: Some(window.end) })
