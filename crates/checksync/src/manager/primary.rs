@@ -3,16 +3,18 @@
 //! All that happens comes in through one inbox; [`Actor::act`] does what the machine answers, in order. The
 //! actor ends when the machine ends the pair, and leaves nothing behind: no cell, no cgroup, no thread.
 
+mod ending;
+mod progress;
+
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::net::ToSocketAddrs;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
-use engine::{Attach, Command, Engine, Event, FullSyncProgress, Launch};
+use engine::{Attach, Command, Engine, Event, Launch};
 use image::{CheckpointId, Member, Term};
 use replica::primary::{AppExit, Ending, Notice, Permit, Reason, Status};
 use replica::{Answer, Ask, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
@@ -23,6 +25,7 @@ use wire::{
     PROTOCOL_VERSION, RELEASE, RefusalCode, StandbyState,
 };
 
+use self::progress::Progress;
 use super::cell::{CellKit, GuardLine};
 use super::fence::Fence;
 use super::heart::{Heart, Pulse};
@@ -641,52 +644,6 @@ impl Actor {
             peer: self.session.as_ref().map(|session| session.standby.name.clone()),
         });
     }
-
-    /// Everything of this app on this host ends here.
-    fn finish(mut self) -> Outcome {
-        self.await_farewell();
-        self.heart.stop();
-        if let Some(dialling) = self.dialling.take() {
-            dialling.abort();
-        }
-        self.session = None;
-        self.finish_engine();
-        self.fence.take_down();
-        match (self.ending, self.failure) {
-            // A program that can't be started has an exit code of its own, and a message.
-            (Some(Ending::App(_)) | None, Some(why)) => Outcome::Failed(why),
-            (Some(ending), _) => Outcome::Ended(ending),
-            (None, None) => Outcome::Failed("the manager's inbox closed".to_owned()),
-        }
-    }
-
-    /// A standby that was not told of a clean end would take silence for a death. With a register it needs
-    /// no telling; otherwise heartbeats go on until it has answered.
-    fn await_farewell(&mut self) {
-        const PATIENCE: Duration = Duration::from_secs(2);
-        let deadline = Instant::now() + PATIENCE;
-        if self.handed_over || !matches!(self.ending, Some(Ending::App(_))) {
-            return;
-        }
-        while self.session.is_some() && !self.end_confirmed {
-            match self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Input::Link(number, event)) => self.take_link(number, event),
-                Ok(_) => {}
-                Err(_) => return tracing::warn!("the standby has not confirmed the app's end"),
-            }
-        }
-    }
-
-    fn finish_engine(&mut self) {
-        if let (Target::Process(_), Some(engine)) = (&self.target, &self.engine) {
-            engine.send(Command::Release);
-        }
-        drop(self.engine.take());
-        self.guard = None;
-        if let Some(forwarding) = self.forwarding.take() {
-            forwarding.finish();
-        }
-    }
 }
 
 fn prepare_heart(settings: &PrimarySettings, post: mpsc::Sender<Input>) -> std::io::Result<Heart> {
@@ -732,36 +689,5 @@ pub fn exit_text(exit: AppExit) -> String {
     match exit {
         AppExit::Code(code) => format!("exit code {code}"),
         AppExit::Signal(signal) => format!("signal {signal}"),
-    }
-}
-
-/// The progress of a full sync, on a terminal.
-#[derive(Debug, Default)]
-struct Progress {
-    began: Option<Instant>,
-    shown: bool,
-}
-
-impl Progress {
-    fn begin(&mut self) {
-        *self = Self { began: Some(Instant::now()), shown: false };
-    }
-
-    fn show(&mut self, progress: &FullSyncProgress) {
-        let Some(began) = self.began.filter(|_| std::io::stderr().is_terminal()) else { return };
-        let seconds = began.elapsed().as_secs_f64().max(1e-3);
-        let (done, total) =
-            (progress.bytes_done as f64, progress.bytes_total.max(progress.bytes_done) as f64);
-        let rate = done / seconds;
-        let left = if rate > 0.0 { (total - done) / rate } else { 0.0 };
-        let percent = if total > 0.0 { 100.0 * done / total } else { 100.0 };
-        eprint!("\rfull sync: {percent:3.0} %, {:.0} MB/s, {left:.0} s left ", rate / 1e6);
-        self.shown = true;
-    }
-
-    fn end(&mut self) {
-        if std::mem::take(self).shown {
-            eprintln!();
-        }
     }
 }
