@@ -4,8 +4,8 @@
 //! is not; those move the object's times, size or blocks. Where one of them moved, the whole object is
 //! compared with the last copy; small objects are compared always.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -27,6 +27,9 @@ struct Object {
     sign: Option<Sign>,
     /// An epoch that carried pages of it failed: nobody knows what the standby has.
     unknown: bool,
+    /// The largest size that it ever had. What it loses and gets again is zero, but the standby need not have
+    /// heard of the loss.
+    size_max: u64,
 }
 
 /// Moves whenever the object changes other than through a mapping.
@@ -41,6 +44,8 @@ struct Sign {
 #[derive(Debug, Default)]
 pub struct Objects {
     known: BTreeMap<ObjectKey, Object>,
+    /// Not used any more, but the standby may not have heard of that.
+    forgotten: BTreeSet<ObjectKey>,
 }
 
 impl Objects {
@@ -52,8 +57,8 @@ impl Objects {
         open: impl FnOnce() -> io::Result<File>,
     ) -> io::Result<()> {
         if let Entry::Vacant(place) = self.known.entry(key) {
-            let (file, kind) = (open()?, kind.clone());
-            place.insert(Object { file, kind, copy: Vec::new(), sign: None, unknown: false });
+            let (file, kind, unknown) = (open()?, kind.clone(), self.forgotten.contains(&key));
+            place.insert(Object { file, kind, copy: Vec::new(), sign: None, unknown, size_max: 0 });
         }
         Ok(())
     }
@@ -63,13 +68,22 @@ impl Objects {
     }
 
     pub fn retain(&mut self, mut used: impl FnMut(ObjectKey) -> bool) {
-        self.known.retain(|&key, _| used(key));
+        let forgotten = &mut self.forgotten;
+        self.known.retain(|&key, _| {
+            let used = used(key);
+            if !used {
+                forgotten.insert(key);
+            }
+            used
+        });
     }
 
     /// The standby starts anew, with objects that are all zero.
     pub fn start_over(&mut self) {
+        self.forgotten.clear();
         for object in self.known.values_mut() {
             object.copy.clear();
+            object.size_max = 0;
             object.sign = None;
             object.unknown = false;
         }
@@ -90,41 +104,53 @@ impl Objects {
         self.known.iter().map(describe).collect()
     }
 
-    /// What of the objects changed, as chunks; `written` are the offsets that mappings reported.
+    /// What of the objects changed, as chunks; `written` are the offsets that mappings reported. Pages that the
+    /// standby may have lost meanwhile are added to `gone`.
     pub fn capture(
         &mut self,
         written: &BTreeMap<ObjectKey, RangeSet>,
         chunks: &mut Vec<Chunk>,
+        gone: &mut Vec<(PageTarget, Range)>,
     ) -> io::Result<()> {
         let nothing = RangeSet::default();
         for (&key, object) in &mut self.known {
-            object.capture(key, written.get(&key).unwrap_or(&nothing), chunks)?;
+            let lost = object.capture(key, written.get(&key).unwrap_or(&nothing), chunks)?;
+            gone.extend((!lost.is_empty()).then_some((PageTarget::Object(key), lost)));
         }
         Ok(())
     }
 }
 
 impl Object {
-    fn capture(&mut self, key: ObjectKey, written: &RangeSet, chunks: &mut Vec<Chunk>) -> io::Result<()> {
+    fn capture(&mut self, key: ObjectKey, written: &RangeSet, chunks: &mut Vec<Chunk>) -> io::Result<Range> {
         let sign = Sign::of(&self.file)?;
         let whole = self.unknown || self.sign != Some(sign) || sign.size <= ALWAYS_COMPARED_BYTES;
         if !whole && written.is_empty() {
-            return Ok(());
+            return Ok(Range::new(0, 0));
         }
         let padded = sign.size.next_multiple_of(PAGE_BYTES);
+        let regrown = Range::new(self.copy.len() as u64, padded.min(self.size_max));
         // N.B. a page that this copy has and the standby does not can't be: both start out as zeros.
         self.copy.resize(padded as usize, 0);
+        self.size_max = self.size_max.max(padded);
         let everything = [Range::new(0, padded)];
         let within: Vec<Range> = if whole { everything.to_vec() } else { written.within(everything[0]) };
         for range in within {
-            self.compare(key, range, chunks)?;
+            self.compare(key, range, regrown, chunks)?;
         }
         self.sign = Some(sign);
-        self.unknown = false;
-        Ok(())
+        let unknown = std::mem::take(&mut self.unknown);
+        Ok(if unknown { everything[0] } else { regrown })
     }
 
-    fn compare(&mut self, key: ObjectKey, range: Range, chunks: &mut Vec<Chunk>) -> io::Result<()> {
+    /// Sends what is not as it was, and all of `regrown`.
+    fn compare(
+        &mut self,
+        key: ObjectKey,
+        range: Range,
+        regrown: Range,
+        chunks: &mut Vec<Chunk>,
+    ) -> io::Result<()> {
         const STEP_BYTES: u64 = 1 << 20;
         let mut now = Vec::new();
         for start in (range.start..range.end).step_by(STEP_BYTES as usize) {
@@ -136,8 +162,11 @@ impl Object {
             let mut ranges = RangeSet::default();
             let mut bytes = Vec::new();
             let pages = old.chunks_mut(PAGE_BYTES as usize).zip(now.chunks(PAGE_BYTES as usize));
-            for (n, (old, now)) in pages.enumerate().filter(|(_, (old, now))| self.unknown || old != now) {
+            for (n, (old, now)) in pages.enumerate() {
                 let at = start + n as u64 * PAGE_BYTES;
+                if !self.unknown && !regrown.contains(at) && old == now {
+                    continue;
+                }
                 ranges.insert(Range::new(at, at + PAGE_BYTES));
                 bytes.extend_from_slice(now);
                 old.copy_from_slice(now);

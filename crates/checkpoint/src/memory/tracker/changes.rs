@@ -161,6 +161,7 @@ impl Tracker {
             match target {
                 PageTarget::Object(key) => self.objects.send_all(key),
                 PageTarget::Space(_) => {
+                    self.unmapped.extend(ranges.iter());
                     let everything = Query {
                         report: category::PRESENT
                             | category::SWAPPED
@@ -190,7 +191,7 @@ impl Tracker {
     /// Pages that were dropped are just not there. Looked for only if the kernel counts fewer than we do.
     pub(super) fn find_drops(&mut self, found: &mut Found) -> Result<(), CaptureError> {
         let held = self.present.len() + self.data.len() as u64;
-        if self.kernel.counts_anonymous_pages && self.anonymous_pages()? == held {
+        if self.kernel.counts_anonymous_pages && self.anonymous_pages()? == held + self.droppable_pages()? {
             return Ok(());
         }
         let none = category::PRESENT | category::SWAPPED;
@@ -234,6 +235,20 @@ impl Tracker {
         };
         let regions = self.scan_spans(&[range], query)?;
         Ok(regions.into_iter().map(|region| Range::new(region.start, region.end)).collect())
+    }
+
+    /// The kernel counts them, we don't: what is dropped elsewhere must not make up for them.
+    fn droppable_pages(&self) -> Result<u64, CaptureError> {
+        let droppable = self.tracked.iter().filter(|t| t.mapping.backing == Backing::Droppable);
+        let spans: Vec<Range> = droppable.map(|tracked| tracked.mapping.range).collect();
+        let query = Query {
+            inverted: category::ZERO_PAGE,
+            all: category::PRESENT | category::ZERO_PAGE,
+            report: category::PRESENT,
+            ..Query::default()
+        };
+        let regions = self.scan_spans(&spans, query)?;
+        Ok(regions.iter().map(|region| Range::new(region.start, region.end).pages()).sum())
     }
 
     pub(super) fn anonymous_pages(&self) -> Result<u64, CaptureError> {
@@ -299,22 +314,24 @@ impl Tracker {
 
     pub(super) fn capture_objects(
         &mut self,
-        found: &Found,
+        found: &mut Found,
         chunks: &mut Vec<Chunk>,
     ) -> Result<(), CaptureError> {
         let failed = self.failed("read a shared object");
-        self.objects.capture(&found.objects, chunks).map_err(failed)
+        self.objects.capture(&found.objects, chunks, &mut found.object_gone).map_err(failed)
     }
 
-    /// Guard regions: a new one is reported as written, like any change; that one was removed is not. So where
-    /// there are some, they are all looked at again.
+    /// Guard regions: a new one is reported as written, like any change; that one was removed is not, and one
+    /// that was moved may be protected from before. So those that we know are looked at, and new ranges.
     pub(super) fn find_guards(&mut self, found: &Found) -> Result<(), CaptureError> {
-        if self.guards.is_empty() && found.guards.is_empty() {
+        let places = self.guards.iter().chain(found.guards.iter()).chain(self.unsearched.iter());
+        let places: RangeSet = places.collect();
+        if !self.kernel.guards || places.is_empty() {
             return Ok(());
         }
-        let guard = category::GUARD;
-        let query = Query { all: guard, report: guard, ..Query::default() };
-        let regions = self.scan_spans(&self.spans(), query)?;
+        let spans: Vec<Range> = places.iter().collect();
+        let query = Query { all: category::GUARD, report: category::GUARD, ..Query::default() };
+        let regions = self.scan_spans(&spans, query)?;
         let now: RangeSet = regions.into_iter().map(|region| Range::new(region.start, region.end)).collect();
         if now != self.guards {
             self.guards = now;

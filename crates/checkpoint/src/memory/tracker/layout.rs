@@ -75,6 +75,7 @@ impl Tracker {
     ) -> Result<Option<Mapping>, CaptureError> {
         let backing = match class {
             Class::Ignored => return Ok(None),
+            Class::Carried(Backing::Anonymous) if self.was_droppable(line.range) => Backing::Droppable,
             Class::Carried(backing) => backing.clone(),
             Class::Object(key, kind) => {
                 let path =
@@ -97,6 +98,14 @@ impl Tracker {
             advice,
             name: anonymous_name(line.name),
         }))
+    }
+
+    /// Whether this very mapping was found to be droppable: that takes a look at all page tables.
+    fn was_droppable(&self, range: Range) -> bool {
+        let at = self.tracked.partition_point(|tracked| tracked.mapping.range.start < range.start);
+        self.tracked.get(at).is_some_and(|tracked| {
+            tracked.mapping.range == range && tracked.mapping.backing == Backing::Droppable
+        })
     }
 
     pub(super) fn forget_all_but(&mut self, survivors: &RangeSet, gone: &mut RangeSet) {
@@ -166,7 +175,8 @@ impl Tracker {
         for n in 0..self.tracked.len() {
             let Range { start, end } = self.tracked[n].mapping.range;
             let pieces = new.within(Range::new(start, end));
-            if pieces.is_empty() || !can_be_tracked(&self.tracked[n].mapping) {
+            let droppable = self.tracked[n].mapping.backing == Backing::Droppable;
+            if pieces.is_empty() || !(droppable || can_be_tracked(&self.tracked[n].mapping)) {
                 continue;
             }
             pieces.iter().for_each(|&piece| gone.extend(self.present.take(piece)));
@@ -174,6 +184,12 @@ impl Tracker {
                 Ok(()) => {
                     self.fault.unprotect(start, end).map_err(self.failed("take off stale protection"))?;
                     self.tracked[n].registered = true;
+                    self.unsearched.insert(Range::new(start, end));
+                    if droppable {
+                        // Other memory took its place; the text of the mappings does not show that.
+                        self.tracked[n].mapping.backing = Backing::Anonymous;
+                        self.layout_pending = true;
+                    }
                 }
                 Err(why) => self.not_registrable(n, why)?,
             }
@@ -185,12 +201,16 @@ impl Tracker {
     pub(super) fn not_registrable(&mut self, n: usize, why: io::Error) -> Result<(), CaptureError> {
         let range = self.tracked[n].mapping.range;
         self.tracked[n].registered = false;
+        if self.tracked[n].mapping.backing == Backing::Droppable {
+            return Ok(());
+        }
         if matches!(self.tracked[n].mapping.backing, Backing::File(_)) && self.tracked[n].mapping.shared {
             return Ok(()); // Shared and never writable by the app: the file is what it is.
         }
         let flags = self.flags_of(range)?;
         if flags.iter().any(|flag| flag == "dp") {
             self.tracked[n].mapping.backing = Backing::Droppable;
+            self.layout_pending = true;
             return Ok(());
         }
         Err(Unsupported {

@@ -74,7 +74,8 @@ pub struct Capture {
     pub layout: Option<Layout>,
     /// Pages that the standby has and the app no longer.
     pub gone: Vec<(PageTarget, Range)>,
-    /// Pages that went with their mapping: the layout says so, but only to a standby that gets this epoch.
+    /// Pages of which the standby may have another version than the last that was sent, or none: they went with
+    /// their mapping or object, or an epoch failed that carried them.
     pub(in crate::memory) unmapped: Vec<(PageTarget, Range)>,
     pub chunks: Vec<Chunk>,
     pub times: ScanTimes,
@@ -131,6 +132,7 @@ struct Found {
     gone: RangeSet,
     objects: BTreeMap<ObjectKey, RangeSet>,
     guards: RangeSet,
+    object_gone: Vec<(PageTarget, Range)>,
 }
 
 /// Follows one address space from the first freeze to its end.
@@ -158,6 +160,8 @@ pub struct Tracker {
     open_objects: HashSet<ObjectKey>,
     /// Guard regions (`MADV_GUARD_INSTALL`), as they were last sent.
     guards: RangeSet,
+    /// Where a guard may be whose mark says nothing: registered or scanned since the last capture.
+    unsearched: RangeSet,
     advice: BTreeMap<u64, (Range, Advice, Option<String>)>,
     /// Found, but not handed out since a later step failed.
     pending: Pages,
@@ -206,6 +210,7 @@ impl Tracker {
             objects_sent: Vec::new(),
             open_objects: HashSet::new(),
             guards: RangeSet::default(),
+            unsearched: RangeSet::default(),
             advice: BTreeMap::new(),
             pending: Pages::new(),
             layout_pending: true,
@@ -245,6 +250,7 @@ impl Tracker {
         let Some(window) = self.next_window(from, bytes) else { return Ok(Precopied::default()) };
         let regions = self.scan_dirty(&[window])?;
         let found = self.sort(&regions, Data::Copied);
+        self.unsearched.extend(found.guards.iter());
         let chunks = self.copy(found.copy.iter(), false)?;
         chunks.iter().flat_map(|chunk| &chunk.ranges).for_each(|&range| self.present.insert(range));
         Ok(Precopied { chunks, next: Some(window.end) })
@@ -277,28 +283,52 @@ impl Tracker {
         let mut gone = RangeSet::default();
         let changed = self.refresh_layout(frozen, &mut gone)?;
         self.layout_pending |= changed;
-        self.register_new(&mut gone)?;
+        self.register_new(&mut gone).inspect_err(|_| self.remember(gone.iter()))?;
         let mapped = Instant::now();
         let mut found = self.find(gone)?;
         let scanned = Instant::now();
-        let mut chunks = self.copy(found.copy.iter(), true)?;
-        self.compare_data(&mut found, &mut chunks)?;
-        self.find_drops(&mut found)?;
-        let mapped_objects: HashSet<ObjectKey> =
-            self.tracked.iter().filter_map(|t| object_of(&t.mapping)).collect();
-        self.objects.retain(|key| mapped_objects.contains(&key) || self.open_objects.contains(&key));
-        self.capture_objects(&found, &mut chunks)?;
+        let mut chunks = Vec::new();
+        if let Err(why) = self.gather_found(&mut found, &mut chunks) {
+            self.remember(found.gone.iter());
+            chunks.iter().for_each(|chunk| self.remember_chunk(chunk));
+            return Err(why);
+        }
         let mut capture = Capture { chunks, ..Capture::default() };
         let space = PageTarget::Space(self.space);
-        capture.unmapped = std::mem::take(&mut self.unmapped).iter().map(|range| (space, range)).collect();
+        // N.B. the whole of it: what is owed at a place where nothing is mapped now stays owed if this epoch fails.
+        let unmapped = std::mem::take(&mut self.unmapped);
+        capture.unmapped = unmapped.iter().chain(found.gone.iter()).map(|range| (space, range)).collect();
+        capture.unmapped.append(&mut found.object_gone);
         capture.gone = self.private(&found.gone).map(|range| (space, range)).collect();
-        self.find_guards(&found)?;
         if self.layout_pending || self.objects.list() != self.objects_sent {
             capture.layout = Some(self.hand_out_layout());
         }
         capture.times = ScanTimes { maps: mapped - started, scan: scanned - mapped, copy: scanned.elapsed() };
         self.pending.clear();
+        self.unsearched = RangeSet::default();
         Ok(capture)
+    }
+
+    /// Copies what was found, and looks for what the scan does not show.
+    fn gather_found(&mut self, found: &mut Found, chunks: &mut Vec<Chunk>) -> Result<(), CaptureError> {
+        chunks.extend(self.copy(found.copy.iter(), true)?);
+        self.compare_data(found, chunks)?;
+        self.find_drops(found)?;
+        self.find_guards(found)?;
+        let mapped_objects: HashSet<ObjectKey> =
+            self.tracked.iter().filter_map(|t| object_of(&t.mapping)).collect();
+        self.objects.retain(|key| mapped_objects.contains(&key) || self.open_objects.contains(&key));
+        self.capture_objects(found, chunks)
+    }
+
+    /// The next capture looks at these pages again.
+    fn remember(&mut self, ranges: impl Iterator<Item = Range>) {
+        let target = PageTarget::Space(self.space);
+        ranges.for_each(|range| ledger::add(&mut self.pending, target, range));
+    }
+
+    fn remember_chunk(&mut self, chunk: &Chunk) {
+        chunk.ranges.iter().for_each(|&range| ledger::add(&mut self.pending, chunk.target, range));
     }
 
     /// Wakes the helpers: a freeze begins.
