@@ -1,191 +1,203 @@
-//! A guest, its tracker and its skeleton in one process: epochs go from one to the other, and after each all
-//! memory is compared.
+//! A guest, its tracker and its skeleton in one process: epochs go from one to the other, and after each that
+//! arrives all memory is compared.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use checkpoint::memory::{Capture, Encoder, Ledger, Tracker, self_test, workers};
+use checkpoint::memory::{Capture, CaptureError, Encoder, Ledger, Tracker, self_test, workers};
+use checkpoint::process::{CellNumbers, ProcessCache, save};
 use checkpoint::skeleton::{Collector, Skeleton};
 use image::frame::{Frame, FrameKind, FrameWriter};
-use image::layout::{Backing, Mapping};
 use image::state::{Clocks, State};
-use image::{CheckpointId, Header, PAGE_BYTES, Range, Sync};
-use sys::pagemap::{Query, Region, category, scan};
-use sys::wait::Stop;
+use image::{CheckpointId, Header, RangeSet, Sync};
+use testkit::wait::Deadline;
 use tracee::{Frozen, Tree};
+
+use crate::app::{App, Guarded};
+use crate::compare::{compare_layouts, compare_memory};
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 const EPOCH_BYTES_MAX: u64 = 4 << 30;
 
-/// A child that does not outlive the test.
-pub struct Guarded(pub Child);
-
-impl Guarded {
-    pub fn start(command: &mut Command) -> Self {
-        Self(command.stdin(Stdio::null()).spawn().expect("the guest starts"))
-    }
-
-    pub fn pid(&self) -> i32 {
-        self.0.id() as i32
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        // N.B. the leader of a traced process is not reaped before its tracer, this thread, has reaped the
-        // other threads.
-        while let Ok(waited) = sys::wait::wait(sys::wait::Whom::Any) {
-            if waited.tid == self.pid() && matches!(waited.stop, Stop::Exited(_) | Stop::Killed(_)) {
-                break;
-            }
-        }
-    }
-}
-
-/// What `run` is told to do with an epoch.
+/// What becomes of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
+    /// It arrives, and with it all that were late.
     Committed,
-    /// Captured and lost on the way.
+    /// Sent, and on its way when the next one is captured.
+    Late,
+    /// Captured and lost on the way, with all that were late.
     Lost,
+    /// Captured, but not even encoded: its pages go with the next one.
+    Merged,
 }
 
+/// What one epoch carried.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Carried {
+    pub pages: u64,
+    /// How many pages were compared, if it arrived.
+    pub compared: u64,
+}
+
+// N.B. fields are dropped in this order: what stops a process goes before the process.
 pub struct World {
-    pub guest: Guarded,
-    pub tree: Tree,
-    pub tracker: Tracker,
+    skeleton: Option<Skeleton<'static>>,
+    hollow: Option<Frozen<'static>>,
+    state: State,
+    shell: Guarded,
+    tracker: Tracker,
     ledger: Ledger,
     encoder: Encoder,
+    late: Vec<Vec<Frame>>,
+    /// Of the last layout that arrived; they are installed when the skeleton becomes the app.
+    guards: RangeSet,
     id: CheckpointId,
+    pub tree: Tree,
+    pub app: App,
 }
 
 impl World {
-    /// Starts following `guest`.
-    pub fn new(guest: Guarded) -> Self {
+    /// Starts following `app`; the first epoch is still to come.
+    pub fn new(app: App) -> Self {
         let kernel = self_test::run().expect("this kernel is fit");
-        let mut tree = Tree::seize(guest.pid()).expect("the guest can be traced");
+        let mut tree = Tree::seize(app.pid()).expect("the guest can be traced");
         tree.pump().expect("pump");
         let mut frozen = tree.freeze(PATIENCE).expect("the guest stops");
         let tracker =
-            Tracker::new(&mut frozen, guest.pid(), 0, kernel, workers()).expect("the guest is tracked");
+            Tracker::new(&mut frozen, app.pid(), 0, kernel, workers()).expect("the guest is tracked");
         drop(frozen);
-        let ledger = Ledger::default();
-        Self { guest, tree, tracker, ledger, encoder: Encoder::new(256 << 20), id: CheckpointId::new(1, 0) }
+        let shell = Guarded::start(Command::new("sleep").arg("1000"));
+        let hollow = Tree::seize(shell.pid()).expect("the shell can be traced");
+        let mut hollow = hollow.freeze_for_good(PATIENCE).expect("the shell stops");
+        let state = some_state(&mut hollow, shell.pid(), app.pid());
+        Self {
+            skeleton: None,
+            hollow: Some(hollow),
+            state,
+            shell,
+            tracker,
+            ledger: Ledger::default(),
+            encoder: Encoder::new(8 << 20),
+            late: Vec::new(),
+            guards: RangeSet::default(),
+            id: CheckpointId::new(1, 0),
+            tree,
+            app,
+        }
     }
 
-    /// Takes epoch after epoch, asks `fate` about each, and compares everything after those that arrive.
-    /// Between two of them the guest runs until `pause` returns.
-    pub fn run(&mut self, epochs: u32, mut pause: impl FnMut(u32), mut fate: impl FnMut(u32) -> Fate) {
-        let shell = Guarded::start(Command::new("sleep").arg("1000"));
-        let mut shell_tree = Tree::seize(shell.pid()).expect("the shell can be traced");
-        shell_tree.pump().expect("pump");
-        let mut shell_frozen = Some(shell_tree.freeze(PATIENCE).expect("the shell stops"));
-        let mut skeleton: Option<Skeleton<'_>> = None;
-        for epoch in 0..epochs {
-            pause(epoch);
+    /// Lets the guest run until `done`, answering what it has to say to its tracer.
+    pub fn run_until<T>(&mut self, what: &str, mut done: impl FnMut(&mut App) -> Option<T>) -> T {
+        let deadline = Deadline::after(PATIENCE);
+        loop {
             self.tree.pump().expect("pump");
-            let mut frozen = self.tree.freeze(PATIENCE).expect("the guest stops");
-            let (owed, layout_owed) = self.ledger.settle();
-            let capture = self.tracker.capture(&mut frozen, owed, layout_owed).expect("capture");
-            self.id = self.id.next();
+            if let Some(answer) = done(&mut self.app) {
+                return answer;
+            }
+            assert!(!deadline.passed(), "waited {PATIENCE:?} in vain for {what}");
+            std::thread::park_timeout(Duration::from_micros(200));
+        }
+    }
+
+    pub fn run_for(&mut self, time: Duration) {
+        let end = Deadline::after(time);
+        self.run_until("the time to pass", |_| end.passed().then_some(()));
+    }
+
+    /// Lets the guest do its next operation.
+    pub fn step(&mut self) {
+        self.app.let_go();
+        self.run_until("the guest's next step", App::is_ready);
+    }
+
+    /// Lets the guest check that it noticed nothing.
+    #[track_caller]
+    pub fn finish(&mut self) {
+        self.app.let_check();
+        let verdict = self.run_until("the guest's verdict", App::line);
+        assert_eq!(verdict, "pass", "what the guest found of its own memory");
+    }
+
+    /// Takes one epoch.
+    #[track_caller]
+    pub fn epoch(&mut self, fate: Fate) -> Carried {
+        self.try_epoch(fate).expect("capture")
+    }
+
+    /// Takes one epoch, which may be refused.
+    #[track_caller]
+    pub fn try_epoch(&mut self, fate: Fate) -> Result<Carried, CaptureError> {
+        self.tree.pump().expect("pump");
+        let mut frozen = self.tree.freeze(PATIENCE).expect("the guest stops");
+        let (owed, layout_owed) = self.ledger.settle();
+        let capture = self.tracker.capture(&mut frozen, owed, layout_owed)?;
+        self.id = self.id.next();
+        let mut carried = Carried { pages: capture.pages(), compared: 0 };
+        if self.skeleton.is_none() {
+            let layout = capture.layout.as_ref().expect("the first epoch has a layout");
+            let hollow = self.hollow.take().expect("made once");
+            let made = Skeleton::hollow_out(hollow, self.shell.pid(), layout);
+            self.skeleton = Some(made.expect("the shell is hollowed out"));
+        }
+        if fate == Fate::Merged {
+            self.ledger.owe(capture.carried(), capture.layout.is_some());
+        } else {
             self.ledger.enter(self.id, capture.carried(), capture.layout.is_some());
-            let frames = encode(&mut self.encoder, &capture, self.id);
-            let skeleton = skeleton.get_or_insert_with(|| {
-                let layout = capture.layout.as_ref().expect("the first epoch has a layout");
-                let frozen = shell_frozen.take().expect("made once");
-                Skeleton::hollow_out(frozen, shell.pid(), layout).expect("the shell is hollowed out")
-            });
-            if epoch == 0 || fate(epoch) == Fate::Committed {
-                apply(skeleton, &frames);
+            self.late.push(encode(&mut self.encoder, &capture, self.id, &self.state));
+        }
+        self.tracker.recycle(capture);
+        let skeleton = self.skeleton.as_mut().expect("made above");
+        match fate {
+            Fate::Committed => {
+                for guards in self.late.drain(..).filter_map(|frames| apply(skeleton, &frames)) {
+                    self.guards = guards;
+                }
                 self.ledger.committed(self.id);
-                compare(epoch, &frozen, self.guest.pid(), skeleton);
-            } else {
+                carried.compared = compare_memory(self.id.epoch.0, self.app.pid(), skeleton, &self.guards);
+                compare_layouts(self.id.epoch.0, self.app.pid(), skeleton.pid());
+            }
+            Fate::Lost => {
+                self.late.clear();
                 self.ledger.fail();
                 self.encoder.forget();
             }
-            self.tracker.recycle(capture);
-            drop(frozen);
+            Fate::Late | Fate::Merged => (),
         }
+        Ok(carried)
+    }
+
+    pub fn skeleton(&mut self) -> &mut Skeleton<'static> {
+        self.skeleton.as_mut().expect("an epoch was taken")
     }
 }
 
-fn encode(encoder: &mut Encoder, capture: &Capture, id: CheckpointId) -> Vec<Frame> {
+/// A state that passes for the app's: what is in it is for other tests to look at.
+fn some_state(shell: &mut Frozen<'_>, pid: i32, app: i32) -> State {
+    let (mut process, space) =
+        save(shell, pid, &mut CellNumbers::new(), &mut ProcessCache::new()).expect("the shell is saved");
+    process.pid = app;
+    process.threads[0].tid = app;
+    let clocks = Clocks { realtime_ns: 0, monotonic_ns: 0, boottime_ns: 0 };
+    State { clocks, processes: vec![process], spaces: vec![space], files: vec![], pipes: vec![] }
+}
+
+fn encode(encoder: &mut Encoder, capture: &Capture, id: CheckpointId, state: &State) -> Vec<Frame> {
     let mut frames = FrameWriter::default();
     let header = Header { app: "guest".into(), id, sync: Sync::Full, frozen_at_ns: 0 };
     let mut out = vec![frames.cbor(FrameKind::Header, &header)];
     encoder.encode(capture, &mut frames, |frame| out.push(frame));
-    let clocks = Clocks { realtime_ns: 0, monotonic_ns: 0, boottime_ns: 0 };
-    let state = State { clocks, processes: vec![], spaces: vec![], files: vec![], pipes: vec![] };
-    out.extend(frames.state(&state));
+    out.extend(frames.state(state));
     out.push(frames.end());
     out.into_iter().map(|bytes| Frame::parse(bytes).expect("our own frame")).collect()
 }
 
-fn apply(skeleton: &mut Skeleton<'_>, frames: &[Frame]) {
+/// Applies an epoch; returns the guards of its layout.
+fn apply(skeleton: &mut Skeleton<'_>, frames: &[Frame]) -> Option<RangeSet> {
     let mut collector = Collector::new(EPOCH_BYTES_MAX);
     let epoch =
         frames.iter().find_map(|frame| collector.accept(frame).expect("a good frame")).expect("an end");
     skeleton.prepare(&epoch).expect("the epoch can be applied");
     skeleton.apply(&epoch).expect("the epoch is applied");
-}
-
-/// Panics with the first pages that differ.
-fn compare(epoch: u32, frozen: &Frozen<'_>, guest: i32, skeleton: &mut Skeleton<'_>) {
-    let shell = skeleton.pid();
-    let (ours, theirs) = (memory(guest), memory(shell));
-    let mut wrong = BTreeMap::new();
-    let mut pages = 0u64;
-    for mapping in skeleton.mappings().to_vec().iter().filter(|mapping| has_content(mapping)) {
-        for range in populated(guest, shell, mapping.range) {
-            for page in (range.start..range.end).step_by(PAGE_BYTES as usize) {
-                pages += 1;
-                let (a, b) = (read(&ours, page), read(&theirs, page));
-                if a != b {
-                    wrong.insert(page, mapping.clone());
-                }
-            }
-        }
-    }
-    assert!(pages > 0, "epoch {epoch}: nothing was compared");
-    if let Some((page, mapping)) = wrong.first_key_value() {
-        panic!(
-            "epoch {epoch}: {} of {pages} pages differ, the first at {page:#x} in {mapping:?}; {} threads",
-            wrong.len(),
-            frozen.threads(guest).len(),
-        );
-    }
-}
-
-fn has_content(mapping: &Mapping) -> bool {
-    !matches!(
-        mapping.backing,
-        Backing::Vdso | Backing::Vvar | Backing::VvarClock | Backing::Vsyscall | Backing::Droppable
-    )
-}
-
-fn memory(pid: i32) -> File {
-    File::open(format!("/proc/{pid}/mem")).expect("the memory can be read")
-}
-
-fn read(memory: &File, page: u64) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; PAGE_BYTES as usize];
-    memory.read_exact_at(&mut bytes, page).ok().map(|()| bytes)
-}
-
-/// Pages that are there in one of the two. N.B. what is in neither is equal: zero, or the same file's.
-fn populated(a: i32, b: i32, range: Range) -> Vec<Range> {
-    let mut set = image::RangeSet::default();
-    for pid in [a, b] {
-        let pagemap = File::open(format!("/proc/{pid}/pagemap")).expect("the page table can be read");
-        let there = category::PRESENT | category::SWAPPED;
-        let query = Query { any: there, report: category::PRESENT, ..Query::default() };
-        let mut room = [Region::default(); 512];
-        scan(pagemap, range.start, range.end, query, &mut room, |r| set.insert(Range::new(r.start, r.end)))
-            .expect("the page table can be scanned");
-    }
-    set.within(range)
+    epoch.layout.map(|layout| layout.guards.into_iter().collect())
 }
