@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use checkpoint::memory::self_test::{self, SelfTestError};
 use gate::{CellCgroup, Permit};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mm::{MlockAllFlags, mlockall, munlockall};
 use tracee::{TraceError, Tree};
 
@@ -91,11 +92,18 @@ fn trace(pid: i32) -> Result<(), TraceError> {
 struct Bystander(Child);
 
 impl Bystander {
+    /// It has made all its threads when this returns: what it says comes after them.
     fn start() -> io::Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command.args(["demo-app", "127.0.0.1:0"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().map(Self)
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let bystander = Self(command.spawn()?);
+        let words = bystander.0.stdout.as_ref().expect("its output is piped");
+        let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        match poll(&mut [PollFd::new(words, PollFlags::IN)], Some(&timeout))? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(bystander),
+        }
     }
 }
 
