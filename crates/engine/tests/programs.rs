@@ -22,6 +22,10 @@ fn main() {
     }
     let (mut passed, mut failed) = (0, Vec::new());
     for (name, steps) in testkit::guest::all() {
+        // These have a test of their own, which compares all memory after every epoch.
+        if name == "churn" || name.starts_with("trap-") {
+            continue;
+        }
         if wanted.as_ref().is_some_and(|wanted| !name.contains(wanted.as_str())) {
             continue;
         }
