@@ -297,10 +297,13 @@ pub(super) fn set_limits(limits: &[Limit], buffer: u64, batch: &mut Batch, steps
     }
 }
 
+/// A periodic timer whose signal nobody has taken yet has no time left and stands still: the kernel starts it again
+/// when the signal is taken. Here it rings at once, its signal merges with the one that waits, and it goes on likewise.
 pub(super) fn arm(timers: &[IntervalTimer], buffer: u64, batch: &mut Batch, steps: &mut Steps) {
-    for (which, timer) in timers.iter().enumerate().filter(|(_, timer)| timer.value_us != 0) {
+    let is_set = |timer: &IntervalTimer| timer.value_us != 0 || timer.interval_us != 0;
+    for (which, timer) in timers.iter().enumerate().filter(|(_, timer)| is_set(timer)) {
         let parts = |time: u64| [time / MICROSECONDS, time % MICROSECONDS];
-        let setting = words(&[parts(timer.interval_us), parts(timer.value_us)].concat());
+        let setting = words(&[parts(timer.interval_us), parts(timer.value_us.max(1))].concat());
         let setting = buffer + batch.put(&setting);
         steps.add(batch, "start an interval timer", libc::SYS_setitimer, [which as u64, setting, 0]);
     }

@@ -76,6 +76,15 @@ pub struct SignalInfo {
     pub value: usize,
 }
 
+/// Whether a signal waits for this thread or for the process.
+pub fn is_pending(signal: i32) -> bool {
+    let mut set = 0_u64;
+    // SAFETY: a set of the kernel's size, that it writes to.
+    let answer = unsafe { libc::syscall(libc::SYS_rt_sigpending, &raw mut set, size_of_val(&set)) };
+    assert_eq!(answer, 0, "rt_sigpending: {}", io::Error::last_os_error());
+    set & signal_bit(signal) != 0
+}
+
 /// Takes one pending signal, or waits for it; `EAGAIN` after the timeout.
 pub fn wait_for_signal(signal: i32, timeout: Option<Duration>) -> io::Result<SignalInfo> {
     let set = signal_bit(signal);

@@ -14,6 +14,7 @@ use crate::{ensure, ensure_eq};
 
 pub const GUESTS: &[Guest] = &[
     Guest::new("interval-timers", interval_timers),
+    Guest::new("interval-timer-rung", interval_timer_rung),
     Guest::new("posix-timers", posix_timers),
     Guest::new("timerfd", timerfd),
 ];
@@ -44,6 +45,18 @@ fn interval_timers(context: &mut Context) -> Outcome {
     ensure_eq!("interval of the far timer", interval, Duration::from_secs(100_000));
     ensure!(left > Duration::from_secs(90_000), "the far timer has only {left:?} left");
     Ok(())
+}
+
+/// A periodic timer that has rung, and whose signal is still blocked, goes on when it is taken.
+fn interval_timer_rung(context: &mut Context) -> Outcome {
+    kernel::count_handled(SIGALRM, libc::SA_RESTART, 0)?;
+    kernel::block_signals(&[SIGALRM]);
+    kernel::set_interval_timer(libc::ITIMER_REAL, INTERVAL)?;
+    soon("the first tick", || kernel::is_pending(SIGALRM))?;
+    context.ready();
+    ensure!(kernel::is_pending(SIGALRM), "the tick that waited is gone");
+    kernel::set_signal_mask(0);
+    soon("three more ticks", || kernel::times_handled(SIGALRM) >= 4)
 }
 
 /// Timers keep their ids (with a gap in them), clocks, signals and values, and go on.
