@@ -19,7 +19,8 @@ use image::state::{Clocks, State};
 use image::{CheckpointId, Header, Sync};
 use tracee::{Frozen, TraceError, Tree};
 
-use crate::clock;
+use crate::awake::Cores;
+use crate::clock::ClockShift;
 use crate::command::Settings;
 use crate::event::CaptureReport;
 
@@ -111,6 +112,8 @@ pub struct Capturer {
     last: Option<CheckpointId>,
     /// The app made processes since it was last seen to have none.
     had_children: bool,
+    cores: Arc<Cores>,
+    shift: ClockShift,
 }
 
 /// What the reading of descriptors gives back.
@@ -151,6 +154,8 @@ impl Capturer {
             cgroup_mount: PathBuf::from("/sys/fs/cgroup"),
             last: None,
             had_children: false,
+            cores: Arc::new(Cores::new()),
+            shift: ClockShift::of(pid),
         })
     }
 
@@ -163,6 +168,7 @@ impl Capturer {
     pub fn start_over(&mut self) {
         self.tracker = None;
         self.process_cache = ProcessCache::new();
+        self.shift = ClockShift::of(self.pid);
         self.ledger.clear();
         self.encoder.forget();
         self.last = None;
@@ -325,16 +331,16 @@ impl Capturer {
     fn take(&mut self, tree: &mut Tree) -> Result<Taken, EngineError> {
         self.refuse_children(tree)?;
         let mut tracker = self.tracker.take().ok_or(EngineError::NoBase)?;
-        tracker.arm();
+        let cores = Arc::clone(&self.cores);
+        let _awake = cores.keep_awake();
         let taken = self.take_with(tree, &mut tracker);
-        tracker.disarm();
         self.tracker = Some(tracker);
         taken
     }
 
     fn take_with(&mut self, tree: &mut Tree, tracker: &mut Tracker) -> Result<Taken, EngineError> {
         let mut frozen = tree.freeze(self.patience)?;
-        let clocks = clock::as_the_app_sees_them(self.pid);
+        let clocks = self.shift.now();
         let stop = frozen.stop_time();
         let began = Instant::now();
         let state = self.take_state(&mut frozen, tracker, clocks)?;

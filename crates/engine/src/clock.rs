@@ -12,15 +12,29 @@ pub fn now_ns(clock: ClockId) -> u64 {
     now.tv_sec as u64 * SECOND_NS as u64 + now.tv_nsec as u64
 }
 
-/// The clocks as `pid` reads them now.
-pub fn as_the_app_sees_them(pid: i32) -> Clocks {
-    let offsets = fs::read_to_string(format!("/proc/{pid}/timens_offsets")).unwrap_or_default();
-    let own = fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
-    let shift = |name: &str| offset_in(&offsets, name).wrapping_sub(offset_in(&own, name));
-    Clocks {
-        realtime_ns: now_ns(ClockId::Realtime),
-        monotonic_ns: now_ns(ClockId::Monotonic).wrapping_add_signed(shift("monotonic")),
-        boottime_ns: now_ns(ClockId::Boottime).wrapping_add_signed(shift("boottime")),
+/// How a process's clocks differ from ours. They stay until it replaces its program: a time
+/// namespace's offsets are fixed when the first process enters it, and only an exec enters another.
+#[derive(Debug, Clone, Copy)]
+pub struct ClockShift {
+    monotonic_ns: i64,
+    boottime_ns: i64,
+}
+
+impl ClockShift {
+    pub fn of(pid: i32) -> Self {
+        let offsets = fs::read_to_string(format!("/proc/{pid}/timens_offsets")).unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
+        let shift = |name: &str| offset_in(&offsets, name).wrapping_sub(offset_in(&own, name));
+        Self { monotonic_ns: shift("monotonic"), boottime_ns: shift("boottime") }
+    }
+
+    /// The clocks as the process reads them now.
+    pub fn now(self) -> Clocks {
+        Clocks {
+            realtime_ns: now_ns(ClockId::Realtime),
+            monotonic_ns: now_ns(ClockId::Monotonic).wrapping_add_signed(self.monotonic_ns),
+            boottime_ns: now_ns(ClockId::Boottime).wrapping_add_signed(self.boottime_ns),
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //! standby: nothing ─ Frame … ─▶ copy ─ Apply … ─ Promote ─▶ running, as a primary
 //! ```
 
+mod awake;
 mod capture;
 pub mod cell;
 mod clock;

@@ -17,6 +17,7 @@ use image::{CheckpointId, Header, Sync};
 use rustix::time::ClockId;
 use tracee::Tree;
 
+use crate::awake::Cores;
 use crate::capture::{Capturer, EngineError};
 use crate::cell::{CHANNEL, Cell, CellSpec};
 use crate::clock::now_ns;
@@ -305,6 +306,8 @@ impl Keeper<'_> {
 
     fn promote(&mut self, promotion: Promotion) -> Option<App> {
         let began = Instant::now();
+        let cores = Cores::new();
+        let _awake = cores.keep_awake();
         self.drop_half();
         let Some(copy) = self.copy.take() else {
             self.context.say(Event::RestoreFailed { why: "there is no copy here".to_owned() });

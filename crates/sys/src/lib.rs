@@ -7,6 +7,7 @@ pub mod bell;
 pub mod bpf;
 pub mod clone;
 pub mod descriptors;
+pub mod idle;
 pub mod kernel;
 pub mod mapping;
 pub mod memory;

@@ -175,7 +175,7 @@ impl Object {
                 chunks.push(Chunk {
                     target: PageTarget::Object(key),
                     ranges: ranges.iter().collect(),
-                    bytes,
+                    bytes: bytes.into(),
                 });
             }
         }

@@ -3,6 +3,8 @@
 //! A fresh page costs 1 to 7 µs at its first touch, as much as the copy itself or more; so buffers are kept
 //! and filled up outside the freeze.
 
+use std::ops::Deref;
+
 use image::{PAGE_BYTES, PageTarget, Range};
 
 /// The size of one buffer.
@@ -13,7 +15,40 @@ pub const CHUNK_BYTES: usize = 1 << 20;
 pub struct Chunk {
     pub target: PageTarget,
     pub ranges: Vec<Range>,
-    pub bytes: Vec<u8>,
+    pub bytes: Staged,
+}
+
+/// A buffer that is filled from its start; the rest of it stays as it was, and touched.
+#[derive(Debug, Default)]
+pub struct Staged {
+    buffer: Vec<u8>,
+    filled: usize,
+}
+
+impl Staged {
+    /// All of it, to be filled.
+    pub fn room(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    /// Says how much of it was.
+    pub fn cut(&mut self, filled: usize) {
+        self.filled = filled.min(self.buffer.len());
+    }
+}
+
+impl From<Vec<u8>> for Staged {
+    fn from(buffer: Vec<u8>) -> Self {
+        Self { filled: buffer.len(), buffer }
+    }
+}
+
+impl Deref for Staged {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.buffer[..self.filled]
+    }
 }
 
 impl Chunk {
@@ -28,42 +63,41 @@ impl Chunk {
 /// Spare buffers, all of [`CHUNK_BYTES`] and touched.
 #[derive(Debug, Default)]
 pub struct Buffers {
-    spare: Vec<Vec<u8>>,
-    /// Most buffers in use at once of late.
+    spare: Vec<Staged>,
+    /// Most buffers taken between two refills of late.
     wanted: usize,
+    /// Since the last refill.
     taken: usize,
 }
 
 impl Buffers {
-    pub fn take(&mut self) -> Vec<u8> {
+    pub fn take(&mut self) -> Staged {
         self.taken += 1;
-        self.wanted = self.wanted.max(self.taken);
         self.spare.pop().unwrap_or_else(touched)
     }
 
-    pub fn give_back(&mut self, mut buffer: Vec<u8>) {
-        self.taken = self.taken.saturating_sub(1);
-        if self.spare.len() <= self.wanted {
-            buffer.resize(CHUNK_BYTES, 0);
-            self.spare.push(buffer);
+    /// Keeps it if it is one of ours.
+    pub fn give_back(&mut self, bytes: Staged) {
+        if bytes.buffer.len() == CHUNK_BYTES {
+            self.spare.push(bytes);
         }
     }
 
-    /// Makes as many spare buffers as were wanted at once of late, and lets go of more. Not in a freeze.
+    /// Makes as many spare buffers as were wanted of late, and lets go of more. Not in a freeze, and when all
+    /// that can come back has.
     pub fn refill(&mut self) {
         const LEAST: usize = 4;
-        let target = self.wanted.max(LEAST);
-        self.spare.truncate(target + LEAST);
-        while self.spare.len() + self.taken < target {
-            self.spare.push(touched());
-        }
-        self.wanted -= self.wanted / 16;
+        let decayed = self.wanted - self.wanted.div_ceil(16);
+        self.wanted = decayed.max(std::mem::take(&mut self.taken));
+        let target = self.wanted + LEAST;
+        self.spare.truncate(target);
+        self.spare.resize_with(target, touched);
     }
 }
 
-fn touched() -> Vec<u8> {
+fn touched() -> Staged {
     // Not `vec![0; n]`: the allocator would hand out pages that are zero because nobody touched them.
     let mut buffer = Vec::with_capacity(CHUNK_BYTES);
     buffer.resize_with(CHUNK_BYTES, || std::hint::black_box(0));
-    buffer
+    Staged { buffer, filled: 0 }
 }

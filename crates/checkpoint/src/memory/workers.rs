@@ -1,21 +1,16 @@
-//! The cores that the stopped app leaves idle: a few threads that wait, spinning while the app stands still.
+//! The cores that the stopped app leaves idle: a few threads that wait for something to do.
 //!
-//! A parked thread takes 30 to 60 µs to wake, a good part of a short freeze. So the workers are woken when
-//! the freeze begins, and spin for work for a while.
-//!
-//! N.B. nobody spins for long, neither for work nor for a result: real-time threads of one priority do not
-//! take turns, and two engines that spin on two cores for the workers of both would wait for ever.
+//! Nobody spins here, neither for work nor for a result: the app's own threads make calls for us on the same cores,
+//! and would have to wait. That a sleeping core takes long to wake is seen to elsewhere (`engine::awake`).
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// How long to spin before sleeping.
-const SPIN: Duration = Duration::from_micros(300);
 /// The wake-ups come without the lock held, so none of them may be relied on alone.
 const RECHECK: Duration = Duration::from_millis(1);
 
@@ -25,7 +20,6 @@ struct Shared {
     woken: Condvar,
     /// A job is done.
     done: Condvar,
-    armed: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -38,12 +32,10 @@ pub struct Workers {
 impl Shared {
     /// Waits until no job of `open` is left.
     fn await_done(&self, open: &AtomicUsize) {
-        let began = Instant::now();
         while open.load(Ordering::Acquire) > 0 {
-            if began.elapsed() < SPIN {
-                std::hint::spin_loop();
-            } else {
-                drop(self.done.wait_timeout(lock(&self.queue), RECHECK));
+            let queue = lock(&self.queue);
+            if open.load(Ordering::Acquire) > 0 {
+                drop(self.done.wait_timeout(queue, RECHECK));
             }
         }
     }
@@ -56,40 +48,28 @@ impl std::fmt::Debug for Workers {
 }
 
 impl Workers {
-    /// `helpers` threads beside the caller's own, at the given real-time priority where that is allowed.
-    pub fn new(helpers: usize, priority: Option<i32>) -> Self {
+    /// `helpers` threads beside the caller's own.
+    pub fn new(helpers: usize) -> Self {
         let shared = Arc::new(Shared::default());
         let start = |n| {
             let shared = Arc::clone(&shared);
             let named = std::thread::Builder::new().name(format!("copy-{n}"));
-            named.spawn(move || work(&shared, priority))
+            named.spawn(move || work(&shared))
         };
         let threads = (0..helpers).filter_map(|n| start(n).ok()).collect();
         Self { shared, threads }
     }
 
     /// One for every core but the caller's.
-    pub fn for_this_machine(priority: Option<i32>) -> Self {
+    pub fn for_this_machine() -> Self {
         const MOST: usize = 7;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::new((cores - 1).min(MOST), priority)
+        Self::new((cores - 1).min(MOST))
     }
 
     /// How many jobs can run at once.
     pub fn width(&self) -> usize {
         self.threads.len() + 1
-    }
-
-    /// Wakes the workers: there will be work soon.
-    pub fn arm(&self) {
-        if !self.threads.is_empty() {
-            self.shared.armed.store(true, Ordering::Release);
-            self.shared.woken.notify_all();
-        }
-    }
-
-    pub fn disarm(&self) {
-        self.shared.armed.store(false, Ordering::Release);
     }
 
     /// Starts a job beside what the caller does. Without workers it runs at [`Started::join`].
@@ -185,37 +165,20 @@ impl Drop for Workers {
     }
 }
 
-fn work(shared: &Shared, priority: Option<i32>) {
-    if let Some(priority) = priority {
-        // Without the right to it the copies are only later.
-        let _ = sys::task::become_real_time(priority);
-    }
-    let mut idle_since = Instant::now();
+fn work(shared: &Shared) {
     while !shared.ended.load(Ordering::Acquire) {
-        if let Some(job) = take(shared) {
-            job();
-            idle_since = Instant::now();
-        } else if shared.armed.load(Ordering::Acquire) && idle_since.elapsed() < SPIN {
-            std::hint::spin_loop();
-        } else {
-            sleep_until_woken(shared);
-            idle_since = Instant::now();
+        match take(shared) {
+            Some(job) => job(),
+            None => sleep_until_woken(shared),
         }
     }
 }
 
 fn sleep_until_woken(shared: &Shared) {
     const RECHECK: Duration = Duration::from_millis(50);
-    let idle = |queue: &mut VecDeque<Job>| {
-        queue.is_empty() && !shared.armed.load(Ordering::Acquire) && !shared.ended.load(Ordering::Acquire)
-    };
     let queue = lock(&shared.queue);
-    if shared.armed.load(Ordering::Acquire) && queue.is_empty() {
-        // Nothing came while it spun: the next job wakes it.
-        drop(shared.woken.wait_timeout(queue, RECHECK));
-    } else {
-        drop(shared.woken.wait_timeout_while(queue, RECHECK, |queue| idle(queue)));
-    }
+    let idle = |queue: &mut VecDeque<Job>| queue.is_empty() && !shared.ended.load(Ordering::Acquire);
+    drop(shared.woken.wait_timeout_while(queue, RECHECK, idle));
 }
 
 fn take(shared: &Shared) -> Option<Job> {
@@ -233,18 +196,16 @@ mod tests {
     #[test]
     fn a_started_job_is_done_with_and_without_workers() {
         for helpers in [0, 2] {
-            let workers = Workers::new(helpers, None);
+            let workers = Workers::new(helpers);
             assert_eq!(workers.start(|| 7).join(), 7);
         }
     }
 
     #[test]
     fn every_job_is_done_once() {
-        let workers = Workers::new(3, None);
+        let workers = Workers::new(3);
         for count in [0u64, 1, 2, 50] {
-            workers.arm();
             let mut results = workers.run((0..count).map(|n| move || n).collect());
-            workers.disarm();
             results.sort_unstable();
             assert_eq!(results, (0..count).collect::<Vec<_>>());
         }

@@ -11,6 +11,23 @@ use super::{CaptureError, Found, ROOM, Tracker, can_be_tracked, page_at};
 use crate::memory::ledger::{self, Pages};
 use crate::memory::staging::Chunk;
 
+/// A piece of the address space to be scanned.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Span {
+    pub range: Range,
+    /// There is large private memory in it, and nothing else: no page in it can be a file's. N.B. to say whether one
+    /// is, the kernel must look at each page's descriptor, which is in no cache: ten times the cost of the scan.
+    pub plain: bool,
+}
+
+/// Smaller ones go along with their neighbours: a call costs as much as some hundred pages.
+fn is_plain(mapping: &Mapping) -> bool {
+    const WORTH_A_CALL_BYTES: u64 = 1 << 20;
+    mapping.backing == Backing::Anonymous
+        && !mapping.shared
+        && mapping.range.len_bytes() >= WORTH_A_CALL_BYTES
+}
+
 /// What becomes of the private pages of writable file mappings that a scan reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Data {
@@ -23,8 +40,7 @@ pub(super) enum Data {
 
 impl Tracker {
     pub(super) fn find(&mut self, gone: RangeSet) -> Result<Found, CaptureError> {
-        let spans = self.spans();
-        let regions = self.scan_dirty(&spans)?;
+        let regions = self.scan_dirty(self.spans())?;
         let mut found = self.sort(&regions, Data::Compared);
         // Noted before anything can fail: the scan has taken the marks away.
         let target = PageTarget::Space(self.space);
@@ -63,32 +79,45 @@ impl Tracker {
     }
 
     /// The registered address space, cut into about equal parts for the workers.
-    pub(super) fn spans(&self) -> Vec<Range> {
+    pub(super) fn spans(&self) -> Vec<Span> {
         const WORTH_CUTTING_BYTES: u64 = 64 << 20;
-        let ranges: Vec<Range> =
-            self.tracked.iter().filter(|t| t.registered).map(|tracked| tracked.mapping.range).collect();
-        let total: u64 = ranges.iter().map(|range| range.len_bytes()).sum();
+        let registered = self.tracked.iter().filter(|tracked| tracked.registered);
+        let total: u64 = registered.clone().map(|tracked| tracked.mapping.range.len_bytes()).sum();
         let parts = if total < WORTH_CUTTING_BYTES { 1 } else { self.workers.width() as u64 };
-        cut(&ranges, total.div_ceil(parts).next_multiple_of(2 << 20))
+        let bytes = total.div_ceil(parts).next_multiple_of(2 << 20);
+        let mut spans = Vec::new();
+        for run in
+            registered.collect::<Vec<_>>().chunk_by(|a, b| is_plain(&a.mapping) == is_plain(&b.mapping))
+        {
+            let ranges: Vec<Range> = run.iter().map(|tracked| tracked.mapping.range).collect();
+            let plain = is_plain(&run[0].mapping);
+            spans.extend(cut(&ranges, bytes).into_iter().map(|range| Span { range, plain }));
+        }
+        spans
     }
 
-    pub(super) fn scan_dirty(&self, spans: &[Range]) -> Result<Vec<Region>, CaptureError> {
-        let query = Query {
+    pub(super) fn scan_dirty(&self, spans: Vec<Span>) -> Result<Vec<Region>, CaptureError> {
+        let guard = self.kernel.guard();
+        let query = move |span: Span| Query {
             inverted: 0,
             all: category::WRITTEN,
             any: category::PRESENT | category::SWAPPED,
             report: category::PRESENT
                 | category::SWAPPED
                 | category::ZERO_PAGE
-                | category::FILE
-                | self.kernel.guard(),
+                | if span.plain { 0 } else { category::FILE }
+                | guard,
             protect: true,
         };
-        self.scan_spans(spans, query)
+        self.scan_each(spans.into_iter().map(|span| (span.range, query(span))))
     }
 
     pub(super) fn scan_spans(&self, spans: &[Range], query: Query) -> Result<Vec<Region>, CaptureError> {
-        let jobs = spans.iter().map(|&span| {
+        self.scan_each(spans.iter().map(|&span| (span, query)))
+    }
+
+    fn scan_each(&self, spans: impl Iterator<Item = (Range, Query)>) -> Result<Vec<Region>, CaptureError> {
+        let jobs = spans.map(|(span, query)| {
             let pagemap = Arc::clone(&self.pagemap);
             move || {
                 let mut regions = Vec::new();
@@ -196,7 +225,8 @@ impl Tracker {
         }
         let none = category::PRESENT | category::SWAPPED;
         let query = Query { inverted: none, all: none, any: 0, report: category::PRESENT, protect: false };
-        for region in self.scan_spans(&self.spans(), query)? {
+        let spans: Vec<Range> = self.spans().into_iter().map(|span| span.range).collect();
+        for region in self.scan_spans(&spans, query)? {
             found.gone.extend(self.present.take(Range::new(region.start, region.end)));
         }
         // N.B. a dropped page of a private file mapping shows its marker, so it counts as swapped.
@@ -299,17 +329,18 @@ impl Tracker {
     }
 
     pub(super) fn changed_data(&mut self, chunk: Chunk) -> Option<Chunk> {
-        let mut changed = Chunk { target: chunk.target, ranges: Vec::new(), bytes: Vec::new() };
+        let (mut ranges, mut bytes) = (Vec::new(), Vec::new());
         for (address, page) in chunk.pages() {
             if self.data.get(&address).is_some_and(|old| **old == *page) {
                 continue;
             }
             self.data.insert(address, page.into());
-            changed.ranges.push(Range::new(address, address + PAGE_BYTES));
-            changed.bytes.extend_from_slice(page);
+            ranges.push(Range::new(address, address + PAGE_BYTES));
+            bytes.extend_from_slice(page);
         }
         self.buffers.give_back(chunk.bytes);
-        (!changed.ranges.is_empty()).then_some(changed)
+        let target = chunk.target;
+        (!ranges.is_empty()).then(|| Chunk { target, ranges, bytes: bytes.into() })
     }
 
     pub(super) fn capture_objects(

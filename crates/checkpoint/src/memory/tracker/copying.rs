@@ -21,14 +21,15 @@ impl Tracker {
         let ranges: Vec<Range> = ranges.collect();
         let total: u64 = ranges.iter().map(|range| range.pages()).sum();
         let most = (CHUNK_BYTES as u64) / PAGE_BYTES;
-        let share = (total / (2 * self.workers.width() as u64)).clamp(32, most);
+        let share = (total / (2 * self.workers.width() as u64)).clamp(128, most);
         let target = PageTarget::Space(self.space);
         let mut jobs = Vec::new();
         for ranges in portions(ranges, share) {
             let (pid, memory, mut bytes) = (self.pid, Arc::clone(&self.memory), self.buffers.take());
             jobs.push(move || {
-                let copied = gather(pid, &memory, &ranges, &mut bytes, strict);
-                copied.map(|ranges| Chunk { target, ranges, bytes })
+                let (ranges, filled) = gather(pid, &memory, &ranges, bytes.room(), strict)?;
+                bytes.cut(filled);
+                Ok(Chunk { target, ranges, bytes })
             });
         }
         let results = self.workers.run(jobs);
@@ -38,15 +39,15 @@ impl Tracker {
     }
 }
 
-/// Copies the ranges into `bytes`, which is cut to what came. What `process_vm_readv` can't read (no
+/// Copies the ranges into `bytes`, and says which came, and how many bytes. What `process_vm_readv` can't read (no
 /// protection to read) goes through `/proc/PID/mem`. Without `strict`, what is gone is left out.
 fn gather(
     pid: i32,
     memory: &File,
     ranges: &[Range],
-    bytes: &mut Vec<u8>,
+    bytes: &mut [u8],
     strict: bool,
-) -> io::Result<Vec<Range>> {
+) -> io::Result<(Vec<Range>, usize)> {
     let mut done = Vec::with_capacity(ranges.len());
     let mut filled = 0;
     let mut rest = ranges;
@@ -89,8 +90,7 @@ fn gather(
             rest = &rest[1..];
         }
     }
-    bytes.truncate(filled);
-    Ok(done)
+    Ok((done, filled))
 }
 
 /// Cuts ranges into portions of at most `pages` pages, and of no more pieces than one call takes.

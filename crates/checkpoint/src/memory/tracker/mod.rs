@@ -39,7 +39,7 @@ use crate::memory::maps;
 use crate::memory::objects::Objects;
 use crate::memory::pages::PageSet;
 use crate::memory::self_test::Kernel;
-use crate::memory::staging::{Buffers, CHUNK_BYTES, Chunk};
+use crate::memory::staging::{Buffers, Chunk};
 use crate::memory::workers::Workers;
 use crate::unsupported::Unsupported;
 
@@ -47,13 +47,12 @@ mod changes;
 mod copying;
 mod layout;
 
-use self::changes::Data;
+use self::changes::{Data, Span};
 use self::layout::{advice, kind_of_open, object_of};
 
 const HIGHEST: u64 = 0x7fff_ffff_f000;
 /// Above 512 regions of room a scan costs half a microsecond more.
 const ROOM: usize = 512;
-const COPY_PRIORITY: i32 = 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -248,7 +247,7 @@ impl Tracker {
     /// that is written meanwhile is dirty again.
     pub fn precopy(&mut self, from: u64, bytes: u64) -> Result<Precopied, CaptureError> {
         let Some(window) = self.next_window(from, bytes) else { return Ok(Precopied::default()) };
-        let regions = self.scan_dirty(&[window])?;
+        let regions = self.scan_dirty(vec![Span { range: window, plain: false }])?;
         let found = self.sort(&regions, Data::Copied);
         self.unsearched.extend(found.guards.iter());
         let chunks = self.copy(found.copy.iter(), false)?;
@@ -331,15 +330,6 @@ impl Tracker {
         chunk.ranges.iter().for_each(|&range| ledger::add(&mut self.pending, chunk.target, range));
     }
 
-    /// Wakes the helpers: a freeze begins.
-    pub fn arm(&self) {
-        self.workers.arm();
-    }
-
-    pub fn disarm(&self) {
-        self.workers.disarm();
-    }
-
     /// Takes back the buffers of an encoded capture.
     pub fn recycle(&mut self, capture: Capture) {
         self.recycle_chunks(capture.chunks);
@@ -347,9 +337,7 @@ impl Tracker {
 
     pub fn recycle_chunks(&mut self, chunks: Vec<Chunk>) {
         for chunk in chunks {
-            if matches!(chunk.target, PageTarget::Space(_)) && chunk.bytes.capacity() >= CHUNK_BYTES {
-                self.buffers.give_back(chunk.bytes);
-            }
+            self.buffers.give_back(chunk.bytes);
         }
         self.buffers.refill();
     }
@@ -413,7 +401,7 @@ fn innermost_number(pid: i32) -> io::Result<i32> {
     number.ok_or_else(|| io::Error::other("no NSpid in /proc/PID/status"))
 }
 
-/// Helpers for this machine, at the priority of the tracer.
+/// Helpers for this machine.
 pub fn workers() -> Arc<Workers> {
-    Arc::new(Workers::for_this_machine(Some(COPY_PRIORITY)))
+    Arc::new(Workers::for_this_machine())
 }
