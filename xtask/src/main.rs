@@ -41,7 +41,10 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Ci => ci::run_all(),
         Task::Tidy => tidy::run(),
-        Task::Eval { name } => eval::run(name.as_deref()),
+        // As the program does.
+        Task::Eval { name } => {
+            sys::bell::mute().map_err(Into::into).and_then(|()| eval::run(name.as_deref()))
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

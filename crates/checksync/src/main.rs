@@ -23,6 +23,10 @@ use arguments::{Cli, PkiVerb, Verb};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start(cli.log);
+    // Before there is a second thread. Without it the pauses are only longer.
+    if let Err(why) = sys::bell::mute() {
+        tracing::debug!("stops of the app are announced to every thread: {why}");
+    }
     dispatch(cli.verb).unwrap_or_else(|error| {
         eprintln!("checksync: {error:#}");
         exit::of(&error).into()

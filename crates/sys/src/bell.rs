@@ -4,6 +4,9 @@
 //! every registered bell (an eventfd); each tracer then asks for its own tracees. A handler, not a blocked
 //! signal with a signalfd: it works whatever the masks of the other threads are, and none of several
 //! pollers can take the wake-up from another.
+//!
+//! A freeze is full of stops that nobody must be told of, and each handler costs as much as the stop itself. So a
+//! program that calls [`mute`] first hears of them only where a tracer waits for its bell.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -11,7 +14,9 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::check;
 
 const BELLS_MAX: usize = 256;
 const FREE: i32 = -1;
@@ -27,6 +32,42 @@ impl Drop for Registered {
     fn drop(&mut self) {
         BELLS[self.slot].store(FREE, Ordering::SeqCst);
     }
+}
+
+/// Keeps the announcements of stops away from this thread and those that it starts; a bell hears them still. Children
+/// inherit it: [`crate::spawn::with_open_signals`].
+pub fn mute() -> io::Result<()> {
+    change_mask(libc::SIG_BLOCK)
+}
+
+/// For a child that is about to become another program.
+pub(crate) fn unmute() -> io::Result<()> {
+    change_mask(libc::SIG_UNBLOCK)
+}
+
+fn change_mask(how: libc::c_int) -> io::Result<()> {
+    // SAFETY: all-zero is a valid set; `set` is live and filled by the next call.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: see above; a set's own functions only write to it.
+    unsafe { libc::sigemptyset(&raw mut set) };
+    // SAFETY: see above.
+    unsafe { libc::sigaddset(&raw mut set, libc::SIGCHLD) };
+    // SAFETY: see above; the old set is not asked for.
+    match unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// This thread's mask, without [`mute`].
+fn listening_mask() -> libc::sigset_t {
+    // SAFETY: all-zero is a valid set.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: nothing is changed, and `set` is live.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut set) };
+    // SAFETY: a set's own function only writes to it.
+    unsafe { libc::sigdelset(&raw mut set, libc::SIGCHLD) };
+    set
 }
 
 /// A bell of one tracer. Clones ring the same bell.
@@ -58,11 +99,16 @@ impl Bell {
     /// Sleeps until the bell rang since the last call, or until `timeout`.
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<()> {
         let timeout =
-            timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
-        let mut fds = [PollFd::new(&self.0.eventfd, PollFlags::IN)];
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => (),
-            Err(why) => return Err(why.into()),
+            timeout.map(|t| libc::timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
+        let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        let mut fd = libc::pollfd { fd: self.0.eventfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mask = listening_mask();
+        // SAFETY: all of them are live; the timeout may be null.
+        let polled = check(unsafe { libc::ppoll(&raw mut fd, 1, timeout, &raw const mask) }.into());
+        if let Err(why) = polled
+            && why.raw_os_error() != Some(libc::EINTR)
+        {
+            return Err(why);
         }
         let _ = rustix::io::read(&self.0.eventfd, &mut [0u8; 8]);
         Ok(())

@@ -21,8 +21,15 @@ pub fn spawn_first_process(command: &mut Command, descriptors: Vec<(OwnedFd, Raw
     child
 }
 
+/// The child hears of its own children's ends, whether or not [`crate::bell::mute`] was called here.
+pub fn with_open_signals(command: &mut Command) -> &mut Command {
+    // SAFETY: the closure makes one system call; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(crate::bell::unmute) }
+}
+
 /// Moves the descriptors to their numbers between fork and exec.
 fn pass_descriptors(command: &mut Command, descriptors: Vec<(OwnedFd, RawFd)>) {
+    with_open_signals(command);
     let place = move || {
         // Out of the way first: one's number may be another's place.
         const OUT_OF_THE_WAY: RawFd = 500;

@@ -12,6 +12,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 /// Runs `command` beside the app. Its failure is said aloud and undoes nothing: the app serves.
 pub fn promoted(command: &OsString, app: &str, id: CheckpointId) {
     let mut shell = Command::new("sh");
+    sys::spawn::with_open_signals(&mut shell);
     shell.arg("-c").arg(command).stdin(Stdio::null());
     shell.env("CHECKSYNC_APP", app).env("CHECKSYNC_ROLE", "primary");
     shell.env("CHECKSYNC_TERM", id.term.to_string()).env("CHECKSYNC_EPOCH", id.epoch.to_string());
