@@ -348,7 +348,7 @@ func TestAllNodesStoppedAndStartedHoldWhatWasAcknowledged(t *testing.T) {
 	}
 }
 
-func TestLeaderWithoutAMajorityAnswersNoGet(t *testing.T) {
+func TestLeaderWithoutAMajorityAnswersNothing(t *testing.T) {
 	p := newPlan(t)
 	nodes := p.startAll(t)
 	mustAsk(t, nodes[0].addr, "PUT a 1")
@@ -358,8 +358,10 @@ func TestLeaderWithoutAMajorityAnswersNoGet(t *testing.T) {
 			n.stop()
 		}
 	}
-	if answers, err := ask(nodes[leader].addr, "GET a"); err == nil {
-		t.Errorf("a node alone answered %v", answers)
+	for _, request := range []string{"PUT a 2", "CAS a 1 2", "GET a"} {
+		if answers, err := ask(nodes[leader].addr, request); err == nil {
+			t.Errorf("a node alone answered %s by %v", request, answers)
+		}
 	}
 }
 
@@ -376,7 +378,19 @@ func logEntry(index, term uint64) *pb.Entry {
 	return &pb.Entry{Index: &index, Term: &term, Data: []byte(fmt.Sprintf("entry %d of term %d", index, term))}
 }
 
-func TestLogEndsBeforeARecordThatWasCutShort(t *testing.T) {
+func TestLogEndsBeforeARecordThatIsNotWhole(t *testing.T) {
+	for name, spoil := range map[string]func(*wal) error{
+		"cut short": func(w *wal) error { return w.file.Truncate(w.size - 1) },
+		"changed": func(w *wal) error {
+			_, err := w.file.WriteAt([]byte("?"), w.size-1)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) { logEndsBefore(t, spoil) })
+	}
+}
+
+func logEndsBefore(t *testing.T, spoil func(*wal) error) {
 	path := filepath.Join(t.TempDir(), "log")
 	w, _, _, err := openWAL(path)
 	if err != nil {
@@ -387,25 +401,39 @@ func TestLogEndsBeforeARecordThatWasCutShort(t *testing.T) {
 		t.Fatal(err)
 	}
 	whole := w.size
-	if err := w.append(nil, []*pb.Entry{logEntry(3, 1)}, true); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(w.file.Truncate(w.size-1), w.close()); err != nil {
+	if err := errors.Join(w.append(nil, []*pb.Entry{logEntry(3, 1)}, true), spoil(w), w.close()); err != nil {
 		t.Fatal(err)
 	}
 	w, hard, entries, err := openWAL(path)
 	if err != nil || len(entries) != 2 || hard.GetTerm() != 1 || w.size != whole {
-		t.Fatalf("%d entries, %v, size %d: %v", len(entries), hard, w.size, err)
+		t.Fatalf("%d entries, %v: %v", len(entries), hard, err)
 	}
-	// An entry of a new term replaces those from its index on.
-	if err := errors.Join(w.append(nil, []*pb.Entry{logEntry(2, 2)}, true), w.close()); err != nil {
+	if err := w.close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestEntryOfANewTermReplacesThoseFromItsIndexOn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	w, _, _, err := openWAL(path)
+	if err != nil {
 		t.Fatal(err)
 	}
-	w, _, entries, err = openWAL(path)
-	if err != nil || len(entries) != 2 || entries[1].GetTerm() != 2 {
-		t.Errorf("entries %v: %v", entries, err)
+	for _, entries := range [][]*pb.Entry{{logEntry(1, 1), logEntry(2, 1), logEntry(3, 1)}, {logEntry(2, 2)}} {
+		if err := w.append(nil, entries, true); err != nil {
+			t.Fatal(err)
+		}
 	}
-	w.close()
+	if err := w.close(); err != nil {
+		t.Fatal(err)
+	}
+	w, _, entries, err := openWAL(path)
+	if err != nil || len(entries) != 2 || entries[1].GetTerm() != 2 {
+		t.Fatalf("entries %v: %v", entries, err)
+	}
+	if err := w.close(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestLogThatDisagreesWithTheSnapshotIsDropped(t *testing.T) {
