@@ -73,6 +73,7 @@ func (s *server) serveConn(conn *net.TCPConn) {
 		sendStream(conn, seed, total, pace{})
 	} else if _, err := fmt.Sscanf(line, "UP %d %d", &seed, &total); err == nil {
 		fmt.Fprintln(conn, judge(checkStream(reader, seed, total, false, pace{})))
+		drain(reader)
 	} else if _, err := fmt.Sscanf(line, "DEAF %s %d %d", &token, &seed, &total); err == nil {
 		s.takeDeaf(conn, reader, token, seed, total)
 	} else if _, err := fmt.Sscanf(line, "VERDICT %s", &token); err == nil {
@@ -104,7 +105,12 @@ func (s *server) takeDeaf(conn *net.TCPConn, reader io.Reader, token string, see
 		return
 	}
 	verdict <- judge(checkStream(reader, seed, total, true, pace{}))
+	drain(reader)
 }
+
+// drain reads what a client still sends after a wrong byte. To close at once would reset the connection, and the
+// client would not learn the verdict.
+func drain(reader io.Reader) { io.Copy(io.Discard, reader) }
 
 // verdict waits for the transfer's end, and forgets it.
 func (s *server) verdict(token string) string {
