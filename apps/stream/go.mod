@@ -1,0 +1,3 @@
+module checksync/apps/stream
+
+go 1.26
