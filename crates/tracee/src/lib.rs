@@ -10,6 +10,7 @@
 mod error;
 mod frozen;
 mod loan;
+mod rest;
 mod restart;
 mod scratch;
 mod threads;
@@ -17,6 +18,7 @@ mod tree;
 
 pub use error::TraceError;
 pub use frozen::{Frozen, Remote};
+pub use rest::Rest;
 pub use restart::Timeout;
 pub use scratch::{Batch, Call, LEADER_CALLS, SCRATCH_BYTES, THREAD_CALLS};
 pub use tree::{Ending, Tree, TreeEvent};

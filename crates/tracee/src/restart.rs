@@ -18,11 +18,13 @@ use std::time::{Duration, Instant};
 
 use sys::ptrace::Registers;
 
-const EINTR: i64 = -4;
+use crate::rest::Stream;
+
+pub(crate) const EINTR: i64 = -4;
 const EAGAIN: i64 = -11;
-const ERESTARTSYS: i64 = -512;
-const ERESTARTNOINTR: i64 = -513;
-const ERESTARTNOHAND: i64 = -514;
+pub(crate) const ERESTARTSYS: i64 = -512;
+pub(crate) const ERESTARTNOINTR: i64 = -513;
+pub(crate) const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
 
 const POLL: i64 = libc::SYS_poll;
@@ -55,7 +57,7 @@ const INTERRUPTED_BY_STOPS: [i64; 17] = [
 
 /// In the upper half of the descriptor of a call that we make again.
 const MARK: u64 = 0x5ca1_ab1e << 32;
-const LOWER_HALF: u64 = 0xffff_ffff;
+pub(crate) const LOWER_HALF: u64 = 0xffff_ffff;
 
 /// Where a timeout that must be made anew goes: the address of a `timespec` in this argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +100,12 @@ pub(crate) struct Settled {
 pub(crate) struct Surroundings<'a> {
     /// Reads the `timespec` that an argument points to.
     pub read_time: &'a dyn Fn(u64) -> Option<Duration>,
+    /// Reads memory; false if that can't be read.
+    pub read: &'a dyn Fn(u64, &mut [u8]) -> bool,
+    /// What a descriptor is, if calls that write to it wait until all is written: see [`crate::rest`].
+    pub stream: &'a dyn Fn(i32, bool) -> Option<Stream>,
+    /// Whether a descriptor is a regular file's.
+    pub is_file: &'a dyn Fn(i32) -> bool,
     /// The time after which a socket call on this descriptor gives up, if it does: of a send, or of any other.
     pub socket_time: &'a dyn Fn(i32, bool) -> Option<Duration>,
     /// Where a `timespec` of ours for this thread lies.
@@ -198,7 +206,7 @@ impl Blocked {
 
     /// What is left of a timeout of which `asked` was asked for, if `value` does not say that the call is one
     /// that we know.
-    fn left(&self, found: &Registers, value: u64, asked: Duration, now: Instant) -> Duration {
+    pub fn left(&self, found: &Registers, value: u64, asked: Duration, now: Instant) -> Duration {
         match self.call {
             Some(call) if call.is(found) && call.rewritten == value => {
                 call.remaining.saturating_sub(now.saturating_duration_since(call.at))
@@ -323,7 +331,7 @@ fn returning(registers: &Registers, result: i64) -> Registers {
     Registers { rax: result as u64, orig_rax: u64::MAX, ..*registers }
 }
 
-fn as_it_is(registers: &Registers) -> Settled {
+pub(crate) fn as_it_is(registers: &Registers) -> Settled {
     let elsewhere = Registers { orig_rax: u64::MAX, ..*registers };
     Settled { here: None, elsewhere, timeout: None, slot_time: None }
 }
@@ -344,8 +352,14 @@ mod tests {
     }
 
     const SLOT: u64 = 0x9000;
-    const NOTHING: Surroundings<'static> =
-        Surroundings { read_time: &|_| None, socket_time: &|_, _| None, slot: None };
+    const NOTHING: Surroundings<'static> = Surroundings {
+        read_time: &|_| None,
+        read: &|_, _| false,
+        stream: &|_, _| None,
+        is_file: &|_| false,
+        socket_time: &|_, _| None,
+        slot: None,
+    };
 
     #[test]
     fn a_thread_outside_a_call_is_left_alone() {
