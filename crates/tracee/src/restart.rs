@@ -22,6 +22,7 @@ use crate::rest::Stream;
 
 pub(crate) const EINTR: i64 = -4;
 const EAGAIN: i64 = -11;
+const EINPROGRESS: i64 = -115;
 pub(crate) const ERESTARTSYS: i64 = -512;
 pub(crate) const ERESTARTNOINTR: i64 = -513;
 pub(crate) const ERESTARTNOHAND: i64 = -514;
@@ -34,7 +35,7 @@ const FUTEX: i64 = libc::SYS_futex;
 const RESTART_SYSCALL: i64 = libc::SYS_restart_syscall;
 
 /// Calls that answer `EINTR` at a stop without any handler having run.
-const INTERRUPTED_BY_STOPS: [i64; 17] = [
+const INTERRUPTED_BY_STOPS: [i64; 20] = [
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
@@ -51,6 +52,9 @@ const INTERRUPTED_BY_STOPS: [i64; 17] = [
     libc::SYS_recvmmsg,
     libc::SYS_sendto,
     libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_sendfile,
+    libc::SYS_connect,
     libc::SYS_accept,
     libc::SYS_accept4,
 ];
@@ -197,7 +201,8 @@ impl Blocked {
         };
         let left = self.left(found, found.rdi, asked, now);
         if left.is_zero() {
-            return self.timed_out(&plain, EAGAIN);
+            let result = if found.orig_rax as i64 == libc::SYS_connect { EINPROGRESS } else { EAGAIN };
+            return self.timed_out(&plain, result);
         }
         here.rdi = plain.rdi | MARK;
         self.remember(&here, found.orig_rax as i64, here.rdi, left, now);
@@ -280,7 +285,13 @@ fn is_epoll(number: i64) -> bool {
 fn sends(number: i64) -> bool {
     matches!(
         number,
-        libc::SYS_write | libc::SYS_writev | libc::SYS_sendto | libc::SYS_sendmsg | libc::SYS_sendmmsg
+        libc::SYS_write
+            | libc::SYS_writev
+            | libc::SYS_sendto
+            | libc::SYS_sendmsg
+            | libc::SYS_sendmmsg
+            | libc::SYS_sendfile
+            | libc::SYS_connect
     )
 }
 
