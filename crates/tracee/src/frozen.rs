@@ -17,7 +17,7 @@ use tracing::debug;
 use crate::error::TraceError;
 use crate::loan::Loan;
 use crate::rest::{self, Rest, Stream, Unfinished};
-use crate::restart::{Blocked, Settled, Surroundings, Timeout, as_it_is};
+use crate::restart::{Blocked, Settled, Surroundings, Timeout, argument, as_it_is};
 use crate::scratch::{Batch, CALLS_MAX, Call, SCRATCH_BYTES, Scratch, THREADS_MAX, Terrain};
 use crate::tree::{Process, Run, Tree};
 
@@ -297,21 +297,37 @@ impl<'tree> Frozen<'tree> {
         Ok(())
     }
 
-    /// Takes our memory out of every process of the tree, so that nothing of ours is left.
+    /// Takes our memory out of every process of the tree, so that nothing of ours is left; but for the page of
+    /// a timeout that a thread is about to pass to the kernel.
     pub fn remove_scratch(&mut self) -> Result<(), TraceError> {
         for pid in self.pids() {
-            let registers = self.stand(pid)?.registers;
-            let Some(scratch) = self.tree.processes.get_mut(&pid).and_then(|p| p.scratch.take()) else {
-                continue;
-            };
-            let vdso = self.terrain(pid, &[])?.vdso;
-            let Some(instruction) = find_syscall(pid, vdso)? else { continue };
-            let unmap = Call::new(libc::SYS_munmap, [scratch.address, SCRATCH_BYTES]);
-            let mut loan = Loan::begin(pid, registers)?;
-            loan.step(&mut self.tree, instruction, unmap)?;
-            let deferred = loan.give_back()?;
-            self.defer(pid, deferred);
+            match self.remove_scratch_of(pid) {
+                Ok(()) | Err(TraceError::Ended(_)) => (),
+                Err(why) => return Err(why),
+            }
         }
+        Ok(())
+    }
+
+    fn remove_scratch_of(&mut self, pid: i32) -> Result<(), TraceError> {
+        let registers = self.stand(pid)?.registers;
+        let process = self.tree.processes.get_mut(&pid).ok_or(TraceError::Ended(pid))?;
+        let Some(scratch) = process.scratch.take() else { return Ok(()) };
+        let vdso = self.terrain(pid, &[])?.vdso;
+        let Some(instruction) = find_syscall(pid, vdso)? else { return Ok(()) };
+        let mut kept = Vec::new();
+        for tid in self.threads(pid) {
+            let Ok(Stand { mut registers, .. }) = self.stand(tid) else { continue };
+            let mut pointers = (0..6).map(|number| *argument(&mut registers, number));
+            kept.extend(pointers.find(|&pointer| scratch.time_at(pointer).is_some()));
+        }
+        let mut loan = Loan::begin(pid, registers)?;
+        for (start, len) in scratch.without(kept) {
+            let unmap = Call::new(libc::SYS_munmap, [start, len]);
+            loan.step(&mut self.tree, instruction, unmap)?;
+        }
+        let deferred = loan.give_back()?;
+        self.defer(pid, deferred);
         Ok(())
     }
 

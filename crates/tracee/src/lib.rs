@@ -10,6 +10,7 @@
 mod error;
 mod frozen;
 mod loan;
+mod release;
 mod rest;
 mod restart;
 mod scratch;

@@ -106,14 +106,26 @@ impl Tree {
         let mut tree =
             Self { processes: BTreeMap::new(), alarm, events: VecDeque::new(), births: 0, here: PhantomData };
         tree.adopt(pid)?;
-        // Threads that are being born while we look belong to threads that aren't traced yet.
-        loop {
-            let known = tree.processes[&pid].threads.len();
-            for tid in threads_of(pid).map_err(TraceError::kernel("list the threads", pid))? {
-                tree.seize_thread(pid, tid)?;
+        match tree.seize_threads(pid) {
+            Ok(()) => Ok(tree),
+            Err(why) => {
+                if let Err(why) = tree.release() {
+                    debug!(pid, "cannot let go of what was seized: {why}");
+                }
+                Err(why)
             }
-            if tree.processes[&pid].threads.len() == known && known > 0 {
-                return Ok(tree);
+        }
+    }
+
+    /// Threads that are being born while we look belong to threads that aren't traced yet.
+    fn seize_threads(&mut self, pid: i32) -> Result<(), TraceError> {
+        loop {
+            let known = self.processes[&pid].threads.len();
+            for tid in threads_of(pid).map_err(TraceError::kernel("list the threads", pid))? {
+                self.seize_thread(pid, tid)?;
+            }
+            if self.processes[&pid].threads.len() == known && known > 0 {
+                return Ok(());
             }
         }
     }
@@ -129,6 +141,8 @@ impl Tree {
             Err(why)
                 if why.raw_os_error() == Some(libc::EPERM)
                     && tracer_of(tid) == Some(sys::task::own_tid()) => {}
+            // The kernel has no other word for one that is about to be gone.
+            Err(why) if why.raw_os_error() == Some(libc::EPERM) && is_ending(tid) => return Ok(()),
             Err(why) => return Err(refusal(pid, tid, &why)),
         }
         self.add_thread(pid, tid, Run::Running);
@@ -435,25 +449,11 @@ impl Tree {
             }
         }
     }
-
-    /// Lets go of the app, which runs on untraced.
-    pub fn release(mut self) -> Result<(), TraceError> {
-        self.freeze(Duration::from_secs(2))?.remove_scratch()?;
-        for process in self.processes.values_mut() {
-            for (&tid, thread) in &mut process.threads {
-                gone_is_fine(ptrace::interrupt(tid), tid)?;
-                let _stopped = wait::wait(Whom::Only(tid));
-                gone_is_fine(ptrace::detach(tid, 0), tid)?;
-                thread.run = Run::Running;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Resumes a thread. One that makes the rest of a call does that alone, past any seccomp filter, and stops
 /// at its end.
-fn go(tid: i32, makes_rest: bool, signal: i32) -> io::Result<()> {
+pub(crate) fn go(tid: i32, makes_rest: bool, signal: i32) -> io::Result<()> {
     if !makes_rest {
         return ptrace::resume(tid, signal);
     }
@@ -466,7 +466,7 @@ fn go(tid: i32, makes_rest: bool, signal: i32) -> io::Result<()> {
 }
 
 /// At a stop for a call: see [`Tree::at_call`].
-fn advance_rest(tid: i32, thread: &mut Thread) -> io::Result<bool> {
+pub(crate) fn advance_rest(tid: i32, thread: &mut Thread) -> io::Result<bool> {
     if !ptrace::at_end_of_call(tid)? {
         return Ok(false);
     }
@@ -481,14 +481,14 @@ fn advance_rest(tid: i32, thread: &mut Thread) -> io::Result<bool> {
 }
 
 /// Ends the rest of a call before its next piece.
-fn end_rest(tid: i32, thread: &mut Thread) -> io::Result<()> {
+pub(crate) fn end_rest(tid: i32, thread: &mut Thread) -> io::Result<()> {
     let Some(unfinished) = thread.rest.take() else { return Ok(()) };
     ptrace::set_registers(tid, &unfinished.end_before(&ptrace::registers(tid)?))?;
     ptrace::set_options(tid, OPTIONS)
 }
 
 /// Whether the signal has a handler. If that can't be known, it is taken to have one.
-fn catches(tid: i32, signal: i32) -> bool {
+pub(crate) fn catches(tid: i32, signal: i32) -> bool {
     let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) else { return true };
     let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
     let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
@@ -503,7 +503,7 @@ fn gone_is<T>(gone: T, result: io::Result<T>, tid: i32) -> Result<T, TraceError>
 }
 
 /// A thread that is gone has been resumed for good.
-fn gone_is_fine(result: io::Result<()>, tid: i32) -> Result<(), TraceError> {
+pub(crate) fn gone_is_fine(result: io::Result<()>, tid: i32) -> Result<(), TraceError> {
     match result {
         Err(why) if why.raw_os_error() == Some(libc::ESRCH) => Ok(()),
         other => other.map_err(TraceError::kernel("resume", tid)),
@@ -521,6 +521,11 @@ fn process_of_new_thread(tid: i32) -> Option<i32> {
 
 fn tracer_of(tid: i32) -> Option<i32> {
     status_number(tid, "TracerPid:").filter(|&tracer| tracer != 0)
+}
+
+fn is_ending(tid: i32) -> bool {
+    let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) else { return true };
+    status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX"))
 }
 
 fn status_number(tid: i32, key: &str) -> Option<i32> {
