@@ -1,17 +1,20 @@
 //! Calls that move a stream of bytes and wait until all have moved. Whatever stops them in the middle, each
 //! moves all that it was asked to; only a handler that runs may end one early.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create, sendfile};
-use rustix::io::{ioctl_fionread, read, write, writev};
+use rustix::io::{Errno, ioctl_fionread, read, write, writev};
 use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, recv, recvmsg, send, sendmsg,
 };
@@ -20,8 +23,12 @@ use crate::harness::{Context, Guest, Outcome, say};
 use crate::kernel::{self, SIGUSR2};
 use crate::{ensure, ensure_eq};
 
-pub const GUESTS: &[Guest] =
-    &[Guest::new("blocked-streams", blocked_streams), Guest::stepped("blocked-handler", 1, blocked_handler)];
+pub const GUESTS: &[Guest] = &[
+    Guest::new("blocked-streams", blocked_streams),
+    Guest::new("blocked-filtered", blocked_filtered),
+    Guest::new("blocked-exec", blocked_exec),
+    Guest::stepped("blocked-handler", 1, blocked_handler),
+];
 
 /// What one call moves: more than a pipe or a socket holds.
 const BYTES: usize = 1 << 20;
@@ -159,6 +166,40 @@ fn a_connection() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((listener.accept()?.0.into(), client.into()))
 }
 
+/// A filter that refuses another call of the same kind has nothing to say about a write.
+fn blocked_filtered(context: &mut Context) -> Outcome {
+    let (source, sink) = a_pair()?;
+    let writer = thread::spawn(move || {
+        kernel::refuse_syscall(libc::SYS_sendto, 13)?;
+        let written = write(&sink, &vec![7; BYTES])?;
+        let refused = send(&sink, &[7], SendFlags::empty());
+        Ok::<_, io::Error>((written, refused))
+    });
+    wait_for_bytes(&source, 1)?;
+    context.ready();
+    let mut found = Vec::new();
+    File::from(source).read_to_end(&mut found)?;
+    let (written, refused) = writer.join().map_err(|_| "the writer panicked")??;
+    ensure_eq!("bytes written", written, BYTES);
+    ensure_eq!("bytes read", found.len(), BYTES);
+    ensure_eq!("what the filter refuses", refused, Err(Errno::ACCESS));
+    Ok(())
+}
+
+/// The program is replaced under a thread that writes.
+fn blocked_exec(context: &mut Context) -> Outcome {
+    let _writer = Writer::start()?;
+    context.ready();
+    Err(Command::new("echo").arg("pass").exec().into())
+}
+
+fn wait_for_bytes(source: &OwnedFd, count: u64) -> io::Result<()> {
+    while ioctl_fionread(source)? < count {
+        thread::yield_now();
+    }
+    Ok(())
+}
+
 /// A handler ends a write that has moved something: the writer is told how much, once here and once there.
 fn blocked_handler(context: &mut Context) -> Outcome {
     kernel::count_handled(SIGUSR2, libc::SA_RESTART, 0)?;
@@ -187,9 +228,7 @@ impl Writer {
             told.store(kernel::thread_id().cast_unsigned(), Ordering::Release);
             Ok(write(&sink, &vec![7; BYTES])?)
         });
-        while ioctl_fionread(&source)? < PIPE_BYTES {
-            thread::yield_now();
-        }
+        wait_for_bytes(&source, PIPE_BYTES)?;
         Ok(Self { source, tid, worker })
     }
 
