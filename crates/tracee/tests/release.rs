@@ -25,7 +25,7 @@ fn release_loses_no_signal_and_leaves_no_thread_traced() {
             for _ in 0..SIGNALS {
                 sys::task::kill(pid, libc::SIGRTMIN()).expect("the guest lives");
                 // No faster than they can be queued.
-                std::thread::sleep(Duration::from_micros(50));
+                std::thread::park_timeout(Duration::from_micros(50));
             }
             sent_all.store(true, Ordering::Relaxed);
         })

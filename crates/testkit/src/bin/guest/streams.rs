@@ -116,7 +116,7 @@ fn take_to_the_end(name: &str, source: &OwnedFd, take: Take, moving: &AtomicU32,
 fn take_some(source: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
     const PORTION: usize = 16 << 10;
     const PACE: Duration = Duration::from_micros(200);
-    thread::sleep(PACE);
+    thread::park_timeout(PACE);
     Ok(read(source, &mut buffer[..PORTION])?)
 }
 
