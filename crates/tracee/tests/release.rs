@@ -30,16 +30,18 @@ fn release_loses_no_signal_and_leaves_no_thread_traced() {
             sent_all.store(true, Ordering::Relaxed);
         })
     };
-    let mut rounds = 0;
-    while rounds < ROUNDS || !sent_all.load(Ordering::Relaxed) {
-        let mut tree = Tree::seize(pid).expect("seize");
-        tree.pump().expect("pump");
-        tree.freeze(PATIENCE).expect("freeze").remote(pid).expect("our memory in there");
-        tree.pump().expect("pump");
-        tree.release().expect("release");
-        assert_eq!(traced(pid), Vec::<String>::new(), "threads that are still traced");
-        rounds += 1;
-    }
+    as_tracer(|| {
+        let mut rounds = 0;
+        while rounds < ROUNDS || !sent_all.load(Ordering::Relaxed) {
+            let mut tree = Tree::seize(pid).expect("seize");
+            tree.pump().expect("pump");
+            tree.freeze(PATIENCE).expect("freeze").remote(pid).expect("our memory in there");
+            tree.pump().expect("pump");
+            tree.release().expect("release");
+            assert_eq!(traced(pid), Vec::<String>::new(), "threads that are still traced");
+            rounds += 1;
+        }
+    });
     sender.join().expect("the sender lives");
     assert_eq!(guest.verdict(PATIENCE), ["pass"]);
 }
@@ -50,14 +52,16 @@ fn release_spoils_no_wait() {
     testkit::needs!(CAP_SYS_PTRACE);
     let mut guest = Guest::start("waits", &["100", "2000", "sigtimedwait"]);
     let pid = guest.pid() as i32;
-    for _ in 0..20 {
-        let mut tree = Tree::seize(pid).expect("seize");
-        for _ in 0..3 {
-            tree.freeze(PATIENCE).expect("freeze").remote(pid).expect("our memory in there");
-            tree.pump().expect("pump");
+    as_tracer(|| {
+        for _ in 0..20 {
+            let mut tree = Tree::seize(pid).expect("seize");
+            for _ in 0..3 {
+                tree.freeze(PATIENCE).expect("freeze").remote(pid).expect("our memory in there");
+                tree.pump().expect("pump");
+            }
+            tree.release().expect("release");
         }
-        tree.release().expect("release");
-    }
+    });
     assert_eq!(guest.verdict(PATIENCE), ["pass"]);
 }
 
@@ -66,9 +70,18 @@ fn release_spoils_no_wait() {
 fn release_of_what_has_ended_says_so() {
     testkit::needs!(CAP_SYS_PTRACE);
     let guest = Guest::start("waits", &["100", "2000", "sigtimedwait"]);
-    let tree = Tree::seize(guest.pid() as i32).expect("seize");
-    sys::task::kill(guest.pid() as i32, libc::SIGKILL).expect("the guest lives");
-    assert!(matches!(tree.release(), Err(TraceError::Ended(_))));
+    let pid = guest.pid() as i32;
+    as_tracer(|| {
+        let tree = Tree::seize(pid).expect("seize");
+        sys::task::kill(pid, libc::SIGKILL).expect("the guest lives");
+        assert!(matches!(tree.release(), Err(TraceError::Ended(_))));
+    });
+}
+
+/// On a thread of its own: with that thread goes its hold on the guest, also when a test fails.
+fn as_tracer(work: impl FnOnce() + Send) {
+    let outcome = std::thread::scope(|scope| scope.spawn(work).join());
+    outcome.expect("the tracer did what it should");
 }
 
 /// The threads that have a tracer.
