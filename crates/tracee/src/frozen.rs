@@ -551,7 +551,8 @@ fn read_timespec(tid: i32, address: u64) -> Option<Duration> {
 
 /// How long a call on this socket waits, if not for ever.
 ///
-/// N.B. not asked under seccomp: a filter that looks at descriptors would see our mark on the call.
+/// N.B. not asked under seccomp: a filter that looks at descriptors would see our mark on the call. There a
+/// timeout starts over at each stop.
 fn socket_time(tid: i32, pidfd: &OwnedFd, fd: i32, sends: bool) -> Option<Duration> {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
     if !status.contains("\nSeccomp:\t0\n") {

@@ -27,8 +27,9 @@
 //! `recvmmsg`; terminals; `MSG_OOB` and `MSG_ZEROCOPY`; a `recvmsg` with `MSG_WAITALL` that asks for control
 //! messages, which a piece would lose; pipes in packet mode. Not undone: an error that ends the rest is taken
 //! from the socket by it, so that the app, which sees the sum, finds `EPIPE` or an end of file at its next
-//! call and not the error's own name; and a tracer that dies in the middle leaves a call that returns what its
-//! last piece moved.
+//! call and not the error's own name; a tracer that dies in the middle leaves a call that returns what its last
+//! piece moved; and a program that closes the descriptor under a blocked call, and gets its number again for
+//! another file, finds the rest there.
 
 use std::time::{Duration, Instant};
 
