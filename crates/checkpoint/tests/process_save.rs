@@ -88,6 +88,12 @@ outlive! {
     no_sigtimedwait_ends_early_late_or_with_an_error: "waits", "300", "2000", "sigtimedwait";
     no_recv_ends_early_late_or_with_an_error: "waits", "300", "2000", "recv";
     no_eventfd_poll_ends_early_late_or_with_an_error: "waits", "300", "2000", "eventfd_poll";
+    no_recv_of_all_ends_early_late_or_with_an_error: "waits", "300", "2000", "recv_all";
+    no_send_ends_early_late_or_with_another_error: "waits", "300", "2000", "send";
+    a_blocked_read_of_all_goes_on: "blocked-reads";
+    a_blocked_write_goes_on: "blocked-writes";
+    a_filtered_write_goes_on: "blocked-filtered";
+    streams_move_whole: "blocked-streams", "tcp";
     a_blocked_accept_goes_on: "blocked-accept";
     a_blocked_futex_goes_on: "blocked-futex";
     masks_and_actions_stay: "signal-actions";

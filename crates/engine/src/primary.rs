@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use image::CheckpointId;
-use tracee::{Ending, Tree, TreeEvent};
+use tracee::{Ending, TraceError, Tree, TreeEvent};
 
 use crate::capture::{Capturer, EngineError, FullSync};
 use crate::cell::Cell;
@@ -302,8 +302,10 @@ fn release(context: &Context, app: App) {
 }
 
 fn let_go(tree: Tree) {
-    if let Err(why) = tree.release() {
-        tracing::warn!("cannot let go of the app cleanly: {}", chain(&why));
+    match tree.release() {
+        // The app ended first: there is nothing to let go of.
+        Ok(()) | Err(TraceError::Ended(_)) => (),
+        Err(why) => tracing::warn!("cannot let go of the app cleanly: {}", chain(&why)),
     }
 }
 

@@ -140,7 +140,14 @@ impl Keeper<'_> {
     }
 
     fn take(&mut self, frame: Frame) {
-        let receiving = std::mem::replace(&mut self.receiving, Receiving::Skipping);
+        let receiving = match std::mem::replace(&mut self.receiving, Receiving::Skipping) {
+            // Its sender gave it up, as a full sync that another follows: nobody waits to hear of it.
+            Receiving::Incremental(id, _) | Receiving::Full(id, _) if frame.kind == FrameKind::Header => {
+                tracing::debug!(%id, "dropped the half of an epoch that another follows");
+                Receiving::Nothing
+            }
+            other => other,
+        };
         self.receiving = match receiving {
             Receiving::Nothing | Receiving::Skipping if frame.kind == FrameKind::Header => {
                 match frame.decode::<Header>("header") {

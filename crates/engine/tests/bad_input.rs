@@ -23,6 +23,7 @@ const GROWTH_BYTES_MAX: u64 = 400 << 20;
 fn main() {
     common::main(&[
         ("damaged_frames_are_refused", damaged_frames_are_refused),
+        ("a_header_in_the_middle_begins_its_epoch", a_header_in_the_middle_begins_its_epoch),
         ("an_epoch_without_its_parent_is_refused", an_epoch_without_its_parent_is_refused),
         ("hostile_layouts_and_pages_are_refused", hostile_layouts_and_pages_are_refused),
         ("hostile_states_are_refused", hostile_states_are_refused),
@@ -190,6 +191,16 @@ fn both(victim: &Victim) -> [Parts; 2] {
     [next, full]
 }
 
+/// A primary that gives an epoch up just begins another.
+fn a_header_in_the_middle_begins_its_epoch() {
+    let victim = Victim::new();
+    for half in [&victim.full[..2], &victim.next[..2]] {
+        assert_eq!(feed(&victim.standby, &[half, &victim.next].concat()), Outcome::Prepared);
+        assert_eq!(feed(&victim.standby, &[half, &victim.full].concat()), Outcome::Prepared);
+    }
+    victim.still_serves();
+}
+
 fn damaged_frames_are_refused() {
     let victim = Victim::new();
     assert_eq!(feed(&victim.standby, &victim.next), Outcome::Prepared, "unchanged, it is accepted");
@@ -208,7 +219,11 @@ fn damaged_frames_are_refused() {
             let mut repeated = frames.clone();
             repeated.insert(cut, frames[cut].clone());
             if cut + 1 < frames.len() {
-                victim.refuses("an epoch with a repeated frame", &repeated);
+                // A header that comes again just begins the epoch again.
+                match cut {
+                    0 => assert_eq!(feed(&victim.standby, &repeated), Outcome::Prepared),
+                    _ => victim.refuses("an epoch with a repeated frame", &repeated),
+                }
                 let mut swapped = frames.clone();
                 swapped.swap(cut, cut + 1);
                 victim.refuses("an epoch out of order", &swapped);

@@ -10,10 +10,7 @@ use testkit::guest::GoFile;
 use common::{PATIENCE, Pair};
 
 /// Guests that fail, and why: what is not carried yet. One that passes is taken off the list.
-const KNOWN_GAPS: &[(&str, &str)] = &[
-    ("blocked-reads", "a stop makes a blocking MSG_WAITALL return short"),
-    ("blocked-writes", "a stop makes a blocking write return short"),
-];
+const KNOWN_GAPS: &[(&str, &str)] = &[];
 
 fn main() {
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));

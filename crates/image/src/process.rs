@@ -35,6 +35,8 @@ pub struct Thread {
     pub registers: Registers,
     /// Of the system call that the registers are about to make.
     pub timeout: Option<Timeout>,
+    /// Of a system call that the stop cut short, of which the registers are about to make a piece.
+    pub rest: Option<Rest>,
     /// The XSAVE area in the standard format, as `NT_X86_XSTATE` gives it.
     pub xstate: ByteBuf,
     pub signal_mask: u64,
@@ -59,6 +61,18 @@ pub struct Registers(pub [u64; 27]);
 pub struct Timeout {
     pub argument: u8,
     pub remaining_ns: u64,
+}
+
+/// What is still to be done of a system call that had moved some of its bytes. The app sees the sum.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rest {
+    pub done: u64,
+    /// What the app finds in the registers of the arguments in the end.
+    pub arguments: [u64; 6],
+    /// Address and length of what is still to be moved.
+    pub pieces: Vec<(u64, u64)>,
+    /// After which the call gives up.
+    pub remaining_ns: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

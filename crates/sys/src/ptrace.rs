@@ -39,6 +39,17 @@ pub fn resume(tid: pid_t, signal: i32) -> io::Result<()> {
     request(libc::PTRACE_CONT, tid, 0, signal as usize).map(drop)
 }
 
+/// The same, until the beginning or the end of its next system call.
+pub fn resume_to_call(tid: pid_t, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_SYSCALL, tid, 0, signal as usize).map(drop)
+}
+
+/// Whether a thread that stopped for a system call stopped at its end.
+pub fn at_end_of_call(tid: pid_t) -> io::Result<bool> {
+    const PTRACE_EVENTMSG_SYSCALL_EXIT: u64 = 2;
+    event_message(tid).map(|message| message == PTRACE_EVENTMSG_SYSCALL_EXIT)
+}
+
 pub fn single_step(tid: pid_t) -> io::Result<()> {
     request(libc::PTRACE_SINGLESTEP, tid, 0, 0).map(drop)
 }

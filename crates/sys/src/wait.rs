@@ -9,6 +9,8 @@ use libc::pid_t;
 pub enum Stop {
     /// About to receive this signal; it is lost unless it is given back on resuming.
     Signal(i32),
+    /// At the beginning or the end of a system call, as `PTRACE_O_TRACESYSGOOD` reports it.
+    Call,
     /// Because we interrupted it, or because it was born traced.
     Interrupted,
     /// Stopped by job control with this signal.
@@ -93,8 +95,10 @@ fn decode(status: i32) -> Stop {
     if libc::WIFSIGNALED(status) {
         return Stop::Killed(libc::WTERMSIG(status));
     }
+    const CALL: i32 = libc::SIGTRAP | 0x80;
     let signal = libc::WSTOPSIG(status);
     match status >> 16 {
+        0 if signal == CALL => Stop::Call,
         0 => Stop::Signal(signal),
         libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Interrupted,
         libc::PTRACE_EVENT_STOP => Stop::Group(signal),

@@ -95,6 +95,11 @@ impl Guest {
         self.running.expect_line(&format!("ready {number}"), PATIENCE);
     }
 
+    /// Whether the guest has printed this line since it was last asked for one, without waiting.
+    pub fn has_said(&mut self, wanted: &str) -> bool {
+        std::iter::from_fn(|| self.running.line_now()).any(|line| line == wanted)
+    }
+
     /// Lets the guest check itself, and returns all that it prints up to its verdict, which is the last line.
     #[track_caller]
     pub fn verdict(&mut self, limit: Duration) -> Vec<String> {

@@ -64,6 +64,11 @@ impl Running {
         }
     }
 
+    /// The next line if one has come, without waiting.
+    pub fn line_now(&mut self) -> Option<String> {
+        self.lines.try_recv().ok()
+    }
+
     /// Sends a signal to the child.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {

@@ -6,16 +6,20 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+use rustix::net::{SocketType, sockopt};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use sys::ptrace::{Registers, RseqConfiguration};
 use sys::{memory, ptrace};
+use tracing::debug;
 
 use crate::error::TraceError;
 use crate::loan::Loan;
-use crate::restart::{Settled, Surroundings, Timeout};
+use crate::rest::{self, Rest, Stream, Unfinished};
+use crate::restart::{Blocked, Settled, Surroundings, Timeout, argument, as_it_is};
 use crate::scratch::{Batch, CALLS_MAX, Call, SCRATCH_BYTES, Scratch, THREADS_MAX, Terrain};
-use crate::tree::{Process, Tree};
+use crate::tree::{Process, Run, Tree};
 
 /// No mapping of an unprivileged process may lie lower (`vm.mmap_min_addr`).
 const LOWEST: u64 = 0x10000;
@@ -129,6 +133,21 @@ impl<'tree> Frozen<'tree> {
         self.stand(tid).map(|stand| (stand.settled.elsewhere, stand.settled.timeout))
     }
 
+    /// What the thread still has to do of a call that a stop cut short, if it is making the rest of one.
+    pub fn rest(&mut self, tid: i32) -> Result<Option<Rest>, TraceError> {
+        self.stand(tid)?;
+        let now = self.stopped;
+        let thread = self.tree.thread(tid).ok_or(TraceError::Ended(tid))?;
+        Ok(thread.rest.as_ref().map(|unfinished| unfinished.at(now)))
+    }
+
+    /// Has a thread make the rest of a call, of which its registers make the first piece.
+    pub fn set_rest(&mut self, tid: i32, rest: Rest) -> Result<(), TraceError> {
+        let thread = self.tree.thread(tid).ok_or(TraceError::Ended(tid))?;
+        thread.rest = Some(Unfinished::new(rest, Instant::now()));
+        Ok(())
+    }
+
     /// Where the thread registered its restartable sequences.
     pub fn rseq(&mut self, tid: i32) -> Result<RseqConfiguration, TraceError> {
         self.stand(tid).map(|stand| stand.rseq)
@@ -165,17 +184,42 @@ impl<'tree> Frozen<'tree> {
         Ok(self)
     }
 
+    /// Settles those that stopped, when others did not: they may not see it either.
+    pub(crate) fn settle_stopped(&mut self) {
+        let threads = self.tree.processes.values().flat_map(|process| &process.threads);
+        let stopped = threads.filter(|(_, thread)| thread.run != Run::Running);
+        let stopped: Vec<i32> = stopped.map(|(&tid, _)| tid).collect();
+        for tid in stopped {
+            if let Err(why) = self.stand(tid) {
+                debug!(tid, "a thread may see that it was stopped: {why}");
+            }
+        }
+    }
+
     fn settle(&mut self, tid: i32, found: &Found) -> Result<Settled, TraceError> {
         let now = self.stopped;
         let pid = self.tree.process_of(tid).ok_or(TraceError::Ended(tid))?;
         let thread = self.tree.thread(tid).ok_or(TraceError::Ended(tid))?;
+        if thread.rest.is_some() {
+            return Ok(as_it_is(&found.registers));
+        }
         let (mut blocked, index) = (thread.blocked, Scratch::live_time(thread.birth));
         let scratch = self.tree.processes[&pid].scratch.as_ref();
         let around = Surroundings {
             read_time: &|address| read_timespec(tid, address),
+            read: &|address, into| memory::read(tid, address, into).is_ok(),
+            stream: &|fd, sends| stream(&self.tree.processes[&pid].pidfd, fd, sends),
+            is_file: &|fd| is_file(&self.tree.processes[&pid].pidfd, fd),
             socket_time: &|fd, sends| socket_time(tid, &self.tree.processes[&pid].pidfd, fd, sends),
             slot: scratch.map(|scratch| scratch.time_address(index)),
         };
+        if let Some((unfinished, settled)) = rest::cut(&blocked, &found.registers, now, &around) {
+            if let Some(thread) = self.tree.thread(tid) {
+                thread.rest = Some(unfinished);
+                thread.blocked = Blocked::default();
+            }
+            return Ok(settled);
+        }
         let settled = blocked.settle(&found.registers, now, &around);
         if let Some(thread) = self.tree.thread(tid) {
             thread.blocked = blocked;
@@ -253,21 +297,37 @@ impl<'tree> Frozen<'tree> {
         Ok(())
     }
 
-    /// Takes our memory out of every process of the tree, so that nothing of ours is left.
+    /// Takes our memory out of every process of the tree, so that nothing of ours is left; but for the page of
+    /// a timeout that a thread is about to pass to the kernel.
     pub fn remove_scratch(&mut self) -> Result<(), TraceError> {
         for pid in self.pids() {
-            let registers = self.stand(pid)?.registers;
-            let Some(scratch) = self.tree.processes.get_mut(&pid).and_then(|p| p.scratch.take()) else {
-                continue;
-            };
-            let vdso = self.terrain(pid, &[])?.vdso;
-            let Some(instruction) = find_syscall(pid, vdso)? else { continue };
-            let unmap = Call::new(libc::SYS_munmap, [scratch.address, SCRATCH_BYTES]);
-            let mut loan = Loan::begin(pid, registers)?;
-            loan.step(&mut self.tree, instruction, unmap)?;
-            let deferred = loan.give_back()?;
-            self.defer(pid, deferred);
+            match self.remove_scratch_of(pid) {
+                Ok(()) | Err(TraceError::Ended(_)) => (),
+                Err(why) => return Err(why),
+            }
         }
+        Ok(())
+    }
+
+    fn remove_scratch_of(&mut self, pid: i32) -> Result<(), TraceError> {
+        let registers = self.stand(pid)?.registers;
+        let process = self.tree.processes.get_mut(&pid).ok_or(TraceError::Ended(pid))?;
+        let Some(scratch) = process.scratch.take() else { return Ok(()) };
+        let vdso = self.terrain(pid, &[])?.vdso;
+        let Some(instruction) = find_syscall(pid, vdso)? else { return Ok(()) };
+        let mut kept = Vec::new();
+        for tid in self.threads(pid) {
+            let Ok(Stand { mut registers, .. }) = self.stand(tid) else { continue };
+            let mut pointers = (0..6).map(|number| *argument(&mut registers, number));
+            kept.extend(pointers.find(|&pointer| scratch.time_at(pointer).is_some()));
+        }
+        let mut loan = Loan::begin(pid, registers)?;
+        for (start, len) in scratch.without(kept) {
+            let unmap = Call::new(libc::SYS_munmap, [start, len]);
+            loan.step(&mut self.tree, instruction, unmap)?;
+        }
+        let deferred = loan.give_back()?;
+        self.defer(pid, deferred);
         Ok(())
     }
 
@@ -493,15 +553,48 @@ fn read_timespec(tid: i32, address: u64) -> Option<Duration> {
 
 /// How long a call on this socket waits, if not for ever.
 ///
-/// N.B. not asked under seccomp: a filter that looks at descriptors would see our mark on the call.
+/// N.B. not asked under seccomp: a filter that looks at descriptors would see our mark on the call. There a
+/// timeout starts over at each stop.
 fn socket_time(tid: i32, pidfd: &OwnedFd, fd: i32, sends: bool) -> Option<Duration> {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
     if !status.contains("\nSeccomp:\t0\n") {
         return None;
     }
     let socket = pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()).ok()?;
+    patience(&socket, sends)
+}
+
+fn patience(socket: &OwnedFd, sends: bool) -> Option<Duration> {
     let which = if sends { sockopt::Timeout::Send } else { sockopt::Timeout::Recv };
-    sockopt::socket_timeout(&socket, which).ok().flatten()
+    sockopt::socket_timeout(socket, which).ok().flatten()
+}
+
+/// What `fd` is, if calls on it wait until all bytes have moved.
+fn stream(pidfd: &OwnedFd, fd: i32, sends: bool) -> Option<Stream> {
+    let file = pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()).ok()?;
+    // N.B. on a pipe O_DIRECT keeps packets apart.
+    if fcntl_getfl(&file).ok()?.intersects(OFlags::NONBLOCK | OFlags::DIRECT) {
+        return None;
+    }
+    // An error is the app's to find, and the rest of a call would take it from the socket.
+    let mut polled = [PollFd::new(&file, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec::default())).ok()?;
+    if polled[0].revents().contains(PollFlags::ERR) {
+        return None;
+    }
+    match FileType::from_raw_mode(fstat(&file).ok()?.st_mode) {
+        FileType::Fifo => Some(Stream { is_socket: false, patience: None }),
+        FileType::Socket if sockopt::socket_type(&file).ok()? == SocketType::STREAM => {
+            Some(Stream { is_socket: true, patience: patience(&file, sends) })
+        }
+        _ => None,
+    }
+}
+
+fn is_file(pidfd: &OwnedFd, fd: i32) -> bool {
+    let file = pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty());
+    let stat = file.and_then(fstat);
+    stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
 }
 
 fn vdso_bytes(pid: i32, vdso: Option<(u64, u64)>) -> Result<Vec<u8>, TraceError> {

@@ -10,6 +10,8 @@
 mod error;
 mod frozen;
 mod loan;
+mod release;
+mod rest;
 mod restart;
 mod scratch;
 mod threads;
@@ -17,6 +19,7 @@ mod tree;
 
 pub use error::TraceError;
 pub use frozen::{Frozen, Remote};
+pub use rest::Rest;
 pub use restart::Timeout;
 pub use scratch::{Batch, Call, LEADER_CALLS, SCRATCH_BYTES, THREAD_CALLS};
 pub use tree::{Ending, Tree, TreeEvent};

@@ -112,6 +112,7 @@ impl Loan {
                     return Err(TraceError::Ended(self.tid));
                 }
                 stop @ (Stop::Signal(_)
+                | Stop::Call
                 | Stop::Clone
                 | Stop::Fork
                 | Stop::Vfork

@@ -18,11 +18,14 @@ use std::time::{Duration, Instant};
 
 use sys::ptrace::Registers;
 
-const EINTR: i64 = -4;
+use crate::rest::Stream;
+
+pub(crate) const EINTR: i64 = -4;
 const EAGAIN: i64 = -11;
-const ERESTARTSYS: i64 = -512;
-const ERESTARTNOINTR: i64 = -513;
-const ERESTARTNOHAND: i64 = -514;
+const EINPROGRESS: i64 = -115;
+pub(crate) const ERESTARTSYS: i64 = -512;
+pub(crate) const ERESTARTNOINTR: i64 = -513;
+pub(crate) const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
 
 const POLL: i64 = libc::SYS_poll;
@@ -32,7 +35,7 @@ const FUTEX: i64 = libc::SYS_futex;
 const RESTART_SYSCALL: i64 = libc::SYS_restart_syscall;
 
 /// Calls that answer `EINTR` at a stop without any handler having run.
-const INTERRUPTED_BY_STOPS: [i64; 17] = [
+const INTERRUPTED_BY_STOPS: [i64; 20] = [
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
@@ -49,13 +52,16 @@ const INTERRUPTED_BY_STOPS: [i64; 17] = [
     libc::SYS_recvmmsg,
     libc::SYS_sendto,
     libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_sendfile,
+    libc::SYS_connect,
     libc::SYS_accept,
     libc::SYS_accept4,
 ];
 
 /// In the upper half of the descriptor of a call that we make again.
 const MARK: u64 = 0x5ca1_ab1e << 32;
-const LOWER_HALF: u64 = 0xffff_ffff;
+pub(crate) const LOWER_HALF: u64 = 0xffff_ffff;
 
 /// Where a timeout that must be made anew goes: the address of a `timespec` in this argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +104,12 @@ pub(crate) struct Settled {
 pub(crate) struct Surroundings<'a> {
     /// Reads the `timespec` that an argument points to.
     pub read_time: &'a dyn Fn(u64) -> Option<Duration>,
+    /// Reads memory; false if that can't be read.
+    pub read: &'a dyn Fn(u64, &mut [u8]) -> bool,
+    /// What a descriptor is, if calls that write to it wait until all is written: see [`crate::rest`].
+    pub stream: &'a dyn Fn(i32, bool) -> Option<Stream>,
+    /// Whether a descriptor is a regular file's.
+    pub is_file: &'a dyn Fn(i32) -> bool,
     /// The time after which a socket call on this descriptor gives up, if it does: of a send, or of any other.
     pub socket_time: &'a dyn Fn(i32, bool) -> Option<Duration>,
     /// Where a `timespec` of ours for this thread lies.
@@ -189,7 +201,8 @@ impl Blocked {
         };
         let left = self.left(found, found.rdi, asked, now);
         if left.is_zero() {
-            return self.timed_out(&plain, EAGAIN);
+            let result = if found.orig_rax as i64 == libc::SYS_connect { EINPROGRESS } else { EAGAIN };
+            return self.timed_out(&plain, result);
         }
         here.rdi = plain.rdi | MARK;
         self.remember(&here, found.orig_rax as i64, here.rdi, left, now);
@@ -198,7 +211,7 @@ impl Blocked {
 
     /// What is left of a timeout of which `asked` was asked for, if `value` does not say that the call is one
     /// that we know.
-    fn left(&self, found: &Registers, value: u64, asked: Duration, now: Instant) -> Duration {
+    pub fn left(&self, found: &Registers, value: u64, asked: Duration, now: Instant) -> Duration {
         match self.call {
             Some(call) if call.is(found) && call.rewritten == value => {
                 call.remaining.saturating_sub(now.saturating_duration_since(call.at))
@@ -272,7 +285,13 @@ fn is_epoll(number: i64) -> bool {
 fn sends(number: i64) -> bool {
     matches!(
         number,
-        libc::SYS_write | libc::SYS_writev | libc::SYS_sendto | libc::SYS_sendmsg | libc::SYS_sendmmsg
+        libc::SYS_write
+            | libc::SYS_writev
+            | libc::SYS_sendto
+            | libc::SYS_sendmsg
+            | libc::SYS_sendmmsg
+            | libc::SYS_sendfile
+            | libc::SYS_connect
     )
 }
 
@@ -323,7 +342,7 @@ fn returning(registers: &Registers, result: i64) -> Registers {
     Registers { rax: result as u64, orig_rax: u64::MAX, ..*registers }
 }
 
-fn as_it_is(registers: &Registers) -> Settled {
+pub(crate) fn as_it_is(registers: &Registers) -> Settled {
     let elsewhere = Registers { orig_rax: u64::MAX, ..*registers };
     Settled { here: None, elsewhere, timeout: None, slot_time: None }
 }
@@ -344,8 +363,14 @@ mod tests {
     }
 
     const SLOT: u64 = 0x9000;
-    const NOTHING: Surroundings<'static> =
-        Surroundings { read_time: &|_| None, socket_time: &|_, _| None, slot: None };
+    const NOTHING: Surroundings<'static> = Surroundings {
+        read_time: &|_| None,
+        read: &|_, _| false,
+        stream: &|_, _| None,
+        is_file: &|_| false,
+        socket_time: &|_, _| None,
+        slot: None,
+    };
 
     #[test]
     fn a_thread_outside_a_call_is_left_alone() {

@@ -194,6 +194,20 @@ impl Scratch {
         Some(Duration::new(word(0), u32::try_from(word(8)).ok()?))
     }
 
+    /// The ranges of our memory, address and length, without the pages of these addresses in it.
+    pub fn without(&self, mut kept: Vec<u64>) -> Vec<(u64, u64)> {
+        const PAGE_BYTES: u64 = 0x1000;
+        kept.sort_unstable();
+        let (mut ranges, mut at) = (Vec::new(), self.address);
+        let end = self.address + SCRATCH_BYTES;
+        for page in kept.iter().map(|address| address & !(PAGE_BYTES - 1)).chain([end]) {
+            ranges.push((at, page.saturating_sub(at)));
+            at = page + PAGE_BYTES;
+        }
+        ranges.retain(|&(_, len)| len > 0);
+        ranges
+    }
+
     /// Copies into the tracee's view of the buffers; `address` is the tracee's.
     pub fn write(&mut self, address: u64, bytes: &[u8]) {
         self.ours.write((address - self.address) as usize, bytes);

@@ -148,6 +148,7 @@ fn await_birth(tid: i32) -> Result<(), TraceError> {
                 Stop::Interrupted | Stop::Group(_) => return Ok(()),
                 Stop::Exited(_) | Stop::Killed(_) => return Err(TraceError::Ended(tid)),
                 stop @ (Stop::Signal(_)
+                | Stop::Call
                 | Stop::Clone
                 | Stop::Fork
                 | Stop::Vfork

@@ -7,9 +7,9 @@
 //! ```
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::os::fd::OwnedFd;
@@ -20,6 +20,7 @@ use tracing::debug;
 
 use crate::error::TraceError;
 use crate::frozen::Frozen;
+use crate::rest::Unfinished;
 use crate::restart::Blocked;
 use crate::scratch::Scratch;
 
@@ -27,7 +28,9 @@ use crate::scratch::Scratch;
 pub(crate) const OPTIONS: i32 = libc::PTRACE_O_TRACECLONE
     | libc::PTRACE_O_TRACEFORK
     | libc::PTRACE_O_TRACEVFORK
-    | libc::PTRACE_O_TRACEEXEC;
+    | libc::PTRACE_O_TRACEEXEC
+    // Only threads that make the rest of a call stop at calls, and this tells that from a SIGTRAP.
+    | libc::PTRACE_O_TRACESYSGOOD;
 
 /// How long a wait for a leader goes on before we look whether its threads have died: see
 /// [`Tree::reap_threads`].
@@ -69,6 +72,8 @@ pub(crate) enum Run {
 pub(crate) struct Thread {
     pub run: Run,
     pub blocked: Blocked,
+    /// Of a call that a stop cut short, which it makes when it runs.
+    pub rest: Option<Unfinished>,
     /// Signals that came while the thread ran calls for us: sent again at the thaw.
     pub deferred: Vec<i32>,
     /// Counts the births in the tree, an exec included: the kernel uses numbers again, this one never.
@@ -101,14 +106,26 @@ impl Tree {
         let mut tree =
             Self { processes: BTreeMap::new(), alarm, events: VecDeque::new(), births: 0, here: PhantomData };
         tree.adopt(pid)?;
-        // Threads that are being born while we look belong to threads that aren't traced yet.
-        loop {
-            let known = tree.processes[&pid].threads.len();
-            for tid in threads_of(pid).map_err(TraceError::kernel("list the threads", pid))? {
-                tree.seize_thread(pid, tid)?;
+        match tree.seize_threads(pid) {
+            Ok(()) => Ok(tree),
+            Err(why) => {
+                if let Err(why) = tree.release() {
+                    debug!(pid, "cannot let go of what was seized: {why}");
+                }
+                Err(why)
             }
-            if tree.processes[&pid].threads.len() == known && known > 0 {
-                return Ok(tree);
+        }
+    }
+
+    /// Threads that are being born while we look belong to threads that aren't traced yet.
+    fn seize_threads(&mut self, pid: i32) -> Result<(), TraceError> {
+        loop {
+            let known = self.processes[&pid].threads.len();
+            for tid in threads_of(pid).map_err(TraceError::kernel("list the threads", pid))? {
+                self.seize_thread(pid, tid)?;
+            }
+            if self.processes[&pid].threads.len() == known && known > 0 {
+                return Ok(());
             }
         }
     }
@@ -124,6 +141,8 @@ impl Tree {
             Err(why)
                 if why.raw_os_error() == Some(libc::EPERM)
                     && tracer_of(tid) == Some(sys::task::own_tid()) => {}
+            // The kernel has no other word for one that is about to be gone.
+            Err(why) if why.raw_os_error() == Some(libc::EPERM) && is_ending(tid) => return Ok(()),
             Err(why) => return Err(refusal(pid, tid, &why)),
         }
         self.add_thread(pid, tid, Run::Running);
@@ -141,7 +160,8 @@ impl Tree {
     pub(crate) fn add_thread(&mut self, pid: i32, tid: i32, run: Run) {
         self.births += 1;
         let process = self.processes.get_mut(&pid).expect("threads are added to known processes");
-        let thread = Thread { run, blocked: Blocked::default(), deferred: Vec::new(), birth: self.births };
+        let (blocked, deferred) = (Blocked::default(), Vec::new());
+        let thread = Thread { run, blocked, rest: None, deferred, birth: self.births };
         process.threads.entry(tid).or_insert(thread);
     }
 
@@ -177,9 +197,20 @@ impl Tree {
         match stop {
             Stop::Exited(code) => self.thread_ended(pid, tid, Ending::Exited(code)),
             Stop::Killed(signal) => self.thread_ended(pid, tid, Ending::Killed(signal)),
-            Stop::Signal(signal) => gone_is_fine(ptrace::resume(tid, signal), tid)?,
+            Stop::Signal(signal) => {
+                self.signalled(tid, signal)?;
+                self.go_on(tid, signal)?;
+            }
             Stop::Group(_) => gone_is_fine(ptrace::listen(tid), tid)?,
-            Stop::Interrupted | Stop::Exit | Stop::Other(_) => gone_is_fine(ptrace::resume(tid, 0), tid)?,
+            Stop::Call => {
+                self.at_call(tid)?;
+                self.go_on(tid, 0)?;
+            }
+            Stop::Interrupted => {
+                self.settle_late(tid);
+                self.go_on(tid, 0)?;
+            }
+            Stop::Exit | Stop::Other(_) => self.go_on(tid, 0)?,
             Stop::Clone | Stop::Fork | Stop::Vfork => {
                 let made =
                     ptrace::event_message(tid).map_err(TraceError::kernel("see what was made", tid))? as i32;
@@ -196,6 +227,36 @@ impl Tree {
             }
         }
         Ok(())
+    }
+
+    fn go_on(&self, tid: i32, signal: i32) -> Result<(), TraceError> {
+        let thread = self.processes.values().find_map(|process| process.threads.get(&tid));
+        gone_is_fine(go(tid, thread.is_some_and(|thread| thread.rest.is_some()), signal), tid)
+    }
+
+    /// A thread that stopped when nobody waited for it any more may not see it either.
+    fn settle_late(&mut self, tid: i32) {
+        let mut frozen = Frozen::new(self, Instant::now());
+        if let Err(why) = frozen.stand(tid) {
+            debug!(tid, "a thread may see that it was stopped: {why}");
+        }
+        frozen.stay();
+    }
+
+    /// A thread that makes the rest of a call stopped at the beginning of a piece, or at its end: there it
+    /// gets the next, or what the app is to see. Returns whether it was the end.
+    fn at_call(&mut self, tid: i32) -> Result<bool, TraceError> {
+        let Some(thread) = self.thread(tid) else { return Ok(true) };
+        gone_is(true, advance_rest(tid, thread), tid)
+    }
+
+    /// A signal whose handler is about to run ends the rest of a call: the app sees how far it came.
+    fn signalled(&mut self, tid: i32, signal: i32) -> Result<(), TraceError> {
+        let Some(thread) = self.thread(tid) else { return Ok(()) };
+        if thread.rest.is_none() || !catches(tid, signal) {
+            return Ok(());
+        }
+        gone_is((), end_rest(tid, thread), tid)
     }
 
     /// A tracee that we have not heard of yet: born to one that we have, and faster than its parent's report.
@@ -284,7 +345,7 @@ impl Tree {
             // A frozen tree that is dropped runs again, also if this fails.
             Ok(()) => Frozen::new(self, began).settle_all(),
             Err(why) => {
-                self.resume_all();
+                Frozen::new(self, began).settle_stopped();
                 Err(why)
             }
         }
@@ -343,10 +404,13 @@ impl Tree {
                     self.answer(waited)?;
                     return Err(TraceError::Forked(tid));
                 }
+                // Where a piece of a call's rest ends is as good a place as any.
+                Stop::Call if self.at_call(tid)? => Run::Stopped,
                 // N.B. any other stop takes the pending interrupt away, so it is asked for again before the
                 // thread goes on. A thread about to receive a signal gets it: the frame of its handler is then
                 // part of what we capture.
                 Stop::Signal(_)
+                | Stop::Call
                 | Stop::Clone
                 | Stop::Exec
                 | Stop::Exit
@@ -375,7 +439,7 @@ impl Tree {
             for (&tid, thread) in &mut process.threads {
                 let _gone = match thread.run {
                     Run::Running => continue,
-                    Run::Stopped => ptrace::resume(tid, 0),
+                    Run::Stopped => go(tid, thread.rest.is_some(), 0),
                     Run::GroupStopped => ptrace::listen(tid),
                 };
                 thread.run = Run::Running;
@@ -385,24 +449,61 @@ impl Tree {
             }
         }
     }
+}
 
-    /// Lets go of the app, which runs on untraced.
-    pub fn release(mut self) -> Result<(), TraceError> {
-        self.freeze(Duration::from_secs(2))?.remove_scratch()?;
-        for process in self.processes.values_mut() {
-            for (&tid, thread) in &mut process.threads {
-                gone_is_fine(ptrace::interrupt(tid), tid)?;
-                let _stopped = wait::wait(Whom::Only(tid));
-                gone_is_fine(ptrace::detach(tid, 0), tid)?;
-                thread.run = Run::Running;
-            }
-        }
-        Ok(())
+/// Resumes a thread. One that makes the rest of a call does that alone, past any seccomp filter, and stops
+/// at its end.
+pub(crate) fn go(tid: i32, makes_rest: bool, signal: i32) -> io::Result<()> {
+    if !makes_rest {
+        return ptrace::resume(tid, signal);
+    }
+    match ptrace::set_options(tid, OPTIONS | ptrace::O_SUSPEND_SECCOMP) {
+        // Who may not do that takes no epochs either, and must not leave the thread standing.
+        Err(why) if why.raw_os_error() == Some(libc::EPERM) => (),
+        result => result?,
+    }
+    ptrace::resume_to_call(tid, signal)
+}
+
+/// At a stop for a call: see [`Tree::at_call`].
+pub(crate) fn advance_rest(tid: i32, thread: &mut Thread) -> io::Result<bool> {
+    if !ptrace::at_end_of_call(tid)? {
+        return Ok(false);
+    }
+    let Some(unfinished) = &mut thread.rest else { return Ok(true) };
+    let (next, is_over) = unfinished.advance(&ptrace::registers(tid)?, Instant::now());
+    ptrace::set_registers(tid, &next)?;
+    if is_over {
+        thread.rest = None;
+        ptrace::set_options(tid, OPTIONS)?;
+    }
+    Ok(true)
+}
+
+/// Ends the rest of a call before its next piece.
+pub(crate) fn end_rest(tid: i32, thread: &mut Thread) -> io::Result<()> {
+    let Some(unfinished) = thread.rest.take() else { return Ok(()) };
+    ptrace::set_registers(tid, &unfinished.end_before(&ptrace::registers(tid)?))?;
+    ptrace::set_options(tid, OPTIONS)
+}
+
+/// Whether the signal has a handler. If that can't be known, it is taken to have one.
+pub(crate) fn catches(tid: i32, signal: i32) -> bool {
+    let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) else { return true };
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    caught.is_none_or(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+fn gone_is<T>(gone: T, result: io::Result<T>, tid: i32) -> Result<T, TraceError> {
+    match result {
+        Err(why) if why.raw_os_error() == Some(libc::ESRCH) => Ok(gone),
+        other => other.map_err(TraceError::kernel("go on with a call", tid)),
     }
 }
 
 /// A thread that is gone has been resumed for good.
-fn gone_is_fine(result: std::io::Result<()>, tid: i32) -> Result<(), TraceError> {
+pub(crate) fn gone_is_fine(result: io::Result<()>, tid: i32) -> Result<(), TraceError> {
     match result {
         Err(why) if why.raw_os_error() == Some(libc::ESRCH) => Ok(()),
         other => other.map_err(TraceError::kernel("resume", tid)),
@@ -420,6 +521,11 @@ fn process_of_new_thread(tid: i32) -> Option<i32> {
 
 fn tracer_of(tid: i32) -> Option<i32> {
     status_number(tid, "TracerPid:").filter(|&tracer| tracer != 0)
+}
+
+fn is_ending(tid: i32) -> bool {
+    let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) else { return true };
+    status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX"))
 }
 
 fn status_number(tid: i32, key: &str) -> Option<i32> {

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use image::process::{Credentials, MemoryMap, Process, Thread};
+use image::process::{Credentials, MemoryMap, Process, Rest, Thread};
 use sys::{ptrace, task};
 use tracee::{Batch, Frozen, Timeout};
 
@@ -339,6 +339,11 @@ fn set_going(frozen: &mut Frozen<'_>, pid: i32, process: &Process, tids: &[i32])
             (index, Timeout { argument: timeout.argument, remaining })
         });
         frozen.set_registers(pid, tid, ptrace::from_words(thread.registers.0), timeout)?;
+        if let Some(Rest { done, arguments, ref pieces, remaining_ns }) = thread.rest {
+            let remaining = remaining_ns.map(Duration::from_nanos);
+            let rest = tracee::Rest { done, arguments, pieces: pieces.clone(), remaining };
+            frozen.set_rest(tid, rest)?;
+        }
     }
     Ok(())
 }

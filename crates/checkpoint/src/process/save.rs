@@ -2,9 +2,11 @@
 
 use std::fs::{self, File};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use image::process::{
-    MemoryMap, Process, ProcessAttributes, Registers, RobustList, Rseq, Thread, ThreadAttributes, Timeout,
+    MemoryMap, Process, ProcessAttributes, Registers, Rest, RobustList, Rseq, Thread, ThreadAttributes,
+    Timeout,
 };
 use serde_bytes::ByteBuf;
 use sys::ptrace::{self, Queue};
@@ -55,6 +57,7 @@ pub fn save(
 struct FromOutside {
     registers: Registers,
     timeout: Option<Timeout>,
+    rest: Option<Rest>,
     xstate: ByteBuf,
     signal_mask: u64,
     robust_list: RobustList,
@@ -77,7 +80,11 @@ fn read_from_outside(
         registers: Registers(ptrace::to_words(&registers)),
         timeout: timeout.map(|timeout| Timeout {
             argument: timeout.argument,
-            remaining_ns: timeout.remaining.as_nanos().min(u64::MAX.into()) as u64,
+            remaining_ns: nanoseconds(timeout.remaining),
+        }),
+        rest: frozen.rest(tid)?.map(|rest| {
+            let tracee::Rest { done, arguments, pieces, remaining } = rest;
+            Rest { done, arguments, pieces, remaining_ns: remaining.map(nanoseconds) }
         }),
         xstate: ByteBuf::from(&area[..len]),
         signal_mask: ptrace::signal_mask(tid).map_err(SaveError::kernel("the signal mask", tid))?,
@@ -89,6 +96,10 @@ fn read_from_outside(
         }),
         pending: pending(tid, Queue::Thread)?,
     })
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    time.as_nanos().min(u64::MAX.into()) as u64
 }
 
 fn pending(tid: i32, queue: Queue) -> Result<Vec<ByteBuf>, SaveError> {
@@ -134,7 +145,7 @@ fn join(
     let birth = frozen.birth(tid).ok_or(tracee::TraceError::Ended(tid))?;
     let Answers { alternate_stack, clear_child_tid, parent_death_signal, name, timer_slack_ns, fingerprint } =
         answers;
-    let FromOutside { registers, timeout, xstate, signal_mask, robust_list, rseq, pending } = outside;
+    let FromOutside { registers, timeout, rest, xstate, signal_mask, robust_list, rseq, pending } = outside;
     match cache.threads.get_mut(&tid) {
         Some(known) if known.birth == birth && !due && known.fingerprint.vouches_for(&fingerprint) => {
             credentials::read_new_filters(tid, &mut known.credentials.seccomp)?;
@@ -149,6 +160,7 @@ fn join(
         tid: numbers.of(frozen, tid)?,
         registers,
         timeout,
+        rest,
         xstate,
         signal_mask,
         alternate_stack,

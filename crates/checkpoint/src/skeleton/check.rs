@@ -129,9 +129,14 @@ fn check_thread(thread: &Thread) -> Result<(), ApplyError> {
     const CPUS_BYTES_MAX: usize = 1024;
     const XSTATE_BYTES: std::ops::RangeInclusive<usize> = 576..=(64 << 10);
     const ARGUMENTS: u8 = 6;
-    let Thread { xstate, attributes, credentials, timeout, .. } = thread;
+    /// How many buffers one call may have.
+    const PIECES_MAX: usize = 1024;
+    let Thread { xstate, attributes, credentials, timeout, rest, .. } = thread;
     if !XSTATE_BYTES.contains(&xstate.len()) || timeout.is_some_and(|time| time.argument >= ARGUMENTS) {
         return Err(ApplyError::State("a thread's registers are none"));
+    }
+    if rest.as_ref().is_some_and(|rest| !(1..=PIECES_MAX).contains(&rest.pieces.len())) {
+        return Err(ApplyError::State("the rest of a thread's call is none"));
     }
     if !is_string(&attributes.name, NAME_MAX) || attributes.affinity.len() > CPUS_BYTES_MAX {
         return Err(ApplyError::State("a thread's name or its CPUs are none"));

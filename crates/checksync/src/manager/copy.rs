@@ -3,16 +3,16 @@
 //! It lives from the first hello of an app until the app, taken over, has ended here. Inputs are taken one
 //! by one on a thread of its own, so that neither another app nor the network is in front of a heartbeat.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
 use engine::{AppExit, AppStdio, Command, Engine, Event, Promotion, RestoreReport};
-use image::{CheckpointId, Frame, FrameKind, Header, Incarnation, Member, Sync, Term};
+use image::{CheckpointId, Incarnation, Member, Sync, Term};
 use replica::primary::{AppExit as Exited, Permit};
 use replica::standby::{Discarded, EpochRefusal, Refusal as Refused, StandbyStatus};
 use replica::{
@@ -29,7 +29,6 @@ use wire::{
 
 use super::cell::{CellKit, GuardLine};
 use super::fence::Fence;
-use super::link;
 use super::output::Forwarding;
 use super::primary::exit_text;
 use super::register::RegisterDesk;
@@ -106,7 +105,6 @@ pub struct Actor {
     /// The stream that may go on giving its guard's word, after the session has ended.
     armed: Option<(TokenHash, Reign)>,
     announced: HashMap<CheckpointId, Sync>,
-    voided: Voided,
     /// What the engine is taking in.
     receiving: Option<CheckpointId>,
     held_since_ns: Option<u64>,
@@ -155,7 +153,6 @@ impl Actor {
             sessions: 0,
             armed: None,
             announced: HashMap::new(),
-            voided: Arc::default(),
             receiving: None,
             held_since_ns: None,
             serving: None,
@@ -308,7 +305,6 @@ impl Actor {
                 self.step_alone(StandbyEvent::Prepared { id });
                 self.publish();
             }
-            Event::Refused { id, .. } if lock(&self.voided).remove(&id) => self.receiving = None,
             Event::Refused { id, why } => {
                 self.receiving = None;
                 tracing::warn!(app = self.setup.app, %id, "refused an epoch: {why}");
@@ -403,10 +399,8 @@ impl Actor {
         self.setup.runtime.spawn(write(queued, outgoing));
         let (frames, fed) = tokio_mpsc::channel(FRAMES_ON_THE_WAY);
         let (engine, post) = (Arc::downgrade(&self.engine), self.post.clone());
-        lock(&self.voided).clear();
-        let voided = Arc::clone(&self.voided);
         let fed = std::thread::Builder::new().name("frames".to_owned()).spawn(move || {
-            feed(fed, &engine, &voided);
+            feed(fed, &engine);
             // The actor may have ended first.
             let _ = post.send(Input::StreamEnded(number));
         });
@@ -619,39 +613,12 @@ async fn read(
     }
 }
 
-/// Checkpoints whose sender gave them up halfway.
-type Voided = Arc<Mutex<HashSet<CheckpointId>>>;
-
 /// Hands frames to the engine, which may hold this up.
-///
-/// A primary that gives a full sync up just begins another epoch. The engine refuses the half when it sees
-/// the new header in the middle of it, and takes that header for lost: so it is given twice.
-fn feed(mut frames: tokio_mpsc::Receiver<Bytes>, engine: &Weak<Engine>, voided: &Voided) {
-    let mut under_way = None;
+fn feed(mut frames: tokio_mpsc::Receiver<Bytes>, engine: &Weak<Engine>) {
     while let Some(frame) = frames.blocking_recv() {
         let Some(engine) = engine.upgrade() else { return };
-        match link::kind_of(&frame) {
-            Some(kind) if kind == FrameKind::Header as u16 => {
-                if let Some(half) = std::mem::replace(&mut under_way, id_of(&frame)) {
-                    lock(voided).insert(half);
-                    engine.send(Command::Frame(frame.clone()));
-                }
-            }
-            Some(kind) if kind == FrameKind::End as u16 => under_way = None,
-            // Anything else is the engine's to judge.
-            Some(_) | None => {}
-        }
         engine.send(Command::Frame(frame));
     }
-}
-
-fn id_of(frame: &Bytes) -> Option<CheckpointId> {
-    let frame = Frame::parse(frame.clone()).ok()?;
-    frame.decode::<Header>("header").ok().map(|header| header.id)
-}
-
-fn lock(voided: &Voided) -> MutexGuard<'_, HashSet<CheckpointId>> {
-    voided.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn status_words(status: &StandbyStatus) -> (&'static str, Option<String>) {

@@ -20,6 +20,7 @@ mod registers;
 mod scale;
 mod signals;
 mod sockets;
+mod streams;
 mod threads;
 mod timers;
 mod traps;
@@ -42,6 +43,7 @@ fn guests() -> Vec<Guest> {
         clocks::GUESTS,
         waits::GUESTS,
         blocking::GUESTS,
+        streams::GUESTS,
         descriptors::GUESTS,
         sockets::GUESTS,
         memory::GUESTS,

@@ -1,5 +1,6 @@
 //! Signals: masks, actions, alternate stacks, and those that wait with what they carry.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ pub const GUESTS: &[Guest] = &[
     Guest::new("alternate-stacks", alternate_stacks),
     Guest::new("pending-signals", pending_signals),
     Guest::new("signal-storm", signal_storm),
+    Guest::new("births-and-signals", births_and_signals),
 ];
 
 /// Each thread blocks other signals. SIGKILL and SIGSTOP can't be blocked; 32 and 33 are libc's own.
@@ -175,4 +177,35 @@ fn first_other_thread() -> std::io::Result<i32> {
     let mut threads = std::fs::read_dir("/proc/self/task")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     threads.find(|&thread| thread != own).ok_or_else(|| std::io::Error::other("there is no other thread"))
+}
+
+/// Threads are born all the time while signals come; none of them may get lost. Argument: how many are sent.
+fn births_and_signals(context: &mut Context) -> Outcome {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let signal = kernel::first_realtime_signal();
+    kernel::count_handled(signal, 0, 0)?;
+    let over = Arc::new(AtomicBool::new(false));
+    let parents: Vec<_> = (0..2)
+        .map(|_| {
+            let over = Arc::clone(&over);
+            thread::spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    let child = thread::spawn(thread::yield_now);
+                    drop(child.join());
+                }
+            })
+        })
+        .collect();
+    context.ready();
+    let sent = u32::try_from(context.number(0, 0))?;
+    let deadline = Instant::now() + PATIENCE;
+    while kernel::times_handled(signal) < sent && Instant::now() < deadline {
+        thread::yield_now();
+    }
+    over.store(true, Ordering::Relaxed);
+    for parent in parents {
+        parent.join().map_err(|_| "a parent of threads panicked")?;
+    }
+    ensure_eq!("signals handled", kernel::times_handled(signal), sent);
+    Ok(())
 }

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::net::{RecvFlags, recv};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::harness::{Context, Guest, Outcome};
@@ -29,6 +30,8 @@ const WAITS: &[(&str, Wait, Option<i32>)] = &[
     ("futex_bitset", |timeout| futex(timeout, true), Some(libc::ETIMEDOUT)),
     ("sigtimedwait", sigtimedwait, Some(libc::EAGAIN)),
     ("recv", receive, Some(libc::EAGAIN)),
+    ("recv_all", receive_all, None),
+    ("send", send, Some(libc::EAGAIN)),
     ("eventfd_poll", poll_eventfd, None),
 ];
 
@@ -135,4 +138,29 @@ fn receive(timeout: Duration) -> io::Result<()> {
     ours.set_read_timeout(Some(timeout))?;
     rustix::io::read(&ours, &mut [0; 8])?;
     Ok(())
+}
+
+/// Half of what is asked for is there, and the rest never comes.
+fn receive_all(timeout: Duration) -> io::Result<()> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(timeout))?;
+    rustix::io::write(&theirs, &[1; 4])?;
+    match recv(&ours, &mut [0; 8], RecvFlags::WAITALL)? {
+        (_, 4) => Ok(()),
+        (_, count) => Err(io::Error::other(format!("{count} bytes of 4 came"))),
+    }
+}
+
+/// Nobody makes room, but for what a copy packs more densely.
+fn send(timeout: Duration) -> io::Result<()> {
+    const MORE_THAN_FITS: usize = 1 << 20;
+    let (ours, _theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    while rustix::io::write(&ours, &[1; 4096]).is_ok() {}
+    ours.set_nonblocking(false)?;
+    ours.set_write_timeout(Some(timeout))?;
+    match rustix::io::write(&ours, &vec![1; MORE_THAN_FITS])? {
+        MORE_THAN_FITS => Err(io::Error::other("all was written, but nobody reads")),
+        _ => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+    }
 }
