@@ -19,6 +19,7 @@ pub mod sockets;
 pub mod spawn;
 pub mod task;
 pub mod tryout;
+pub mod tun;
 pub mod userfault;
 pub mod wait;
 
