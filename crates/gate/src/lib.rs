@@ -15,16 +15,24 @@
 
 mod cgroup;
 mod filter;
+mod frame;
+mod ingress;
 mod mount;
 mod namespace;
 pub mod netlink;
+mod network;
+mod packet;
 mod permit;
+mod tap;
 
 use image::CheckpointId;
 
 pub use cgroup::{CellCgroup, CgroupError};
+pub use ingress::{OnPackets, Recorded, Recorder, RecorderCounters, Replayed, replay};
 pub use namespace::Namespace;
+pub use network::{CellNetwork, Claim, NetworkError, NetworkSpec, ServiceAddress, SpecError};
 pub use permit::{Permit, PermitError, PermitHandle, Revoked, boot_clock_ns};
+pub use tap::{OnWaiting, TapCounters, TapError, TapGate, TapHandle, TapOptions, TapState};
 
 /// What can hold a cell's output.
 ///
