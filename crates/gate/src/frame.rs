@@ -149,6 +149,13 @@ fn discovery(mac: Mac, from: Ipv6Addr, group: Ipv6Addr, mut message: Vec<u8>) ->
     frame
 }
 
+/// A frame around an IPv6 packet, for a device that has no addresses.
+pub fn ipv6_to_nobody(packet: &[u8]) -> Vec<u8> {
+    let mut frame = ethernet(NOBODY, NOBODY, TYPE_IPV6);
+    frame.extend(packet);
+    frame
+}
+
 /// The IP packet in a frame, without what pads the frame. `None` if it is no whole IP packet.
 pub fn ip_packet(frame: &[u8]) -> Option<&[u8]> {
     let packet = frame.get(ETHERNET_BYTES..)?;

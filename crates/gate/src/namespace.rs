@@ -11,7 +11,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::netlink::Netlink;
 
 /// The loopback device is the first of every namespace.
-const LOOPBACK: u32 = 1;
+pub(crate) const LOOPBACK: u32 = 1;
 
 /// A network namespace, held by a descriptor.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with};
 
-use crate::namespace;
+use crate::{frame, namespace, packet};
 
 /// What became of the packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -19,30 +19,45 @@ pub struct Replayed {
 
 /// Gives `packets` to the kernel of `namespace` in their order. The cell has its address by then. Fails only
 /// before the first.
-pub fn replay(namespace: BorrowedFd<'_>, packets: &[impl AsRef<[u8]> + Sync]) -> io::Result<Replayed> {
-    let (v4, v6) = namespace::within(namespace, || {
-        Ok::<_, io::Error>((open(AddressFamily::INET)?, open(AddressFamily::INET6)))
-    })?;
+pub fn replay(namespace: BorrowedFd<'_>, packets: &[impl AsRef<[u8]>]) -> io::Result<Replayed> {
+    let way_in = namespace::within(namespace, WayIn::open)?;
     let mut replayed = Replayed::default();
     for packet in packets {
-        let packet = packet.as_ref();
-        let sent = match (destination(packet), &v6) {
-            (Some(to @ IpAddr::V4(_)), _) => send(&v4, packet, to),
-            (Some(to @ IpAddr::V6(_)), Ok(v6)) => send(v6, packet, to),
-            (Some(IpAddr::V6(_)), Err(_)) | (None, _) => false,
-        };
+        let sent = way_in.send(packet.as_ref());
         *(if sent { &mut replayed.delivered } else { &mut replayed.refused }) += 1;
     }
     Ok(replayed)
 }
 
-/// A socket that takes packets with their headers.
-fn open(family: AddressFamily) -> io::Result<OwnedFd> {
-    Ok(socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::RAW))?)
+/// IPv4 packets go through a raw socket: on the loopback device itself they would be dropped where `rp_filter`
+/// is set, as not having come from there. IPv6 packets go to the loopback device: the route that a raw socket
+/// gives them stays in the socket that gets them, and keeps the cell's device from being removed while that
+/// lives.
+#[derive(Debug)]
+struct WayIn {
+    v4: OwnedFd,
+    v6: OwnedFd,
 }
 
-fn send(socket: &OwnedFd, packet: &[u8], to: IpAddr) -> bool {
-    sendto(socket, packet, SendFlags::empty(), &SocketAddr::new(to, 0)).is_ok()
+impl WayIn {
+    fn open() -> io::Result<Self> {
+        let v4 = socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::RAW))?;
+        Ok(Self { v4, v6: packet::sender(namespace::LOOPBACK, false)? })
+    }
+
+    /// Whether the kernel took it.
+    fn send(&self, packet: &[u8]) -> bool {
+        match destination(packet) {
+            Some(IpAddr::V4(to)) => {
+                let to = SocketAddr::new(to.into(), 0);
+                sendto(&self.v4, packet, SendFlags::empty(), &to).is_ok()
+            }
+            Some(IpAddr::V6(_)) => {
+                rustix::net::send(&self.v6, &frame::ipv6_to_nobody(packet), SendFlags::empty()).is_ok()
+            }
+            None => false,
+        }
+    }
 }
 
 fn destination(packet: &[u8]) -> Option<IpAddr> {

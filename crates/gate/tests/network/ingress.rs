@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, UdpSocket};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 use gate::{CellNetwork, Claim, Recorded, Recorder, replay};
 use image::CheckpointId;
@@ -103,7 +104,7 @@ fn stream_that_was_recorded_is_accepted_from_the_replay() {
             let some = told.recv_timeout(PATIENCE).expect("packets are recorded in time");
             longest = some.iter().map(|recorded| recorded.packet.len()).max().unwrap_or(0).max(longest);
             replay(cell.namespace(), &packets(&some)).unwrap();
-            while is_readable(&app, std::time::Duration::ZERO) {
+            while is_readable(&app, Duration::ZERO) {
                 let len = app.read(&mut block).unwrap();
                 assert_ne!(len, 0, "the end came too early");
                 heard.extend(&block[..len]);
@@ -115,6 +116,32 @@ fn stream_that_was_recorded_is_accepted_from_the_replay() {
         talk.join().unwrap();
         assert!(heard == said, "what was replayed is not what was said");
         assert!(longest > 1500, "nothing long was replayed: {longest}");
+    }
+}
+
+/// A packet that is replayed leaves its route in the socket that gets it. Such a route must not keep the cell's
+/// device: whoever removed it would wait until the connection that the app has left behind dies, a minute later.
+#[test]
+fn connection_left_behind_does_not_keep_the_device() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    for (cell, service) in [(world.cell(), SERVICE), (world.cell_v6(), SERVICE_V6)] {
+        cell.let_out().unwrap();
+        cell.raise(Claim::Takeover).unwrap();
+        let listener = listen(&cell, service);
+        let mut client = connect(&world.client, listener.local_addr().unwrap()).unwrap();
+        let mut app = listener.accept().unwrap().0;
+        let (_recorder, told) = record(&cell, 1 << 20);
+        cell.shut_in().unwrap();
+        client.write_all(b"heard by replay only").unwrap();
+        replay(cell.namespace(), &packets(&told.recv_timeout(PATIENCE).unwrap())).unwrap();
+        app.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(app.read(&mut [0; 64]).unwrap(), 20);
+        app.write_all(b"never acknowledged").unwrap();
+        drop(app);
+        let dropped = Instant::now();
+        drop(cell);
+        assert!(dropped.elapsed() < Duration::from_secs(5), "{:?}", dropped.elapsed());
     }
 }
 
