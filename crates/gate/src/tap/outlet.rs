@@ -87,3 +87,39 @@ impl Outlet {
         let _ = rustix::event::poll(&mut [], Some(&MOMENT));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::namespace::{LOOPBACK, Namespace};
+    use sys::tun::HEADER_BYTES;
+
+    fn frame(header: [u8; HEADER_BYTES], len: usize) -> Vec<u8> {
+        let mut frame = header.to_vec();
+        frame.resize(HEADER_BYTES + len, 0);
+        frame
+    }
+
+    #[test]
+    fn frame_that_makes_no_sense_is_lost_alone() {
+        testkit::needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW);
+        let plain = [0; HEADER_BYTES];
+        let absurd_segments = [1, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+        let unknown_kind = [0, 0x7f, 0, 0, 1, 0, 0, 0, 0, 0];
+        let mut chunk = Chunk::default();
+        for frame in [
+            frame(plain, 60),
+            frame(absurd_segments, 60),
+            frame(plain, 3),
+            frame(unknown_kind, 60),
+            vec![0; 4],
+            frame(plain, 60),
+        ] {
+            chunk.append(&frame);
+        }
+        let namespace = Namespace::new().unwrap();
+        let outlet = namespace.within(|| Outlet::open(LOOPBACK)).unwrap();
+        assert_eq!(outlet.send(&chunk, &|| true), Sent { frames: 2, lost: 4 });
+        assert_eq!(outlet.send(&chunk, &|| false), Sent { frames: 0, lost: 6 });
+    }
+}

@@ -3,6 +3,8 @@
 
 mod address;
 mod gate_holds;
+mod holder;
+mod hostile;
 mod ingress;
 mod streams;
 mod world;
