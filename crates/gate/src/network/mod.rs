@@ -11,6 +11,11 @@
 //! holds the term; a [`TapGate`](crate::TapGate), or [`let_out`](CellNetwork::let_out) where nothing is held
 //! back, opens the way out. What comes in is let in, unless [`shut_in`](CellNetwork::shut_in) says otherwise.
 //!
+//! N.B. Two things pass every filter here, and the gate: frames that a process of the cell with CAP_NET_RAW sends
+//! by a packet socket with `PACKET_QDISC_BYPASS`, and the announcements of an address that was
+//! [`raise`](CellNetwork::raise)d. The first has to be refused to the app, whose packet sockets can't be captured
+//! either; whoever loses the term ends the second with [`lower`](CellNetwork::lower), beside discarding the gate.
+//!
 //! The namespace has no name. Dropping a [`CellNetwork`] removes the device at once, and the namespace goes
 //! with the last process in it; a killed owner's goes with the processes alone.
 
@@ -47,7 +52,8 @@ const PROBE_PATIENCE: Duration = Duration::from_millis(450);
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     #[error(
-        "there is no network device {link:?} here; name a bridge, or the device that leads to the clients (`ip link` lists them), with --link"
+        "there is no network device {link:?} here; name a bridge, or the device that leads to the clients \
+         (`ip link` lists them), with --link"
     )]
     NoLink { link: String },
     #[error(
@@ -57,7 +63,8 @@ pub enum NetworkError {
     #[error("device {link} is down, so the cell would not be heard; switch it on (`ip link set {link} up`)")]
     LinkDown { link: String },
     #[error(
-        "this process may not {what}: run as root (CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN and CAP_BPF), or without --address"
+        "this process may not {what}: run as root (CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN and CAP_BPF), \
+         or without --address"
     )]
     Forbidden {
         what: &'static str,
@@ -65,13 +72,15 @@ pub enum NetworkError {
         source: io::Error,
     },
     #[error(
-        "address {address} is in use already on {link}, by {by}; choose one that is free, or stop who has it"
+        "address {address} is in use already on {link}, by {by}; choose one that is free, or stop who has \
+         it"
     )]
     InUse { address: IpAddr, link: String, by: Mac },
     #[error("gateway {gateway} is in none of the networks of {address}; name one that is with --gateway")]
     Gateway { gateway: IpAddr, address: ServiceAddress },
     #[error(
-        "the kernel does not know how to {what}: load its modules (veth, macvlan, sch_ingress, cls_bpf), or run without --address"
+        "the kernel does not know how to {what}: load its modules (veth, macvlan, sch_ingress, cls_bpf), or \
+         run without --address"
     )]
     Unsupported {
         what: &'static str,

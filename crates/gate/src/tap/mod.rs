@@ -22,8 +22,9 @@
 //! - *Bounded.* Beyond [`TapOptions::held_bytes_max`] frames are lost as on a full link, counted; TCP then sends
 //!   less. They are still read, because neighbours must be answered all the same. What waits in the kernel
 //!   before us is bounded by [`QUEUE_FRAMES`], and is TCP's own send buffer, shared, as far as it is TCP.
-//! - *Who waits for whom.* `intake` covers reading and marking, `outlet` sending; each is held for a bounded
-//!   number of frames. Locks are taken in this order: `turnstile`, `intake`, `outlet`, `marked`, `spares`.
+//! - *Who waits for whom.* `intake` covers reading and marking, for a bounded number of frames at a time; `outlet`
+//!   sending, for as long as a release takes. The barrier never waits for a release. Locks are taken in this
+//!   order: `turnstile`, `intake`, `outlet`, `side_outlet`, `marked`, `spares`.
 
 mod outlet;
 mod queue;
@@ -53,7 +54,8 @@ pub const QUEUE_FRAMES: u32 = 10_000;
 pub type OnWaiting = Box<dyn Fn(Instant) + Send + Sync>;
 
 pub struct TapOptions {
-    /// How much memory the frames that wait may take; it may become half a MiB more.
+    /// How much memory the frames that wait may take. It may become half a MiB more, and up to 16 MiB are kept to
+    /// be used again.
     pub held_bytes_max: usize,
     /// Told of the first frame that waits since the last barrier.
     pub on_waiting: Option<OnWaiting>,
@@ -161,13 +163,13 @@ pub struct TapHandle(Arc<Shared>);
 impl TapGate {
     /// A closed gate for the cell's output. From now on nothing leaves the cell but through it.
     pub fn open(network: &CellNetwork, options: TapOptions) -> Result<Self, TapError> {
-        let (tap, outlet) = namespace::within(network.namespace(), || {
+        let (tap, outlets) = namespace::within(network.namespace(), || {
             let tap = sys::tun::open_tap(DEVICE, DEVICE_INDEX).map_err(|why| match why.raw_os_error() {
                 Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoTun(why),
                 _ => to("make a TAP device")(why),
             })?;
-            let outlet = Outlet::open(network.device()).map_err(to("open the way out of the gate"))?;
-            Ok::<_, TapError>((tap, outlet))
+            let outlet = || Outlet::open(network.device()).map_err(to("open the way out of the gate"));
+            Ok::<_, TapError>((tap, [outlet()?, outlet()?]))
         })?;
         let inside = network.inside();
         inside.keep_quiet(DEVICE_INDEX).map_err(to("keep the gate's device quiet"))?;
@@ -175,11 +177,11 @@ impl TapGate {
         let _ = inside.remove_queue(DEVICE_INDEX);
         inside.set_up_as_queue(DEVICE_INDEX, QUEUE_FRAMES).map_err(to("switch the gate's device on"))?;
         network.divert_to(DEVICE_INDEX)?;
-        Self::start(tap, outlet, options).map_err(to("start the gate's thread"))
+        Self::start(tap, outlets, options).map_err(to("start the gate's thread"))
     }
 
-    fn start(tap: OwnedFd, outlet: Outlet, options: TapOptions) -> io::Result<Self> {
-        let shared = Arc::new(Shared::new(tap, outlet, options)?);
+    fn start(tap: OwnedFd, outlets: [Outlet; 2], options: TapOptions) -> io::Result<Self> {
+        let shared = Arc::new(Shared::new(tap, outlets, options)?);
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new().name("gate".to_owned()).spawn(move || own.run())?;
         Ok(Self { handle: TapHandle(shared), thread: Some(thread) })

@@ -37,6 +37,8 @@ pub struct Shared {
     turnstile: Mutex<()>,
     intake: Mutex<Unmarked>,
     outlet: Mutex<Outlet>,
+    /// For what leaves at once: it must not wait until a release is over.
+    side_outlet: Mutex<Outlet>,
     marked: Mutex<Marked>,
     spares: Mutex<Spares>,
     counts: Counts,
@@ -74,8 +76,9 @@ struct Round {
 }
 
 impl Shared {
-    pub fn new(tap: OwnedFd, outlet: Outlet, options: TapOptions) -> std::io::Result<Self> {
+    pub fn new(tap: OwnedFd, outlets: [Outlet; 2], options: TapOptions) -> std::io::Result<Self> {
         let mut spares = Spares::default();
+        let [outlet, side_outlet] = outlets.map(Mutex::new);
         Ok(Self {
             options,
             tap,
@@ -84,7 +87,8 @@ impl Shared {
             state: AtomicU8::new(TapState::Closed as u8),
             turnstile: Mutex::new(()),
             intake: Mutex::new(Unmarked::new(&mut spares)),
-            outlet: Mutex::new(outlet),
+            outlet,
+            side_outlet,
             marked: Mutex::default(),
             spares: Mutex::new(spares),
             counts: Counts::default(),
@@ -115,10 +119,8 @@ impl Shared {
 
     /// The life of the gate's thread, until [`stop`](Self::stop).
     pub fn run(&self) {
-        if let Err(why) = sys::task::become_real_time(PRIORITY) {
-            // Without the right it is as fast as the app lets it be.
-            let _ = why;
-        }
+        // Without the right it is as fast as the app lets it be.
+        let _ = sys::task::become_real_time(PRIORITY);
         loop {
             match await_readable([&self.tap, &self.wake], None) {
                 Ok([_, true]) | Err(_) => return,
@@ -279,7 +281,7 @@ impl Shared {
     fn send_urgent(&self, urgent: &Chunk) {
         if !urgent.is_empty() {
             // Whatever becomes of it, neighbours ask again.
-            let _ = lock(&self.outlet).send(urgent, &|| self.may_send());
+            let _ = lock(&self.side_outlet).send(urgent, &|| self.may_send());
         }
     }
 
@@ -331,6 +333,7 @@ impl Shared {
         let _turn = lock(&self.turnstile);
         let mut intake = lock(&self.intake);
         let _outlet = lock(&self.outlet);
+        let _side_outlet = lock(&self.side_outlet);
         drop(intake.seal(&mut lock(&self.spares)));
         lock(&self.marked).clear();
         let held = self.counts.held_frames.swap(0, Ordering::Relaxed);

@@ -149,6 +149,43 @@ fn address_that_somebody_has_is_refused_at_first_and_taken_at_a_takeover() {
 }
 
 #[test]
+fn claim_of_the_past_is_no_reason_to_refuse() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    for make in [World::cell, World::cell_v6] {
+        let (before, after) = (make(&world), make(&world));
+        before.raise(Claim::Takeover).unwrap();
+        before.lower().unwrap();
+        after.raise(Claim::Fresh).unwrap();
+    }
+}
+
+#[test]
+fn new_network_lets_nothing_out_but_its_announcement() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    for (cell, own) in [(world.cell(), CLIENT), (world.cell_v6(), CLIENT_V6)] {
+        let ear = world.ear();
+        cell.raise(Claim::Takeover).unwrap();
+        // The announcements are over after a second.
+        count_claims(&ear, &cell, Duration::from_millis(1300));
+        let app = datagrams(cell.namespace(), cell.spec().address.ip(), SocketAddr::new(own, 9));
+        // The filter's drop may be told to the app, as a full queue is.
+        let _ = app.send(b"x");
+        let asker = datagrams(&world.client, own, SocketAddr::new(cell.spec().address.ip(), 9));
+        asker.send(b"?").unwrap();
+        ear.assert_silent(cell.mac());
+        cell.let_out().unwrap();
+        asker.send(b"?").unwrap();
+        assert!(ear.next_from(cell.mac(), PATIENCE).is_some(), "the way out stays shut");
+        cell.shut_out().unwrap();
+        while ear.next_from(cell.mac(), SILENCE).is_some() {}
+        let _ = app.send(b"x");
+        ear.assert_silent(cell.mac());
+    }
+}
+
+#[test]
 fn free_address_is_taken_and_kept_by_its_own_cell() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
     let world = World::new();

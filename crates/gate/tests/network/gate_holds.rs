@@ -1,10 +1,12 @@
 //! What leaves, and when.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use gate::netlink::Netlink;
-use gate::{CellNetwork, Claim, GateError, TapGate, TapOptions, TapState};
+use gate::{CellNetwork, Claim, GateError, TapError, TapGate, TapOptions, TapState};
 use image::CheckpointId;
 use testkit::needs;
 use testkit::wait::wait_until;
@@ -186,6 +188,75 @@ fn dropped_gate_leaves_the_way_shut() {
     drop(gate);
     app.send(&[1]).unwrap();
     assert!(!is_readable(&client, SILENCE), "the client heard something");
+}
+
+#[test]
+fn second_gate_takes_the_place_of_one_that_is_gone() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let Talk { world: _world, cell, gate, app, client } = Talk::holding();
+    let handle = gate.handle();
+    drop(gate);
+    assert!(matches!(TapGate::open(&cell, TapOptions::default()), Err(TapError::Taken)));
+    drop(handle);
+    let gate = TapGate::open(&cell, TapOptions::default()).unwrap();
+    app.send(&[1]).unwrap();
+    assert!(!is_readable(&client, SILENCE), "the new gate is not closed");
+    gate.pass().unwrap();
+    app.send(&[2]).unwrap();
+    assert_eq!(client.recv(&mut [0]).unwrap(), 1);
+}
+
+/// Marks, releases, questions about neighbours and the app's words all at once: nothing is lost or overtaken.
+#[test]
+fn order_is_kept_whatever_the_threads_do() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    const COUNT: u32 = 20_000;
+    const AHEAD: u32 = 50;
+    let talk = Talk::holding();
+    let newest = AtomicU64::new(0);
+    let heard = AtomicU32::new(0);
+    let over = || heard.load(Ordering::Relaxed) == COUNT;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 1.. {
+                talk.gate.barrier(epoch(number)).unwrap();
+                newest.store(number, Ordering::Release);
+                if over() {
+                    return;
+                }
+            }
+        });
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over() {
+                    talk.gate.release(epoch(newest.load(Ordering::Acquire))).unwrap();
+                }
+            });
+        }
+        scope.spawn(|| {
+            let socket = datagrams(&talk.world.client, CLIENT, SocketAddr::new(SERVICE, 9));
+            while !over() {
+                // Whether it is answered is another test's business.
+                let _ = socket.send(b"?");
+                thread::yield_now();
+            }
+        });
+        scope.spawn(|| {
+            for number in 0..COUNT {
+                // The client's socket has room for so many.
+                while number - heard.load(Ordering::Relaxed) > AHEAD {
+                    thread::yield_now();
+                }
+                talk.app.send(&number.to_be_bytes()).unwrap();
+            }
+        });
+        for number in 0..COUNT {
+            let mut word = [0; 4];
+            talk.client.recv(&mut word).expect("the next number comes in time");
+            assert_eq!(u32::from_be_bytes(word), number);
+            heard.fetch_add(1, Ordering::Relaxed);
+        }
+    });
 }
 
 #[test]
