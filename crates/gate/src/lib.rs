@@ -7,21 +7,32 @@
 //! - [`Open`] stands for no gate at all: `--fencing none`.
 //! - [`Permit`] is the gate of timeline mode. It holds nothing back; a BPF program on the app's cgroup drops
 //!   every packet, in and out, once a deadline on the host's boot clock has passed.
-//! - The gate of strong mode holds each packet until the epoch that covers it is committed; the trait has its
-//!   shape already.
+//! - [`TapGate`] is the gate of strong mode. It holds each packet until the epoch that covers it is committed;
+//!   the cell lives in a [`CellNetwork`] for that, which has the service's address while this side may serve.
 //!
 //! This crate knows checkpoints by name only, and decides nothing: who may serve is the register's business,
 //! and how long a heartbeat's answer is worth is the manager's.
 
 mod cgroup;
 mod filter;
+mod frame;
+mod ingress;
 mod mount;
+mod namespace;
+pub mod netlink;
+mod network;
+mod packet;
 mod permit;
+mod tap;
 
 use image::CheckpointId;
 
 pub use cgroup::{CellCgroup, CgroupError};
+pub use ingress::{OnPackets, Recorded, Recorder, RecorderCounters, Replayed, replay};
+pub use namespace::Namespace;
+pub use network::{CellNetwork, Claim, NetworkError, NetworkSpec, ServiceAddress, SpecError};
 pub use permit::{Permit, PermitError, PermitHandle, Revoked, boot_clock_ns};
+pub use tap::{OnWaiting, TapCounters, TapError, TapGate, TapHandle, TapOptions, TapState};
 
 /// What can hold a cell's output.
 ///

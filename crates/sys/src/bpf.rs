@@ -1,4 +1,4 @@
-//! `bpf(2)`: arrays of words in shared memory, and programs on the packets of a cgroup.
+//! `bpf(2)`: arrays of words in shared memory, and programs on the packets of a cgroup or of a device.
 //!
 //! What is needed to hand the kernel a dozen instructions and to change a number that they read; no more.
 //! Programs come from [`Instruction`]s instead of a compiler: nothing to install, and the verifier checks them
@@ -21,6 +21,7 @@ const OBJ_GET_INFO_BY_FD: u32 = 15;
 const PROG_QUERY: u32 = 16;
 
 const MAP_TYPE_ARRAY: u32 = 2;
+const PROG_TYPE_SCHED_CLS: u32 = 3;
 const PROG_TYPE_CGROUP_SKB: u32 = 8;
 /// `BPF_F_MMAPABLE`.
 const MAPPABLE: u32 = 1 << 10;
@@ -45,12 +46,19 @@ pub enum CgroupHook {
 /// `bpf_ktime_get_boot_ns`: the host's boot clock, whatever time namespace anybody is in.
 pub const HELPER_KTIME_GET_BOOT_NS: i32 = 125;
 
+/// `bpf_redirect(index, 0)`: the packet leaves through the device with this number instead, and is dropped where
+/// there is none. Its result is what the program has to return.
+pub const HELPER_REDIRECT: i32 = 23;
+/// Where `struct __sk_buff` has the Ethernet protocol, in network order.
+pub const PACKET_PROTOCOL: i16 = 16;
+
 /// One of the machine's registers. `r0` returns, a call clobbers `r0` to `r5`, and `r6` to `r9` survive it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Register {
     R0 = 0,
     R1 = 1,
+    R2 = 2,
     R6 = 6,
     R7 = 7,
 }
@@ -78,6 +86,22 @@ impl Instruction {
         Self::new(0x79, to, from as u8, index * 8, 0)
     }
 
+    /// `to = the 32 bits at offset from the address in from`.
+    pub const fn load_half(to: Register, from: Register, offset: i16) -> Self {
+        Self::new(0x61, to, from as u8, offset, 0)
+    }
+
+    /// `r0 = the packet's byte at offset`. The packet has to be in `r6`; where it is shorter, the program
+    /// returns 0.
+    pub const fn load_packet_byte(offset: i32) -> Self {
+        Self::new(0x30, Register::R0, 0, 0, offset)
+    }
+
+    /// `to = from`.
+    pub const fn copy(to: Register, from: Register) -> Self {
+        Self::new(0xbf, to, from as u8, 0, 0)
+    }
+
     /// `word at index of the array at to += from`, atomically.
     pub const fn add_to_word(to: Register, index: i16, from: Register) -> Self {
         Self::new(0xdb, to, from as u8, index * 8, 0)
@@ -96,6 +120,11 @@ impl Instruction {
     /// Skips `slots` slots if `left > right`, both unsigned.
     pub const fn skip_if_greater(left: Register, right: Register, slots: i16) -> Self {
         Self::new(0x2d, left, right as u8, slots, 0)
+    }
+
+    /// Skips `slots` slots if `left == value`.
+    pub const fn skip_if_equal(left: Register, value: i32, slots: i16) -> Self {
+        Self::new(0x15, left, 0, slots, value)
     }
 
     /// Returns `r0`.
@@ -223,9 +252,25 @@ pub fn load_packet_filter(
     hook: CgroupHook,
     instructions: &[Instruction],
 ) -> Result<OwnedFd, LoadError> {
+    // The verifier allows the egress answer 2 only if it knows the hook.
+    load(name, PROG_TYPE_CGROUP_SKB, hook as u32, instructions)
+}
+
+/// Loads a program for the packets of a device, which gets the packet in `r1` and returns `TC_ACT_*`. It is
+/// freed with its last descriptor and use.
+pub fn load_traffic_filter(name: &str, instructions: &[Instruction]) -> Result<OwnedFd, LoadError> {
+    load(name, PROG_TYPE_SCHED_CLS, 0, instructions)
+}
+
+fn load(
+    name: &str,
+    program_type: u32,
+    attach_type: u32,
+    instructions: &[Instruction],
+) -> Result<OwnedFd, LoadError> {
     let mut log = vec![0; LOG_BYTES];
     let mut load = ProgramLoad {
-        program_type: PROG_TYPE_CGROUP_SKB,
+        program_type,
         instructions_count: instructions.len() as u32,
         instructions: instructions.as_ptr() as u64,
         // No helper that we call is for GPL programs only.
@@ -234,8 +279,7 @@ pub fn load_packet_filter(
         log_bytes: LOG_BYTES as u32,
         log: log.as_mut_ptr() as u64,
         name: kernel_name(name),
-        // The verifier allows the egress answer 2 only if it knows the hook.
-        attach_type: hook as u32,
+        attach_type,
         ..ProgramLoad::default()
     };
     // SAFETY: `load` is what this command reads; its addresses are of live buffers with the lengths beside

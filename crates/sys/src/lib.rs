@@ -20,6 +20,7 @@ pub mod sockets;
 pub mod spawn;
 pub mod task;
 pub mod tryout;
+pub mod tun;
 pub mod userfault;
 pub mod wait;
 

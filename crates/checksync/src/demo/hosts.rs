@@ -17,9 +17,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use gate::CellCgroup;
+use gate::{CellCgroup, Namespace};
 
-use super::network::{A_FROM_STREET, B_FROM_A, B_FROM_STREET, Namespace, Network};
+use super::network::{A_FROM_STREET, B_FROM_A, B_FROM_STREET, Network, processes};
 use crate::status::{self, AppReport, ManagerReport, TakeoverReport};
 
 pub const APP: &str = "demo";
@@ -213,7 +213,7 @@ fn kill_all(place: &Namespace) -> usize {
     let deadline = Instant::now() + GRACE;
     let mut killed = 0;
     loop {
-        let alive: Vec<i32> = place.processes().into_iter().filter(|&pid| !is_zombie(pid)).collect();
+        let alive: Vec<i32> = processes(place).into_iter().filter(|&pid| !is_zombie(pid)).collect();
         if alive.is_empty() || Instant::now() > deadline {
             return killed;
         }

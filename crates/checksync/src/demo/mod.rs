@@ -7,7 +7,6 @@
 mod app;
 mod client;
 mod hosts;
-mod netlink;
 mod network;
 mod relay;
 mod report;

@@ -6,20 +6,18 @@
 //!      └────── 10.99.1.1 street 10.99.2.1 ──────┘
 //! ```
 //!
-//! The namespaces have no names and no files: they go with the last descriptor and the last process in them,
-//! and the cables with them, whatever way the demo ends.
+//! They go with the last descriptor and the last process in them, and the cables with them, whatever way the
+//! demo ends.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
-use std::thread;
 
 use anyhow::Context;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-use super::netlink::Netlink;
+use gate::Namespace;
+use gate::netlink::Netlink;
 
 const PREFIX: u8 = 24;
 pub const A_FROM_B: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
@@ -29,53 +27,15 @@ pub const B_FROM_STREET: Ipv4Addr = Ipv4Addr::new(10, 99, 2, 2);
 const STREET_TO_A: Ipv4Addr = Ipv4Addr::new(10, 99, 1, 1);
 const STREET_TO_B: Ipv4Addr = Ipv4Addr::new(10, 99, 2, 1);
 
-/// A network namespace, held by a descriptor.
-#[derive(Debug)]
-pub struct Namespace {
-    descriptor: OwnedFd,
-    inode: u64,
-}
-
-impl Namespace {
-    /// A new one, with nothing in it but its own loopback, which is up.
-    pub fn new() -> io::Result<Self> {
-        on_a_thread(|| {
-            sys::netns::unshare_network()?;
-            Netlink::open()?.set_up("lo")?;
-            let file = File::open("/proc/thread-self/ns/net")?;
-            let inode = file.metadata()?.ino();
-            Ok(Self { descriptor: file.into(), inode })
-        })
-    }
-
-    /// Does something inside. Sockets that are made and processes that are started there stay there.
-    pub fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        on_a_thread(|| {
-            self.enter()?;
-            work()
-        })
-    }
-
-    /// Moves this thread in, for good.
-    pub fn enter(&self) -> io::Result<()> {
-        Ok(move_into_link_name_space(self.descriptor.as_fd(), Some(LinkNameSpaceType::Network))?)
-    }
-
-    /// The processes that are inside.
-    pub fn processes(&self) -> Vec<i32> {
-        let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
-        numbers
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter(|pid| {
-                fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|link| link.ino() == self.inode)
-            })
-            .collect()
-    }
-}
-
-/// A namespace is entered by a thread, and ours would not come back out.
-fn on_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    thread::scope(|scope| scope.spawn(work).join().expect("the work of a namespace does not panic"))
+/// The processes that are inside a namespace.
+pub fn processes(namespace: &Namespace) -> Vec<i32> {
+    let inode = |path: String| fs::metadata(path).map(|link| link.ino()).ok();
+    let wanted = inode(format!("/proc/self/fd/{}", namespace.as_fd().as_raw_fd()));
+    let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
+    numbers
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| wanted.is_some() && inode(format!("/proc/{pid}/ns/net")) == wanted)
+        .collect()
 }
 
 /// Two hosts, and the street on which their clients live.
@@ -105,8 +65,10 @@ impl Network {
     pub fn cut_a(&self) -> io::Result<()> {
         self.a.within(|| {
             let netlink = Netlink::open()?;
-            netlink.set_down("to-b")?;
-            netlink.set_down("street")
+            for device in ["to-b", "street"] {
+                netlink.set_down(netlink.link(device)?.index)?;
+            }
+            Ok(())
         })
     }
 }
@@ -114,12 +76,13 @@ impl Network {
 type End<'a> = (&'a Namespace, &'a str, Ipv4Addr);
 
 fn cable(near: End<'_>, far: End<'_>) -> io::Result<()> {
-    near.0.within(|| Netlink::open()?.add_veth(near.1, far.1, far.0.descriptor.as_fd()))?;
+    near.0.within(|| Netlink::open()?.add_veth(near.1, far.1, far.0.as_fd()))?;
     for (namespace, device, address) in [near, far] {
         namespace.within(|| {
             let netlink = Netlink::open()?;
-            netlink.add_address(device, address, PREFIX)?;
-            netlink.set_up(device)
+            let index = netlink.link(device)?.index;
+            netlink.add_address(index, address.into(), PREFIX)?;
+            netlink.set_up(index)
         })?;
     }
     Ok(())
@@ -165,9 +128,9 @@ mod tests {
     fn processes_of_a_namespace_are_found() {
         testkit::needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN);
         let namespace = Namespace::new().unwrap();
-        assert_eq!(namespace.processes(), [0; 0]);
+        assert_eq!(processes(&namespace), [0; 0]);
         let mut child = namespace.within(|| std::process::Command::new("sleep").arg("60").spawn()).unwrap();
-        assert_eq!(namespace.processes(), [child.id() as i32]);
+        assert_eq!(processes(&namespace), [child.id() as i32]);
         child.kill().unwrap();
         child.wait().unwrap();
     }

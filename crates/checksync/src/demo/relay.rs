@@ -12,9 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use gate::Namespace;
 use rustix::fs::{CWD, Mode, mkfifoat};
-
-use super::network::Namespace;
 
 const CONNECT_LIMIT: Duration = Duration::from_millis(200);
 

@@ -1,0 +1,309 @@
+//! Whose the address is: raising, lowering, moving and defending it.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use gate::netlink::Netlink;
+use gate::{CellNetwork, Claim, Namespace, NetworkError, NetworkSpec};
+use testkit::needs;
+
+use crate::world::{
+    CLIENT, CLIENT_V6, Ear, PATIENCE, PREFIX, PREFIX_V6, SERVICE, SERVICE_V6, SILENCE, World, connect,
+    datagrams, inside, is_readable, listen,
+};
+
+/// Says its name to whoever asks, and leaves when it is told to.
+fn answer_as(cell: &CellNetwork, name: u8, port: u16) -> UdpSocket {
+    let address = SocketAddr::new(cell.spec().address.ip(), port);
+    let own = inside(cell.namespace(), || UdpSocket::bind(address).unwrap());
+    let socket = own.try_clone().unwrap();
+    thread::spawn(move || {
+        let mut question = [0; 16];
+        while let Ok((len, from)) = socket.recv_from(&mut question) {
+            if len == 0 {
+                return;
+            }
+            // Answers to a client that went away are lost.
+            let _ = socket.send_to(&[name], from);
+        }
+    });
+    own
+}
+
+fn ask(client: &UdpSocket) -> u8 {
+    client.send(b"who").unwrap();
+    let mut answer = [0];
+    client.recv(&mut answer).expect("somebody answers");
+    answer[0]
+}
+
+fn moves(world: &World, cells: [CellNetwork; 2], client_address: std::net::IpAddr) {
+    const PORT: u16 = 7000;
+    let service = SocketAddr::new(cells[0].spec().address.ip(), PORT);
+    cells.iter().for_each(|cell| cell.let_out().unwrap());
+    let client = inside(&world.client, || UdpSocket::bind((client_address, 0)).unwrap());
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut sockets = Vec::new();
+    for round in 0..4 {
+        let (cell, other) = (&cells[round % 2], &cells[(round + 1) % 2]);
+        other.lower().unwrap();
+        cell.raise(Claim::Takeover).unwrap();
+        if round < 2 {
+            sockets.push(answer_as(cell, round as u8, PORT));
+            // Not before there is an address to be routed to.
+            client.connect(service).unwrap();
+        }
+        let asked = Instant::now();
+        assert_eq!(ask(&client), (round % 2) as u8, "the other one answers in round {round}");
+        // A client that still believed in the old owner would ask it for a second or more.
+        assert!(asked.elapsed() < Duration::from_millis(700), "{:?}", asked.elapsed());
+    }
+    for (socket, cell) in sockets.iter().zip(&cells) {
+        let own = socket.local_addr().unwrap();
+        cell.raise(Claim::Takeover).unwrap();
+        socket.send_to(&[], own).unwrap();
+        cell.lower().unwrap();
+    }
+}
+
+#[test]
+fn traffic_follows_the_address_at_once() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    moves(&world, [world.cell(), world.cell()], CLIENT);
+}
+
+#[test]
+fn traffic_follows_an_ipv6_address_at_once() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    moves(&world, [world.cell_v6(), world.cell_v6()], CLIENT_V6);
+}
+
+/// Counts how often a device says that the address is its own, while nobody asks.
+fn count_claims(ear: &Ear, cell: &CellNetwork, span: Duration) -> usize {
+    let end = Instant::now() + span;
+    let next = || ear.next_from(cell.mac(), end.saturating_duration_since(Instant::now()));
+    std::iter::from_fn(next).count()
+}
+
+#[test]
+fn announcement_is_repeated_for_a_second_and_then_ends() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    for (cell, each) in [(world.cell(), 2), (world.cell_v6(), 1)] {
+        let ear = world.ear();
+        cell.raise(Claim::Takeover).unwrap();
+        assert_eq!(count_claims(&ear, &cell, Duration::from_millis(1300)), 5 * each);
+        ear.assert_silent(cell.mac());
+    }
+}
+
+#[test]
+fn lowered_address_is_neither_announced_nor_answered_for() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    for (cell, own) in [(world.cell(), CLIENT), (world.cell_v6(), CLIENT_V6)] {
+        cell.let_out().unwrap();
+        cell.raise(Claim::Takeover).unwrap();
+        let ear = world.ear();
+        cell.lower().unwrap();
+        while ear.next_from(cell.mac(), Duration::ZERO).is_some() {}
+        let asker = datagrams(&world.client, own, SocketAddr::new(cell.spec().address.ip(), 9));
+        asker.send(b"?").unwrap();
+        ear.assert_no_claim(cell.mac());
+    }
+}
+
+#[test]
+fn rival_claim_is_answered() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    for make in [World::cell, World::cell_v6] {
+        let (owner, rival) = (make(&world), make(&world));
+        owner.raise(Claim::Takeover).unwrap();
+        let ear = world.ear();
+        // Until its own repetitions are over.
+        count_claims(&ear, &owner, Duration::from_millis(1300));
+        rival.raise(Claim::Takeover).unwrap();
+        assert!(ear.next_from(owner.mac(), Duration::from_millis(40)).is_some(), "the owner keeps silent");
+    }
+}
+
+#[test]
+fn address_that_somebody_has_is_refused_at_first_and_taken_at_a_takeover() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    let squatter = Namespace::new().unwrap();
+    world.plug_in(&squatter, &[(SERVICE, PREFIX), (SERVICE_V6, PREFIX_V6)]);
+    let mac = squatter.within(|| Netlink::open()?.link("eth0")).unwrap().mac;
+    for cell in [world.cell(), world.cell_v6()] {
+        match cell.raise(Claim::Fresh) {
+            Err(NetworkError::InUse { by, .. }) => assert_eq!(by, mac),
+            other => panic!("{other:?}"),
+        }
+        cell.raise(Claim::Takeover).unwrap();
+    }
+}
+
+#[test]
+fn claim_of_the_past_is_no_reason_to_refuse() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    for make in [World::cell, World::cell_v6] {
+        let (before, after) = (make(&world), make(&world));
+        before.raise(Claim::Takeover).unwrap();
+        before.lower().unwrap();
+        after.raise(Claim::Fresh).unwrap();
+    }
+}
+
+#[test]
+fn new_network_lets_nothing_out_but_its_announcement() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    for (cell, own) in [(world.cell(), CLIENT), (world.cell_v6(), CLIENT_V6)] {
+        let ear = world.ear();
+        cell.raise(Claim::Takeover).unwrap();
+        // The announcements are over after a second.
+        count_claims(&ear, &cell, Duration::from_millis(1300));
+        let app = datagrams(cell.namespace(), cell.spec().address.ip(), SocketAddr::new(own, 9));
+        // The filter's drop may be told to the app, as a full queue is.
+        let _ = app.send(b"x");
+        let asker = datagrams(&world.client, own, SocketAddr::new(cell.spec().address.ip(), 9));
+        asker.send(b"?").unwrap();
+        ear.assert_silent(cell.mac());
+        cell.let_out().unwrap();
+        asker.send(b"?").unwrap();
+        assert!(ear.next_from(cell.mac(), PATIENCE).is_some(), "the way out stays shut");
+        cell.shut_out().unwrap();
+        while ear.next_from(cell.mac(), SILENCE).is_some() {}
+        let _ = app.send(b"x");
+        ear.assert_silent(cell.mac());
+    }
+}
+
+#[test]
+fn free_address_is_taken_and_kept_by_its_own_cell() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    for (cell, own) in [(world.cell(), CLIENT), (world.cell_v6(), CLIENT_V6)] {
+        cell.let_out().unwrap();
+        cell.raise(Claim::Fresh).unwrap();
+        cell.raise(Claim::Fresh).unwrap();
+        let app = answer_as(&cell, 7, 0);
+        let client = datagrams(&world.client, own, app.local_addr().unwrap());
+        assert_eq!(ask(&client), 7);
+        app.send_to(&[], app.local_addr().unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn shut_ingress_answers_no_connection_but_neighbours() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    for (cell, own) in [(world.cell(), CLIENT), (world.cell_v6(), CLIENT_V6)] {
+        cell.let_out().unwrap();
+        cell.raise(Claim::Takeover).unwrap();
+        cell.shut_in().unwrap();
+        let app = inside(cell.namespace(), || UdpSocket::bind((cell.spec().address.ip(), 0)).unwrap());
+        let client = datagrams(&world.client, own, app.local_addr().unwrap());
+        let ear = world.ear();
+        client.send(b"lost").unwrap();
+        assert!(!is_readable(&app, SILENCE), "it came in");
+        // Somebody that the client does not know is asked for by it, and answers.
+        let closed = SocketAddr::new(cell.spec().address.ip(), 9);
+        let refused = inside(&world.client, || TcpStream::connect_timeout(&closed, SILENCE)).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::TimedOut, "the kernel answered with a reset");
+        cell.let_in().unwrap();
+        client.send(b"heard").unwrap();
+        assert!(is_readable(&app, PATIENCE));
+        assert!(ear.next_from(cell.mac(), Duration::ZERO).is_some(), "no neighbour was answered");
+    }
+}
+
+#[test]
+fn cell_on_an_ordinary_device_is_reached() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    let host = Namespace::new().unwrap();
+    world.plug_in(&host, &[]);
+    let narrow = || {
+        let netlink = Netlink::open()?;
+        netlink.set_mtu(netlink.link("eth0")?.index, 1400)
+    };
+    host.within(narrow).unwrap();
+    let spec = NetworkSpec::new("10.9.0.9/24".parse().unwrap(), "eth0", Some(CLIENT)).unwrap();
+    let cell = inside(&host, || CellNetwork::create(spec, "test")).unwrap();
+    let link = inside(cell.namespace(), || Netlink::open()?.link("eth0")).unwrap();
+    assert_eq!((link.kind.as_str(), link.mtu, link.index), ("macvlan", 1400, cell.device()));
+    cell.let_out().unwrap();
+    cell.raise(Claim::Fresh).unwrap();
+    let listener = listen(&cell, SERVICE);
+    let mut client = connect(&world.client, listener.local_addr().unwrap()).unwrap();
+    let (mut served, _) = listener.accept().unwrap();
+    served.write_all(b"x").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+}
+
+#[test]
+fn gateway_leads_to_other_networks() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    let beyond = "192.0.2.7".parse().unwrap();
+    // The client stands for a router: it has an address of another network, too.
+    world.client.within(|| Netlink::open()?.add_address(1, beyond, 32)).unwrap();
+    let spec = NetworkSpec::new("10.9.0.9/24".parse().unwrap(), "br0", Some(CLIENT)).unwrap();
+    let cell = world.try_cell(spec).unwrap();
+    cell.let_out().unwrap();
+    for _ in 0..2 {
+        cell.raise(Claim::Takeover).unwrap();
+        let far = inside(&world.client, || UdpSocket::bind((beyond, 0)).unwrap());
+        let app = datagrams(cell.namespace(), SERVICE, far.local_addr().unwrap());
+        app.send(b"x").unwrap();
+        assert!(is_readable(&far, PATIENCE));
+        cell.lower().unwrap();
+    }
+    let wrong = NetworkSpec::new("10.9.0.9/24".parse().unwrap(), "br0", Some("10.8.0.1".parse().unwrap()));
+    let cell = world.try_cell(wrong.unwrap()).unwrap();
+    assert!(matches!(cell.raise(Claim::Takeover), Err(NetworkError::Gateway { .. })));
+}
+
+#[test]
+fn missing_and_unfit_links_are_told_apart() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    let on = |link: &str| {
+        world.try_cell(NetworkSpec::new("10.9.0.9/24".parse().unwrap(), link, None).unwrap()).map(drop)
+    };
+    let port = format!("p{:x}", rustix::fs::fstat(&world.client).unwrap().st_ino);
+    assert!(matches!(on("br7"), Err(NetworkError::NoLink { .. })));
+    assert!(matches!(on("a-name-that-is-too-long"), Err(NetworkError::NoLink { .. })));
+    assert!(matches!(on(&port), Err(NetworkError::Enslaved { .. })));
+    world.street.within(|| Netlink::open()?.add_bridge("br1")).unwrap();
+    let down = || Netlink::open().and_then(|netlink| netlink.set_down(netlink.link("br1")?.index));
+    world.street.within(down).unwrap();
+    assert!(matches!(on("br1"), Err(NetworkError::LinkDown { .. })));
+}
+
+#[test]
+fn nothing_stays_behind_and_the_tables_are_small() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    let setting = "/proc/sys/net/ipv4/tcp_child_ehash_entries";
+    let before = std::fs::read_to_string(setting).unwrap();
+    let devices = || inside(&world.street, || std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+    let count = devices().lines().count();
+    let cell = world.cell();
+    assert_eq!(devices().lines().count(), count + 1);
+    let entries = || std::fs::read_to_string("/proc/sys/net/ipv4/tcp_ehash_entries").unwrap();
+    assert_eq!(inside(cell.namespace(), entries).trim(), "4096");
+    // Somebody who is inside must not keep the device alive.
+    let inhabitant = inside(cell.namespace(), || UdpSocket::bind("0.0.0.0:0").unwrap());
+    drop(cell);
+    assert_eq!(devices().lines().count(), count, "{}", devices());
+    assert_eq!(std::fs::read_to_string(setting).unwrap(), before);
+    drop(inhabitant);
+}
