@@ -39,6 +39,8 @@ pub struct Cache {
     pub(super) watched_paths: HashMap<(u32, u64), Vec<u8>>,
     unix_diagnosis: Option<OwnedFd>,
     buffer: Vec<u8>,
+    /// Room for what waits in a connection's queues.
+    pub(super) queue: Vec<u8>,
 }
 
 /// The directories of one process.
@@ -68,6 +70,7 @@ impl Cache {
             watched_paths: HashMap::new(),
             unix_diagnosis: None,
             buffer: vec![0; INFO_BYTES_FIRST],
+            queue: Vec::new(),
         })
     }
 

@@ -1,7 +1,7 @@
 //! TCP, MPTCP and UDP sockets.
 //!
-//! A connection is carried as its addresses only: after a failover in timeline mode it is a *reset* one.
-//! Such a socket is made without a peer and without the network: in repair mode it becomes established
+//! A connection is carried whole ([`super::stream`], [`super::revive`]), or as its addresses only: it is then a
+//! *reset* one after a failover. Such a socket is made without a peer and without the network: in repair mode it becomes established
 //! with nobody, and is then disconnected, which leaves the same trace as a RST from outside: reading
 //! answers ECONNRESET once and end-of-file after that, and `poll` and epoll report
 //! `IN | OUT | RDHUP | ERR | HUP`.
@@ -18,16 +18,16 @@ use sys::sockets::{bind, connect, get_number, get_option, local_address, peer_ad
 
 use super::cache::SocketIdentity;
 use super::error::{Doing, RebuildError, SaveError};
-use super::options;
 use super::pipes::polled;
-use super::save::Saver;
+use super::save::{Connections, Saver};
 use super::sockets::save_options;
+use super::{options, stream};
 
 const TCP_SYN_SENT: u8 = 2;
 const TCPI_SACKED_AT: usize = 28;
 
 pub(super) fn save(
-    saver: &Saver<'_, '_>,
+    saver: &mut Saver<'_, '_>,
     number: i32,
     stolen: &OwnedFd,
     identity: &SocketIdentity,
@@ -52,14 +52,18 @@ pub(super) fn save(
 }
 
 fn save_stream(
-    saver: &Saver<'_, '_>,
+    saver: &mut Saver<'_, '_>,
     number: i32,
     stolen: &OwnedFd,
     identity: &SocketIdentity,
 ) -> Result<FileKind, SaveError> {
     let fd = stolen.as_fd();
     if let Ok(remote) = peer_address(fd) {
-        return describe(saver, number, stolen, identity, remote, false).map(FileKind::Connection);
+        let mut socket = describe(saver, number, stolen, identity, remote, false)?;
+        if saver.subject.connections == Connections::Keep && identity.protocol == libc::IPPROTO_TCP {
+            keep(saver, number, stolen, identity, &mut socket)?;
+        }
+        return Ok(FileKind::Connection(socket));
     }
     let listening = get_number(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)
         .map_err(|source| saver.kernel(number, "ask whether the socket listens", source))?;
@@ -72,6 +76,26 @@ fn save_stream(
         return describe(saver, number, stolen, identity, Vec::new(), false).map(FileKind::Connection);
     }
     describe(saver, number, stolen, identity, Vec::new(), true).map(FileKind::Unconnected)
+}
+
+/// Adds what a connection needs to go on. One that ends at this moment stays a reset one.
+fn keep(
+    saver: &mut Saver<'_, '_>,
+    number: i32,
+    stolen: &OwnedFd,
+    identity: &SocketIdentity,
+    socket: &mut InternetSocket,
+) -> Result<(), SaveError> {
+    let mut state = stream::dump(stolen.as_fd(), &mut saver.cache.queue)
+        .map_err(|source| saver.kernel(number, "read the connection", source))?;
+    if let Some(state) = &mut state {
+        let ended = polled(stolen.as_fd()).contains(PollFlags::RDHUP);
+        state.read_shut = ended && !stream::peer_has_finished(state.state);
+        socket.options = save_options(saver, number, stolen, identity)?;
+        socket.options.retain(options::is_of_connection);
+    }
+    socket.tcp = state.map(Box::new);
+    Ok(())
 }
 
 /// A connection that is being made, or one that has been reset and that the app has not closed yet.
@@ -102,13 +126,15 @@ fn describe(
     let options = if with_options { save_options(saver, number, stolen, identity)? } else { Vec::new() };
     let SocketIdentity { family, socket_type, protocol } = *identity;
     let (local, remote) = (ByteBuf::from(local), ByteBuf::from(remote));
-    Ok(InternetSocket { family, socket_type, protocol, local, remote, backlog: 0, options })
+    Ok(InternetSocket { family, socket_type, protocol, local, remote, backlog: 0, options, tcp: None })
 }
 
 /// Makes `made`, a new socket of the app, what the old one was.
 pub(super) fn restore(made: BorrowedFd<'_>, kind: &FileKind) -> Result<(), RebuildError> {
     match kind {
         FileKind::Listener(socket) => restore_listener(made, socket),
+        // Built by the revival, once its peer was asked.
+        FileKind::Connection(socket) if socket.tcp.is_some() => Ok(()),
         FileKind::Connection(socket) => {
             make_reset(made, socket.family).doing(|| "make a reset connection".to_owned())
         }
@@ -206,7 +232,7 @@ fn addresses_of_nobody(family: i32) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// An address for messages.
-fn name(address: &[u8]) -> String {
+pub(super) fn name(address: &[u8]) -> String {
     let port = address.get(2..4).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]));
     match address.len() {
         16 => {

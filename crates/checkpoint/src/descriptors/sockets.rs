@@ -31,7 +31,7 @@ pub(super) fn save(
     };
     // A reset connection tells nobody any more.
     let owner = match kind {
-        FileKind::Connection(_) => None,
+        FileKind::Connection(ref socket) if socket.tcp.is_none() => None,
         _ => saver.owner(number, &stolen)?,
     };
     Ok((kind, owner))
