@@ -6,4 +6,7 @@
 mod stage;
 
 mod carried;
+mod endings;
+mod queues;
+mod states;
 mod world;

@@ -1,9 +1,9 @@
 //! A bridge with clients on it, and two hosts, of which one has the service's address.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -89,6 +89,26 @@ impl World {
         run("ip link set primary down").expect("cut the link");
     }
 
+    /// What the primary sends is lost from here on, as if it were held back; it still hears.
+    pub fn mute_primary(&self) {
+        self.at(&self.primary, || shut("egress")).expect("mute the primary");
+    }
+
+    /// The primary hears nothing from here on; what it sends arrives.
+    pub fn deafen_primary(&self) {
+        self.at(&self.primary, || shut("ingress")).expect("deafen the primary");
+    }
+
+    /// Until what is delayed on a connection (acknowledgements) is over.
+    pub fn until_quiet(&self, socket: BorrowedFd<'_>) {
+        eventually("silence", || {
+            let mut info = [0; 60];
+            sys::sockets::get_option(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info).expect("TCP_INFO");
+            let last_heard_ms = u32::from_ne_bytes([52, 53, 54, 55].map(|at| info[at]));
+            last_heard_ms > 200
+        });
+    }
+
     pub fn network(&self) -> Moved {
         Moved {
             home: self.home.try_clone().expect("a duplicate"),
@@ -127,7 +147,7 @@ pub struct Moved {
 
 impl CellNetwork for Moved {
     fn raise(&mut self) -> io::Result<()> {
-        self.on_host(|| shut().and_then(|()| take_addresses()))?;
+        self.on_host(|| shut("ingress").and_then(|()| take_addresses()))?;
         // Stands in for the announcement.
         self.at_home(|| run("ip neigh flush dev br0"))
     }
@@ -153,9 +173,9 @@ impl Moved {
 
 /// Segments reach packet sockets and nobody else; neighbours are answered. (There is no plain `drop` in every
 /// kernel: they go to a link that leads nowhere.)
-fn shut() -> io::Result<()> {
+fn shut(way: &str) -> io::Result<()> {
     let lost = "action mirred egress redirect dev nowhere";
-    let filter = "tc filter add dev eth0 ingress protocol";
+    let filter = format!("tc filter add dev eth0 {way} protocol");
     run(&format!("{filter} ip prio 1 u32 match ip protocol 6 0xff {lost}"))?;
     run(&format!("{filter} ipv6 prio 2 u32 match ip6 protocol 6 0xff {lost}"))
 }
@@ -184,6 +204,16 @@ pub fn client(to: SocketAddr) -> TcpStream {
     client.set_read_timeout(Some(DEADLINE)).expect("a time-out");
     client.set_write_timeout(Some(DEADLINE)).expect("a time-out");
     client
+}
+
+/// A word there and back.
+pub fn talk(app: &mut Servant, number: i32, client: &mut TcpStream, word: &[u8]) {
+    client.write_all(word).expect("write");
+    assert_eq!(app.read_from(number, 64), Ok(word.to_vec()));
+    app.write_to(number, word);
+    let mut back = vec![0; word.len()];
+    client.read_exact(&mut back).expect("read");
+    assert_eq!(back, word);
 }
 
 /// Waits until something holds.
