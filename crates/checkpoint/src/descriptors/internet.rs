@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use image::descriptor::{FileKind, InternetSocket};
+use image::descriptor::{FileKind, InternetSocket, SocketOption};
 use rustix::event::PollFlags;
 use rustix::net::Shutdown;
 use serde_bytes::ByteBuf;
@@ -21,6 +21,7 @@ use super::error::{Doing, RebuildError, SaveError};
 use super::pipes::polled;
 use super::save::{Connections, Saver};
 use super::sockets::save_options;
+use super::watch::Need;
 use super::{options, stream};
 
 const TCP_SYN_SENT: u8 = 2;
@@ -31,11 +32,12 @@ pub(super) fn save(
     number: i32,
     stolen: &OwnedFd,
     identity: &SocketIdentity,
+    need: &Need,
 ) -> Result<FileKind, SaveError> {
     let fd = stolen.as_fd();
     match (identity.socket_type, identity.protocol) {
         (libc::SOCK_STREAM, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) => {
-            save_stream(saver, number, stolen, identity)
+            save_stream(saver, number, stolen, identity, need)
         }
         (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => {
             let remote = peer_address(fd).unwrap_or_default();
@@ -56,12 +58,13 @@ fn save_stream(
     number: i32,
     stolen: &OwnedFd,
     identity: &SocketIdentity,
+    need: &Need,
 ) -> Result<FileKind, SaveError> {
     let fd = stolen.as_fd();
     if let Ok(remote) = peer_address(fd) {
         let mut socket = describe(saver, number, stolen, identity, remote, false)?;
         if saver.subject.connections == Connections::Keep && identity.protocol == libc::IPPROTO_TCP {
-            keep(saver, number, stolen, identity, &mut socket)?;
+            keep(saver, number, stolen, need, &mut socket)?;
         }
         return Ok(FileKind::Connection(socket));
     }
@@ -83,7 +86,7 @@ fn keep(
     saver: &mut Saver<'_, '_>,
     number: i32,
     stolen: &OwnedFd,
-    identity: &SocketIdentity,
+    need: &Need,
     socket: &mut InternetSocket,
 ) -> Result<(), SaveError> {
     let mut state = stream::dump(stolen.as_fd(), &mut saver.cache.queue)
@@ -91,11 +94,29 @@ fn keep(
     if let Some(state) = &mut state {
         let ended = polled(stolen.as_fd()).contains(PollFlags::RDHUP);
         state.read_shut = ended && !stream::peer_has_finished(state.state);
-        socket.options = save_options(saver, number, stolen, identity)?;
-        socket.options.retain(options::is_of_connection);
+        socket.options = match need {
+            Need::State(Some((options, _))) => options.clone(),
+            _ => chosen_options(saver, number, stolen, socket)?,
+        };
     }
     socket.tcp = state.map(Box::new);
     Ok(())
+}
+
+/// Those that a new socket has not by itself.
+fn chosen_options(
+    saver: &mut Saver<'_, '_>,
+    number: i32,
+    stolen: &OwnedFd,
+    socket: &InternetSocket,
+) -> Result<Vec<SocketOption>, SaveError> {
+    let InternetSocket { family, socket_type, protocol, .. } = *socket;
+    let identity = SocketIdentity { family, socket_type, protocol };
+    let mut options = save_options(saver, number, stolen, &identity)?;
+    let pidfd = saver.subject.pidfd;
+    let chosen = saver.cache.watch.retain_chosen(&identity, pidfd, &mut options);
+    chosen.map_err(|source| saver.kernel(number, "compare the options", source))?;
+    Ok(options)
 }
 
 /// A connection that is being made, or one that has been reset and that the app has not closed yet.

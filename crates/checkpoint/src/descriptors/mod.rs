@@ -30,6 +30,7 @@ mod sockets;
 mod stream;
 mod target;
 mod unix;
+mod watch;
 
 pub use cache::Cache;
 pub use error::{RebuildError, SaveError};

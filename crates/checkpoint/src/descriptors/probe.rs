@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use rustix::thread::ThreadNameSpaceType;
 use sys::sockets::set_number;
 
+use super::cache::in_network_of;
 use super::segments::{ACKNOWLEDGEMENT, Flow, RESET, Segment};
 
 /// How often a peer is asked that does not answer.
@@ -55,13 +55,7 @@ pub(super) enum Answer {
 impl Prober {
     /// Sockets in the network namespace of a process.
     pub(super) fn beside(pidfd: BorrowedFd<'_>) -> io::Result<Self> {
-        let make = || {
-            rustix::thread::move_into_thread_name_spaces(pidfd, ThreadNameSpaceType::NETWORK)?;
-            Self::here()
-        };
-        // Only a thread of its own may enter another namespace: the caller's must stay where it is.
-        let made = std::thread::scope(|scope| scope.spawn(make).join());
-        made.map_err(|_| io::Error::other("the thread that enters the network namespace died"))?
+        in_network_of(pidfd, Self::here)
     }
 
     fn here() -> io::Result<Self> {

@@ -69,6 +69,9 @@ pub struct Saved {
 pub fn save(subject: &Subject<'_>, cache: &mut Cache) -> Result<Saved, SaveError> {
     let list = |source| SaveError::List { pid: subject.pid, source };
     let numbers = cache.list(subject.pid).map_err(list)?;
+    if subject.connections == Connections::Keep {
+        cache.begin_watch(subject.pidfd).map_err(list)?;
+    }
     let mut text = String::with_capacity(numbers.len() * 128);
     let mut ranges = Vec::with_capacity(numbers.len());
     for number in numbers {
