@@ -83,6 +83,7 @@ fn time_saves(pid: i32, stdio: &[(u64, u8)]) -> Result<(usize, f64), Failure> {
         stdio,
         cgroup_mount: Path::new("/sys/fs/cgroup"),
         objects: &objects,
+        connections: checkpoint::descriptors::Connections::Reset,
     };
     let mut cache = Cache::new()?;
     let saved = save(&subject, &mut cache)?;

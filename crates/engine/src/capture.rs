@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use checkpoint::Unsupported;
-use checkpoint::descriptors::{self, Subject};
+use checkpoint::descriptors::{self, Connections, Subject};
 use checkpoint::memory::self_test::{Kernel, SelfTestError};
 use checkpoint::memory::{Capture, CaptureError, Encoder, Ledger, Started, Tracker, Workers};
 use checkpoint::process::{self, CellNumbers, ProcessCache};
@@ -109,6 +109,7 @@ pub struct Capturer {
     /// The pipes of the app's that are the manager's, by inode, and which stream each is.
     stdio: Vec<(u64, u8)>,
     cgroup_mount: PathBuf,
+    connections: Connections,
     last: Option<CheckpointId>,
     /// The app made processes since it was last seen to have none.
     had_children: bool,
@@ -152,6 +153,7 @@ impl Capturer {
             descriptor_cache: None,
             stdio,
             cgroup_mount: PathBuf::from("/sys/fs/cgroup"),
+            connections: settings.connections,
             last: None,
             had_children: false,
             cores: Arc::new(Cores::new()),
@@ -409,7 +411,7 @@ impl Capturer {
             Some(cache) => cache,
             None => descriptors::Cache::new().map_err(host("prepare for descriptors"))?,
         };
-        let (pid, stdio) = (self.pid, self.stdio.clone());
+        let (pid, stdio, connections) = (self.pid, self.stdio.clone(), self.connections);
         let (cgroup_mount, objects) = (self.cgroup_mount.clone(), tracker.object_keys());
         Ok(self.workers.start(move || {
             let subject = Subject {
@@ -420,6 +422,7 @@ impl Capturer {
                 stdio: &stdio,
                 cgroup_mount: &cgroup_mount,
                 objects: &objects,
+                connections,
             };
             let saved = descriptors::save(&subject, &mut cache);
             (saved, cache)

@@ -5,8 +5,12 @@
 //! app leaves behind, is never captured, and is the guard: what it does while the app runs is the program's
 //! own business. When it ends, the kernel ends everything in the cell.
 //!
+//! The cell's process may live in a network namespace of its own; the first process, which is the guard, stays
+//! in the host's.
+//!
 //! Descriptor 3 of the first process and its child is a line to the engine; 4, in a skeleton, is the channel
-//! through which descriptors come. Inherited ones have numbers from 10 on.
+//! through which descriptors come; 5, in a first process, is the
+//! cell's network. Inherited ones have numbers from 10 on.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -23,6 +27,9 @@ use sys::clone::Forked;
 use crate::command::AppStdio;
 
 const LINE: i32 = 3;
+const NETWORK: i32 = 5;
+/// Before the other arguments, where descriptor [`NETWORK`] is given.
+const IN_NETWORK: &str = "in-network";
 /// The skeleton's end of the channel for descriptors.
 pub const CHANNEL: i32 = 4;
 const BORN: u8 = b'b';
@@ -38,6 +45,8 @@ pub struct CellSpec {
     pub arguments: Vec<OsString>,
     /// Descriptors that it inherits beside the engine's own, with their numbers there (10 and above).
     pub inherited: Vec<(OwnedFd, i32)>,
+    /// The network namespace that the app lives in; the host's, if none is given.
+    pub network: Option<OwnedFd>,
 }
 
 impl CellSpec {
@@ -45,7 +54,21 @@ impl CellSpec {
     pub fn try_clone(&self) -> io::Result<Self> {
         let copy = |(fd, number): &(OwnedFd, i32)| Ok((fd.try_clone()?, *number));
         let inherited = self.inherited.iter().map(copy).collect::<io::Result<_>>()?;
-        Ok(Self { program: self.program.clone(), arguments: self.arguments.clone(), inherited })
+        let network = self.network.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok(Self { program: self.program.clone(), arguments: self.arguments.clone(), inherited, network })
+    }
+}
+
+impl CellSpec {
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).args(self.network.is_some().then_some(IN_NETWORK));
+        command
+    }
+
+    fn descriptors(self) -> Vec<(OwnedFd, i32)> {
+        let network = self.network.map(|network| (network, NETWORK));
+        self.inherited.into_iter().chain(network).collect()
     }
 }
 
@@ -68,31 +91,30 @@ impl Cell {
         directory: Option<&Path>,
         stdio: AppStdio,
     ) -> io::Result<Self> {
-        let mut command = Command::new(&spec.program);
-        command.args(&spec.arguments).arg("app").arg("--").arg(program).args(arguments);
+        let mut command = spec.command();
+        command.arg("app").arg("--").arg(program).args(arguments);
         command.stdin(Stdio::null()).stdout(stdio.output).stderr(stdio.error);
         if let Some(directory) = directory {
             command.current_dir(directory);
         }
-        Self::start(command, spec.inherited, None)
+        Self::start(command, spec.descriptors(), None)
     }
 
     /// Starts a cell with a process that has the number `pid` in there, waits for ever and is to be filled.
     pub fn with_skeleton(spec: CellSpec, pid: i32) -> io::Result<Self> {
-        let mut command = Command::new(&spec.program);
-        command.args(&spec.arguments).arg("skeleton").arg(pid.to_string()).stdin(Stdio::null());
+        let mut command = spec.command();
+        command.arg("skeleton").arg(pid.to_string()).stdin(Stdio::null());
         let (ours, theirs) = UnixStream::pair()?;
-        Self::start(command, spec.inherited, Some((ours, theirs)))
+        Self::start(command, spec.descriptors(), Some((ours, theirs)))
     }
 
     fn start(
         mut command: Command,
-        inherited: Vec<(OwnedFd, i32)>,
+        mut descriptors: Vec<(OwnedFd, i32)>,
         channel: Option<(UnixStream, UnixStream)>,
     ) -> io::Result<Self> {
         let (line, theirs) = UnixStream::pair()?;
         line.set_read_timeout(Some(PATIENCE))?;
-        let mut descriptors = inherited;
         descriptors.push((theirs.into(), LINE));
         let channel = channel.map(|(ours, theirs)| {
             descriptors.push((theirs.into(), CHANNEL));
@@ -170,17 +192,20 @@ impl Init {
     pub fn enter(arguments: &[OsString]) -> io::Result<Self> {
         sys::spawn::close_all_on_exec()?;
         sys::spawn::enter_mount_namespace()?;
+        let networked = arguments.first().is_some_and(|word| word == IN_NETWORK);
+        let network = networked.then(|| sys::spawn::adopt_descriptor(NETWORK));
+        let arguments = &arguments[usize::from(networked)..];
         let words: Vec<Option<&str>> = arguments.iter().map(|argument| argument.to_str()).collect();
         match (&words[..], arguments) {
             ([Some("app"), Some("--"), ..], [_, _, program, rest @ ..]) => match sys::clone::fork()? {
-                Forked::Child => become_app(program, rest),
+                Forked::Child => become_app(network, program, rest),
                 Forked::Parent(child) => Ok(Self { child }),
             },
             ([Some("skeleton"), Some(pid)], _) => {
                 let pid =
                     pid.parse().map_err(|_| io::Error::other(format!("{pid:?} is no process number")))?;
                 match sys::clone::fork_as(pid)? {
-                    Forked::Child => become_skeleton(),
+                    Forked::Child => become_skeleton(network),
                     Forked::Parent(child) => Ok(Self { child }),
                 }
             }
@@ -193,12 +218,23 @@ fn line_of_child() -> UnixStream {
     UnixStream::from(sys::spawn::adopt_descriptor(LINE))
 }
 
-fn become_app(program: &OsStr, arguments: &[OsString]) -> ! {
+/// This process alone goes into the cell's network.
+fn enter(network: Option<OwnedFd>) -> io::Result<()> {
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+    let Some(network) = network else { return Ok(()) };
+    Ok(move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?)
+}
+
+fn become_app(network: Option<OwnedFd>, program: &OsStr, arguments: &[OsString]) -> ! {
     let mut line = line_of_child();
     let mut byte = [0];
     let told = sys::spawn::new_session()
+        .and_then(|()| enter(network))
         .and_then(|()| line.write_all(&[BORN]))
         .and_then(|()| line.read_exact(&mut byte));
+    if let Err(why) = &told {
+        eprintln!("cannot make the app's process: {why}");
+    }
     if told.is_ok() && byte == [GO] {
         let why = sys::spawn::exec(program, arguments);
         let _nobody_left = write!(line, "cannot start {}: {why}", program.display());
@@ -207,9 +243,11 @@ fn become_app(program: &OsStr, arguments: &[OsString]) -> ! {
     std::process::exit(NOT_FOUND)
 }
 
-fn become_skeleton() -> ! {
+fn become_skeleton(network: Option<OwnedFd>) -> ! {
     let mut line = line_of_child();
-    if sys::spawn::new_session().and_then(|()| line.write_all(&[BORN])).is_err() {
+    let born = sys::spawn::new_session().and_then(|()| enter(network)).and_then(|()| line.write_all(&[BORN]));
+    if let Err(why) = born {
+        eprintln!("cannot make a copy's process: {why}");
         std::process::exit(1);
     }
     sys::clone::sleep_for_ever()

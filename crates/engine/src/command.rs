@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use checkpoint::descriptors::{CellNetwork, Connections};
 use image::CheckpointId;
 
 use crate::cell::CellSpec;
@@ -20,6 +21,8 @@ pub struct Settings {
     pub epoch_bytes_max: u64,
     /// How long a freeze may take until it is given up; the app then runs on and the capture has failed.
     pub freeze_patience: std::time::Duration,
+    /// What becomes of the app's TCP connections at a takeover.
+    pub connections: Connections,
 }
 
 /// Starts a program in a cell of its own.
@@ -54,6 +57,8 @@ pub struct Promotion {
     pub stdio: AppStdio,
     /// As in [`Launch`]; sockets made at the takeover belong to it.
     pub cgroup: Option<PathBuf>,
+    /// The cell's own network, if it has one: brought up on the way.
+    pub network: Option<Box<dyn CellNetwork>>,
 }
 
 /// Where a full sync's frames go. Blocks while there is no room; `false`: the peer is gone, stop.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use checkpoint::descriptors::ConnectionCounts;
 use image::{CheckpointId, Sync};
 
 /// How the app ended.
@@ -115,4 +116,7 @@ pub struct RestoreReport {
     pub objects: Duration,
     pub descriptors: Duration,
     pub threads: Duration,
+    /// From the opening of the network to the last connection that goes on.
+    pub revival: Duration,
+    pub connections: ConnectionCounts,
 }

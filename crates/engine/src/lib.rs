@@ -18,6 +18,7 @@ mod primary;
 mod standby;
 mod thread;
 
+pub use checkpoint::descriptors::{CellNetwork, ConnectionCounts, Connections};
 pub use command::{AppStdio, Attach, Command, FrameSink, Launch, Promotion, Settings};
 pub use event::{AppExit, CaptureReport, Event, FullSyncProgress, RestoreReport};
 pub use thread::{Engine, EventSink};

@@ -335,7 +335,7 @@ impl Keeper<'_> {
     fn set_going(
         &self,
         copy: Copy,
-        promotion: Promotion,
+        mut promotion: Promotion,
         began: Instant,
     ) -> Result<(App, RestoreReport), CopyError> {
         let host = |what| move |source| CopyError::Host { what, source };
@@ -358,7 +358,8 @@ impl Keeper<'_> {
             channel,
             channel_number: CHANNEL,
         };
-        let (frozen, times) = skeleton.promote(&given)?;
+        let (frozen, times) =
+            skeleton.promote(&given, promotion.network.as_deref_mut().map(|network| network as _))?;
         let tree = frozen.thaw_into_tree();
         let report = RestoreReport {
             id: held.id,
@@ -369,6 +370,8 @@ impl Keeper<'_> {
             objects: times.objects,
             descriptors: times.descriptors,
             threads: times.threads,
+            revival: times.revival,
+            connections: times.connections,
         };
         let capturer = Capturer::new(pid, &self.context.settings, stdio).map_err(CopyError::Engine)?;
         Ok((App { pid, tree, cell: Some(cell), capturer, begun: true }, report))

@@ -90,7 +90,7 @@ pub enum FileKind {
     UnixLoose(UnixName),
     Listener(InternetSocket),
     Datagram(InternetSocket),
-    /// A connection; in timeline mode the restored descriptor reports a reset.
+    /// A connection; without its TCP state the restored descriptor reports a reset.
     Connection(InternetSocket),
     /// A socket that is neither connected nor listening.
     Unconnected(InternetSocket),
@@ -181,6 +181,51 @@ pub struct InternetSocket {
     pub remote: ByteBuf,
     pub backlog: i32,
     pub options: Vec<SocketOption>,
+    /// Of a connection that is to go on.
+    #[serde(default)]
+    pub tcp: Option<Box<TcpState>>,
+}
+
+/// A TCP connection in the middle of its life. Sequence numbers count bytes only: the one that a FIN takes is
+/// left out, `state` tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpState {
+    /// As the kernel counts: 1 is established.
+    pub state: u8,
+    /// Of the byte that the app writes next.
+    pub write_sequence: u32,
+    /// Of the byte that the peer sends next.
+    pub read_sequence: u32,
+    /// What the app has written and the peer was not known to have.
+    pub unacknowledged: ByteBuf,
+    /// How many bytes at the end of it were never sent.
+    pub unsent: u32,
+    /// What the peer has sent and the app has not read.
+    pub unread: ByteBuf,
+    /// The app shut its reading side itself.
+    pub read_shut: bool,
+    pub segment_max: u32,
+    pub selective_acknowledgements: bool,
+    /// How far window sizes are shifted: ours of the peer, and the peer's of us.
+    pub window_scales: Option<(u8, u8)>,
+    /// What we would have stamped a segment with.
+    pub timestamp: Option<u32>,
+    pub window: TcpWindow,
+    pub round_trip_us: u32,
+    pub send_buffer: i32,
+    pub receive_buffer: i32,
+    /// `SO_BUF_LOCK`: which of the two sizes the app chose itself.
+    pub buffers_locked: i32,
+}
+
+/// `struct tcp_repair_window`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpWindow {
+    pub update_sequence: u32,
+    pub peer: u32,
+    pub peer_max: u32,
+    pub own: u32,
+    pub own_from: u32,
 }
 
 /// One `setsockopt` that makes a new socket like the old one.

@@ -101,6 +101,24 @@ pub fn connect(socket: BorrowedFd<'_>, address: &[u8]) -> io::Result<()> {
     check(ret.into()).map(drop)
 }
 
+/// How many sequence numbers of a TCP socket the peer has not acknowledged; a FIN counts as one.
+pub fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    queue_length(socket, libc::TIOCOUTQ)
+}
+
+/// How many sequence numbers of a TCP socket were never sent; a FIN counts as one.
+pub fn unsent(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    const SIOCOUTQNSD: libc::c_ulong = 0x894b;
+    queue_length(socket, SIOCOUTQNSD)
+}
+
+fn queue_length(socket: BorrowedFd<'_>, request: libc::c_ulong) -> io::Result<u32> {
+    let mut len: libc::c_int = 0;
+    // SAFETY: both requests write one `int`, and `len` is live.
+    let ret = unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw mut len) };
+    check(ret.into()).map(|_| len as u32)
+}
+
 /// What a look into a receive queue found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peeked {

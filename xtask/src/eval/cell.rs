@@ -11,7 +11,8 @@ const VERB: &str = "cell-first-process";
 
 /// How our engines start a cell.
 pub fn spec() -> CellSpec {
-    CellSpec { program: "/proc/self/exe".into(), arguments: vec![VERB.into()], inherited: Vec::new() }
+    let arguments = vec![VERB.into()];
+    CellSpec { program: "/proc/self/exe".into(), arguments, inherited: Vec::new(), network: None }
 }
 
 /// If that is what this process was started for. Call it before anything else. It returns when the cell is empty.

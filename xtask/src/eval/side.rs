@@ -38,6 +38,7 @@ fn settings() -> Settings {
         shadow_bytes: 256 << 20,
         epoch_bytes_max: 1 << 30,
         freeze_patience: Duration::from_secs(2),
+        connections: engine::Connections::Reset,
     }
 }
 

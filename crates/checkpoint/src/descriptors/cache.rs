@@ -12,6 +12,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::ThreadNameSpaceType;
 
 use super::fdinfo::Info;
+use super::probe::Raw;
+use super::watch::Watch;
 
 /// How many `/proc/PID/fdinfo` files stay open: they count against the manager's own limit.
 const OPEN_INFOS_MAX: usize = 2048;
@@ -37,8 +39,13 @@ pub struct Cache {
     pub(super) file_systems: HashMap<u64, u32>,
     pub(super) scratch_pipe: Option<(OwnedFd, OwnedFd)>,
     pub(super) watched_paths: HashMap<(u32, u64), Vec<u8>>,
-    unix_diagnosis: Option<OwnedFd>,
+    diagnosis: Option<OwnedFd>,
+    pub(super) watch: Watch,
     buffer: Vec<u8>,
+    /// Room for what waits in a connection's queues.
+    pub(super) queue: Vec<u8>,
+    /// To speak to peers, where the app lives.
+    pub(super) raw: Option<Raw>,
 }
 
 /// The directories of one process.
@@ -66,8 +73,11 @@ impl Cache {
             file_systems: HashMap::new(),
             scratch_pipe: None,
             watched_paths: HashMap::new(),
-            unix_diagnosis: None,
+            diagnosis: None,
+            watch: Watch::default(),
             buffer: vec![0; INFO_BYTES_FIRST],
+            queue: Vec::new(),
+            raw: None,
         })
     }
 
@@ -97,7 +107,9 @@ impl Cache {
         if self.opened.as_ref().is_none_or(|opened| opened.pid != pid) {
             self.opened = Some(Opened::new(pid)?);
             self.sockets.clear();
-            self.unix_diagnosis = None;
+            self.diagnosis = None;
+            self.watch.forget();
+            self.raw = None;
         }
         let opened = opened(&mut self.opened)?;
         let mut numbers = opened.list()?;
@@ -140,12 +152,20 @@ impl Cache {
         Ok(rustix::fs::openat(links, name, flags | OFlags::CLOEXEC, Mode::empty())?)
     }
 
-    /// A socket in the app's network namespace that answers questions about unix sockets.
-    pub(super) fn unix_diagnosis(&mut self, pidfd: BorrowedFd<'_>) -> io::Result<&OwnedFd> {
-        if self.unix_diagnosis.is_none() {
-            self.unix_diagnosis = Some(diagnosis_socket(pidfd)?);
+    /// A socket in the app's network namespace that answers questions about its sockets.
+    pub(super) fn diagnosis(&mut self, pidfd: BorrowedFd<'_>) -> io::Result<&OwnedFd> {
+        if self.diagnosis.is_none() {
+            self.diagnosis = Some(in_network_of(pidfd, diagnosis_socket)?);
         }
-        self.unix_diagnosis.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        self.diagnosis.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    /// Finds out which connections have changed.
+    pub(super) fn begin_watch(&mut self, pidfd: BorrowedFd<'_>) -> io::Result<()> {
+        let mut watch = std::mem::take(&mut self.watch);
+        let begun = watch.begin(self.diagnosis(pidfd));
+        self.watch = watch;
+        begun
     }
 
     /// An empty pipe that takes at least `capacity` bytes.
@@ -218,14 +238,21 @@ fn mount_of(own: BorrowedFd<'_>) -> io::Result<u32> {
     Info::parse(&text).map(|info| info.mount).ok_or_else(|| io::Error::other("fdinfo without mnt_id"))
 }
 
-/// Only a thread of its own may enter another network namespace: the caller's must stay where it is.
-fn diagnosis_socket(pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+fn diagnosis_socket() -> rustix::io::Result<OwnedFd> {
+    let protocol = Some(rustix::net::netlink::SOCK_DIAG);
+    rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
+}
+
+/// Makes something in the network namespace of a process. Only a thread of its own may enter it: the caller's
+/// must stay where it is.
+pub(super) fn in_network_of<T: Send, E: Into<io::Error> + Send>(
+    pidfd: BorrowedFd<'_>,
+    make: impl FnOnce() -> Result<T, E> + Send,
+) -> io::Result<T> {
     let make = || {
         rustix::thread::move_into_thread_name_spaces(pidfd, ThreadNameSpaceType::NETWORK)?;
-        let protocol = Some(rustix::net::netlink::SOCK_DIAG);
-        let flags = SocketFlags::CLOEXEC;
-        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)
+        make().map_err(Into::into)
     };
-    let made = std::thread::scope(|scope| scope.spawn(make).join());
-    Ok(made.map_err(|_| io::Error::other("the thread that enters the network namespace died"))??)
+    let made: Result<io::Result<T>, _> = std::thread::scope(|scope| scope.spawn(make).join());
+    made.map_err(|_| io::Error::other("the thread that enters the network namespace died"))?
 }

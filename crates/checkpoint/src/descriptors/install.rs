@@ -20,8 +20,9 @@ use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use super::error::{Doing, RebuildError};
 use super::moves::{Step, plan};
 use super::prepare::Prepared;
+use super::revive::{CellNetwork, Kept, Revival};
 use super::target::{Call, Target, all, put, with_bytes};
-use super::{anonymous, files, internet, options, pipes, unix};
+use super::{anonymous, files, internet, options, pipes, revive, unix};
 
 /// The kernel's `SCM_MAX_FD`.
 const RIGHTS_MAX: usize = 253;
@@ -41,12 +42,14 @@ pub struct Skeleton<'a> {
 }
 
 /// Opens everything in the target. Its file limit must allow two numbers more than the app had open. On
-/// success the target has exactly the app's descriptors: the channel is closed.
-pub fn install(
-    prepared: Prepared<'_>,
+/// success the target has exactly the app's descriptors: the channel is closed. Connections that go on still
+/// wait for [`Revival::finish`], which belongs after [`CellNetwork::let_in`].
+pub fn install<'a>(
+    prepared: Prepared<'a, '_>,
     target: &mut dyn Target,
     skeleton: &Skeleton<'_>,
-) -> Result<(), RebuildError> {
+    network: Option<&mut dyn CellNetwork>,
+) -> Result<Revival<'a>, RebuildError> {
     let mut installer = Installer::new(prepared, target, skeleton);
     installer.clear()?;
     installer.finish_own_files()?;
@@ -55,15 +58,21 @@ pub fn install(
     installer.make_pairs()?;
     installer.make_process_descriptors()?;
     installer.run("close the channel", &[close(installer.channel)])?;
+    let networked = network.is_some();
+    if let Some(network) = network {
+        network.raise().doing(|| "bring up the cell's network".to_owned())?;
+    }
     installer.set_up_sockets()?;
+    let revival = installer.revive(networked)?;
     installer.set_close_on_exec()?;
     installer.set_owners()?;
     installer.set_locks()?;
-    installer.fill_epolls()
+    installer.fill_epolls()?;
+    Ok(revival)
 }
 
-struct Installer<'a> {
-    prepared: Prepared<'a>,
+struct Installer<'a, 'i> {
+    prepared: Prepared<'i, 'a>,
     target: &'a mut dyn Target,
     skeleton: &'a Skeleton<'a>,
     /// For each file, the numbers that it has in the end.
@@ -85,8 +94,8 @@ fn control(number: i32, command: i32, argument: u64) -> Call {
     (libc::SYS_fcntl, [number as u64, command as u64, argument, 0, 0, 0])
 }
 
-impl<'a> Installer<'a> {
-    fn new(prepared: Prepared<'a>, target: &'a mut dyn Target, skeleton: &'a Skeleton<'a>) -> Self {
+impl<'a, 'i> Installer<'a, 'i> {
+    fn new(prepared: Prepared<'i, 'a>, target: &'a mut dyn Target, skeleton: &'a Skeleton<'a>) -> Self {
         let mut numbers = vec![Vec::new(); prepared.files.len()];
         let mut file_at = HashMap::with_capacity(prepared.descriptors.len());
         for descriptor in prepared.descriptors {
@@ -324,11 +333,32 @@ impl<'a> Installer<'a> {
         Ok(())
     }
 
+    /// Connections that go on are built, and wait. With a network of the cell's own, the peers of the others
+    /// are to hear of their end.
+    fn revive(&self, networked: bool) -> Result<Revival<'i>, RebuildError> {
+        let files = self.prepared.files;
+        let mut kept = Vec::new();
+        let mut forgotten = Vec::new();
+        for (open, made) in files.iter().zip(&self.prepared.made) {
+            let (FileKind::Connection(image), Some(made)) = (&open.kind, made) else { continue };
+            match &image.tcp {
+                Some(tcp) => {
+                    let socket = made.try_clone().doing(|| "duplicate a socket".to_owned())?;
+                    kept.push(Kept { socket, image, tcp });
+                }
+                // Without addresses it was reset before the capture.
+                None if networked => forgotten.extend(revive::flow(image).ok()),
+                None => (),
+            }
+        }
+        Revival::build(self.skeleton.pidfd, kept, forgotten, self.skeleton.elapsed)
+    }
+
     /// In the target, for which the path means what it meant to the app.
     fn bind_unix(
         &mut self,
         file: usize,
-        name: &'a UnixName,
+        name: &'i UnixName,
         backlog: Option<i32>,
     ) -> Result<(), RebuildError> {
         let number = self.numbers[file][0] as u64;

@@ -1,7 +1,7 @@
 //! TCP, MPTCP and UDP sockets.
 //!
-//! A connection is carried as its addresses only: after a failover in timeline mode it is a *reset* one.
-//! Such a socket is made without a peer and without the network: in repair mode it becomes established
+//! A connection is carried whole ([`super::stream`], [`super::revive`]), or as its addresses only: it is then a
+//! *reset* one after a failover. Such a socket is made without a peer and without the network: in repair mode it becomes established
 //! with nobody, and is then disconnected, which leaves the same trace as a RST from outside: reading
 //! answers ECONNRESET once and end-of-file after that, and `poll` and epoll report
 //! `IN | OUT | RDHUP | ERR | HUP`.
@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use image::descriptor::{FileKind, InternetSocket};
+use image::descriptor::{FileKind, InternetSocket, SocketOption, TcpState};
 use rustix::event::PollFlags;
 use rustix::net::Shutdown;
 use serde_bytes::ByteBuf;
@@ -18,24 +18,28 @@ use sys::sockets::{bind, connect, get_number, get_option, local_address, peer_ad
 
 use super::cache::SocketIdentity;
 use super::error::{Doing, RebuildError, SaveError};
-use super::options;
 use super::pipes::polled;
-use super::save::Saver;
+use super::probe::Raw;
+use super::save::{Connections, Saver};
 use super::sockets::save_options;
+use super::stream::Dump;
+use super::watch::Need;
+use super::{options, revive, stream};
 
 const TCP_SYN_SENT: u8 = 2;
 const TCPI_SACKED_AT: usize = 28;
 
 pub(super) fn save(
-    saver: &Saver<'_, '_>,
+    saver: &mut Saver<'_, '_>,
     number: i32,
     stolen: &OwnedFd,
     identity: &SocketIdentity,
+    need: &Need,
 ) -> Result<FileKind, SaveError> {
     let fd = stolen.as_fd();
     match (identity.socket_type, identity.protocol) {
         (libc::SOCK_STREAM, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) => {
-            save_stream(saver, number, stolen, identity)
+            save_stream(saver, number, stolen, identity, need)
         }
         (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => {
             let remote = peer_address(fd).unwrap_or_default();
@@ -52,14 +56,19 @@ pub(super) fn save(
 }
 
 fn save_stream(
-    saver: &Saver<'_, '_>,
+    saver: &mut Saver<'_, '_>,
     number: i32,
     stolen: &OwnedFd,
     identity: &SocketIdentity,
+    need: &Need,
 ) -> Result<FileKind, SaveError> {
     let fd = stolen.as_fd();
     if let Ok(remote) = peer_address(fd) {
-        return describe(saver, number, stolen, identity, remote, false).map(FileKind::Connection);
+        let mut socket = describe(saver, number, stolen, identity, remote, false)?;
+        if saver.subject.connections == Connections::Keep && identity.protocol == libc::IPPROTO_TCP {
+            keep(saver, number, stolen, need, &mut socket)?;
+        }
+        return Ok(FileKind::Connection(socket));
     }
     let listening = get_number(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)
         .map_err(|source| saver.kernel(number, "ask whether the socket listens", source))?;
@@ -72,6 +81,65 @@ fn save_stream(
         return describe(saver, number, stolen, identity, Vec::new(), false).map(FileKind::Connection);
     }
     describe(saver, number, stolen, identity, Vec::new(), true).map(FileKind::Unconnected)
+}
+
+/// Adds what a connection needs to go on. One that ends at this moment stays a reset one.
+fn keep(
+    saver: &mut Saver<'_, '_>,
+    number: i32,
+    stolen: &OwnedFd,
+    need: &Need,
+    socket: &mut InternetSocket,
+) -> Result<(), SaveError> {
+    let dump = stream::dump(stolen.as_fd(), &mut saver.cache.queue)
+        .map_err(|source| saver.kernel(number, "read the connection", source))?;
+    let Some(Dump { mut state, missed }) = dump else { return Ok(()) };
+    let ended = polled(stolen.as_fd()).contains(PollFlags::RDHUP);
+    state.read_shut = ended && !stream::peer_has_finished(state.state);
+    socket.options = match need {
+        Need::State(Some((options, _))) => options.clone(),
+        _ => chosen_options(saver, number, stolen, socket)?,
+    };
+    if missed {
+        ask_again(saver, number, socket, &state)?;
+    }
+    socket.tcp = Some(Box::new(state));
+    Ok(())
+}
+
+/// An acknowledgement may have been kept from the app's socket: the peer says it again.
+fn ask_again(
+    saver: &mut Saver<'_, '_>,
+    number: i32,
+    socket: &InternetSocket,
+    state: &TcpState,
+) -> Result<(), SaveError> {
+    let pidfd = saver.subject.pidfd;
+    let raw = match saver.cache.raw.take() {
+        Some(raw) => raw,
+        None => Raw::beside(pidfd).map_err(|source| saver.kernel(number, "ask the peer", source))?,
+    };
+    if let Ok(flow) = revive::flow(socket) {
+        raw.ask(flow, revive::first_unacknowledged(state), revive::expected(state));
+    }
+    saver.cache.raw = Some(raw);
+    Ok(())
+}
+
+/// Those that a new socket has not by itself.
+fn chosen_options(
+    saver: &mut Saver<'_, '_>,
+    number: i32,
+    stolen: &OwnedFd,
+    socket: &InternetSocket,
+) -> Result<Vec<SocketOption>, SaveError> {
+    let InternetSocket { family, socket_type, protocol, .. } = *socket;
+    let identity = SocketIdentity { family, socket_type, protocol };
+    let mut options = save_options(saver, number, stolen, &identity)?;
+    let pidfd = saver.subject.pidfd;
+    let chosen = saver.cache.watch.retain_chosen(&identity, pidfd, &mut options);
+    chosen.map_err(|source| saver.kernel(number, "compare the options", source))?;
+    Ok(options)
 }
 
 /// A connection that is being made, or one that has been reset and that the app has not closed yet.
@@ -102,13 +170,15 @@ fn describe(
     let options = if with_options { save_options(saver, number, stolen, identity)? } else { Vec::new() };
     let SocketIdentity { family, socket_type, protocol } = *identity;
     let (local, remote) = (ByteBuf::from(local), ByteBuf::from(remote));
-    Ok(InternetSocket { family, socket_type, protocol, local, remote, backlog: 0, options })
+    Ok(InternetSocket { family, socket_type, protocol, local, remote, backlog: 0, options, tcp: None })
 }
 
 /// Makes `made`, a new socket of the app, what the old one was.
 pub(super) fn restore(made: BorrowedFd<'_>, kind: &FileKind) -> Result<(), RebuildError> {
     match kind {
         FileKind::Listener(socket) => restore_listener(made, socket),
+        // Built by the revival, once its peer was asked.
+        FileKind::Connection(socket) if socket.tcp.is_some() => Ok(()),
         FileKind::Connection(socket) => {
             make_reset(made, socket.family).doing(|| "make a reset connection".to_owned())
         }
@@ -206,7 +276,7 @@ fn addresses_of_nobody(family: i32) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// An address for messages.
-fn name(address: &[u8]) -> String {
+pub(super) fn name(address: &[u8]) -> String {
     let port = address.get(2..4).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]));
     match address.len() {
         16 => {

@@ -203,6 +203,23 @@ fn save_buffers(socket: BorrowedFd<'_>, saved: &mut Vec<SocketOption>) {
     }
 }
 
+/// Whether an option makes sense on a connection that goes on: these are agreed on with the peer, follow
+/// from the path, or belong to the connection's beginning.
+pub(super) fn is_of_connection(option: &SocketOption) -> bool {
+    const NOT: [(i32, i32); 8] = [
+        (IPPROTO_IPV6, libc::IPV6_V6ONLY),
+        (IPPROTO_TCP, libc::TCP_MAXSEG),
+        (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP),
+        (IPPROTO_TCP, libc::TCP_DEFER_ACCEPT),
+        (IPPROTO_TCP, libc::TCP_FASTOPEN),
+        (IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT),
+        (IPPROTO_TCP, libc::TCP_SAVE_SYN),
+        (IPPROTO_TCP, libc::TCP_SYNCNT),
+    ];
+    let name = (option.level, option.name);
+    !NOT.contains(&name) && !BUFFERS.iter().any(|(_, buffer, _)| name == (SOL_SOCKET, *buffer))
+}
+
 /// Gives a new socket the old one's options.
 pub(super) fn restore(socket: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), RebuildError> {
     options.iter().try_for_each(|option| {

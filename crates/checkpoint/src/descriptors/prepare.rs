@@ -27,23 +27,23 @@ pub struct Surroundings<'a> {
 /// Open files of the manager's that become the app's, and what is left for [`super::install`]. Dropped, it
 /// leaves nothing behind.
 #[derive(Debug)]
-pub struct Prepared<'a> {
+pub struct Prepared<'a, 'r> {
     pub(super) descriptors: &'a [Descriptor],
     pub(super) files: &'a [OpenFile],
     pub(super) pipes: &'a [Pipe],
-    pub(super) root: BorrowedFd<'a>,
+    pub(super) root: BorrowedFd<'r>,
     /// For each file, where it can be made early.
     pub(super) made: Vec<Option<OwnedFd>>,
 }
 
 /// Opens and makes everything that has no effect outside, and checks that this host has what the app had
 /// open: paths of the same kind. On failure nothing is left behind.
-pub fn prepare<'a>(
+pub fn prepare<'a, 'r>(
     descriptors: &'a [Descriptor],
     files: &'a [OpenFile],
     pipes: &'a [Pipe],
-    surroundings: &Surroundings<'a>,
-) -> Result<Prepared<'a>, RebuildError> {
+    surroundings: &Surroundings<'r>,
+) -> Result<Prepared<'a, 'r>, RebuildError> {
     check_references(descriptors, files, pipes)?;
     let made_pipes = pipes.iter().map(|_| None).collect();
     let mut maker = Maker { pipes, surroundings, nameless: NamelessFiles::default(), made_pipes };
@@ -82,14 +82,14 @@ pub fn check_references(
 }
 
 #[derive(Debug)]
-struct Maker<'a, 's> {
+struct Maker<'a> {
     pipes: &'a [Pipe],
-    surroundings: &'s Surroundings<'a>,
+    surroundings: &'a Surroundings<'a>,
     nameless: NamelessFiles,
     made_pipes: Vec<Option<(OwnedFd, OwnedFd)>>,
 }
 
-impl Maker<'_, '_> {
+impl Maker<'_> {
     /// `None`: made later, by [`super::install`].
     fn make(&mut self, file: &OpenFile) -> Result<Option<OwnedFd>, RebuildError> {
         let root = self.surroundings.root;

@@ -42,6 +42,18 @@ pub struct Subject<'a> {
     pub cgroup_mount: &'a Path,
     /// Files that the memory module carries because they are mapped and have no name.
     pub objects: &'a HashSet<ObjectKey>,
+    pub connections: Connections,
+}
+
+/// What becomes of TCP connections at a takeover.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Connections {
+    /// They are reset: the app finds an error, and what they carried is not captured.
+    #[default]
+    Reset,
+    /// They go on. Right only where nothing that the app says is heard before it is captured, or where
+    /// nothing is rewound.
+    Keep,
 }
 
 /// What goes into the state; `objects` must be among the layout's objects.
@@ -57,6 +69,9 @@ pub struct Saved {
 pub fn save(subject: &Subject<'_>, cache: &mut Cache) -> Result<Saved, SaveError> {
     let list = |source| SaveError::List { pid: subject.pid, source };
     let numbers = cache.list(subject.pid).map_err(list)?;
+    if subject.connections == Connections::Keep {
+        cache.begin_watch(subject.pidfd).map_err(list)?;
+    }
     let mut text = String::with_capacity(numbers.len() * 128);
     let mut ranges = Vec::with_capacity(numbers.len());
     for number in numbers {

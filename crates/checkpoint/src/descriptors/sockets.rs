@@ -11,6 +11,7 @@ use super::error::SaveError;
 use super::fdinfo::Info;
 use super::options;
 use super::save::Saver;
+use super::watch::Need;
 use super::{internet, unix};
 
 /// What a socket is, and whom it signals.
@@ -21,19 +22,29 @@ pub(super) fn save(
     number: i32,
     info: &Info<'_>,
 ) -> Result<SavedSocket, SaveError> {
+    let need = saver.cache.watch.need(info.inode);
+    if let Need::Nothing(socket, owner) = need {
+        return Ok((FileKind::Connection(socket), owner));
+    }
     let stolen = saver.steal(number)?;
     let identity = identify(saver, number, info, &stolen)?;
     let kind = match identity.family {
-        libc::AF_INET | libc::AF_INET6 => internet::save(saver, number, &stolen, &identity)?,
+        libc::AF_INET | libc::AF_INET6 => internet::save(saver, number, &stolen, &identity, &need)?,
         libc::AF_UNIX => unix::save(saver, number, info, &stolen, &identity)?,
         libc::AF_NETLINK => save_netlink(saver, number, &stolen, &identity)?,
         other => return Err(refuse_family(saver, number, other)),
     };
-    // A reset connection tells nobody any more.
-    let owner = match kind {
-        FileKind::Connection(_) => None,
+    let owner = match &kind {
+        // A reset connection tells nobody any more.
+        FileKind::Connection(socket) if socket.tcp.is_none() => None,
+        FileKind::Connection(_) if let Need::State(Some((_, owner))) = &need => *owner,
         _ => saver.owner(number, &stolen)?,
     };
+    if let FileKind::Connection(socket) = &kind
+        && socket.tcp.is_some()
+    {
+        saver.cache.watch.note(info.inode, socket, owner, matches!(need, Need::State(None)));
+    }
     Ok((kind, owner))
 }
 

@@ -36,7 +36,7 @@ pub(super) fn save(
     stolen: &OwnedFd,
     identity: &SocketIdentity,
 ) -> Result<FileKind, SaveError> {
-    let diagnosis = saver.cache.unix_diagnosis(saver.subject.pidfd);
+    let diagnosis = saver.cache.diagnosis(saver.subject.pidfd);
     let report = diagnosis
         .and_then(|diagnosis| unix_report(diagnosis, info.inode))
         .map_err(|source| saver.kernel(number, "ask about the unix socket", source))?;

@@ -21,7 +21,7 @@ use tracee::{Call, Frozen, Remote};
 
 use super::writer::{HeldObject, bits};
 use super::{ApplyError, Skeleton};
-use crate::descriptors::{self, Scratch, Surroundings, Target};
+use crate::descriptors::{self, CellNetwork, ConnectionCounts, Revival, Scratch, Surroundings, Target};
 use crate::process;
 
 const CLONE_NEWTIME: u64 = 0x80;
@@ -49,13 +49,18 @@ pub struct PromotionTimes {
     pub objects: Duration,
     pub descriptors: Duration,
     pub threads: Duration,
+    /// From the opening of the network to the last connection that goes on.
+    pub revival: Duration,
+    pub connections: ConnectionCounts,
 }
 
 impl<'tree> Skeleton<'tree> {
-    /// Makes the skeleton the app as it was at the freeze. It still stands: thaw what comes back.
+    /// Makes the skeleton the app as it was at the freeze. It still stands: thaw what comes back. `network`:
+    /// the cell's own, if it has one.
     pub fn promote(
         mut self,
         promotion: &Promotion<'_>,
+        mut network: Option<&mut dyn CellNetwork>,
     ) -> Result<(Frozen<'tree>, PromotionTimes), ApplyError> {
         let [process] = &promotion.state.processes[..] else {
             return Err(ApplyError::Space(promotion.state.processes.len() as u32));
@@ -71,12 +76,17 @@ impl<'tree> Skeleton<'tree> {
         times.clocks = lap();
         let objects = self.materialize_objects()?;
         times.objects = lap();
-        self.install_descriptors(promotion, process, &objects)?;
+        let revival = self.install_descriptors(promotion, process, &objects, &mut network)?;
         times.descriptors = lap();
         self.lock_memory()?;
         self.install_guards()?;
         process::restore(&mut self.frozen, self.pid, process, memory)?;
         times.threads = lap();
+        if let Some(network) = network {
+            network.let_in().map_err(host("open the way into the cell's network"))?;
+        }
+        times.connections = revival.finish();
+        times.revival = lap();
         Ok((self.frozen, times))
     }
 
@@ -131,12 +141,13 @@ impl<'tree> Skeleton<'tree> {
         Ok(objects)
     }
 
-    fn install_descriptors(
+    fn install_descriptors<'p>(
         &mut self,
-        promotion: &Promotion<'_>,
-        process: &image::process::Process,
+        promotion: &Promotion<'p>,
+        process: &'p image::process::Process,
         objects: &HashMap<ObjectKey, OwnedFd>,
-    ) -> Result<(), ApplyError> {
+        network: &mut Option<&mut dyn CellNetwork>,
+    ) -> Result<Revival<'p>, ApplyError> {
         let root = File::open(format!("/proc/{}/root", self.pid)).map_err(host("open the cell's root"))?;
         let surroundings = Surroundings {
             root: root.as_fd(),
@@ -161,8 +172,8 @@ impl<'tree> Skeleton<'tree> {
             elapsed: elapsed_since(promotion.received_monotonic_ns),
         };
         let mut target = InSkeleton(self.frozen.remote(self.pid)?);
-        descriptors::install(prepared, &mut target, &skeleton)?;
-        Ok(())
+        let network = network.as_mut().map(|network| &mut **network as &mut dyn CellNetwork);
+        Ok(descriptors::install(prepared, &mut target, &skeleton, network)?)
     }
 
     fn lock_memory(&mut self) -> Result<(), ApplyError> {

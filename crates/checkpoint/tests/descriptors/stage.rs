@@ -11,8 +11,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use checkpoint::descriptors::{
-    Cache, Call, RebuildError, SaveError, Saved, Scratch, Skeleton, Subject, Surroundings, Target, install,
-    prepare, save,
+    Cache, Call, CellNetwork, ConnectionCounts, Connections, RebuildError, SaveError, Saved, Scratch,
+    Skeleton, Subject, Surroundings, Target, install, prepare, save,
 };
 use image::layout::ObjectKey;
 use rustix::process::{
@@ -230,6 +230,7 @@ pub struct Circumstances {
     pub elapsed: Duration,
     /// More processes of the app, as (here, in the cell).
     pub others: Vec<(i32, i32)>,
+    pub connections: Connections,
 }
 
 impl Circumstances {
@@ -243,12 +244,22 @@ impl Circumstances {
             stdio: &self.stdio,
             cgroup_mount: Path::new("/sys/fs/cgroup"),
             objects: &self.objects,
+            connections: self.connections,
         };
         save(&subject, cache)
     }
 
     /// A new process with all that was saved, and nothing else.
     pub fn rebuild(&self, saved: &Saved) -> Result<Servant, RebuildError> {
+        self.rebuild_with(saved, None).map(|(skeleton, _)| skeleton)
+    }
+
+    /// The same with a network of the cell's own.
+    pub fn rebuild_with(
+        &self,
+        saved: &Saved,
+        mut network: Option<&mut dyn CellNetwork>,
+    ) -> Result<(Servant, ConnectionCounts), RebuildError> {
         let root = File::open("/").expect("open the root");
         let surroundings = Surroundings {
             root: root.as_fd(),
@@ -271,8 +282,13 @@ impl Circumstances {
             channel_number,
             elapsed: self.elapsed,
         };
-        install(prepared, &mut skeleton, &place)?;
-        Ok(skeleton)
+        let given = network.as_mut().map(|network| &mut **network as &mut dyn CellNetwork);
+        let revival = install(prepared, &mut skeleton, &place, given)?;
+        if let Some(network) = network {
+            network.let_in().expect("the network opens");
+        }
+        let counts = revival.finish();
+        Ok((skeleton, counts))
     }
 
     /// Saves the app, kills it, and rebuilds its descriptors in another process.

@@ -44,6 +44,7 @@ impl CellKit {
             program: "/proc/self/exe".into(),
             arguments: vec!["cell-init".into(), kind.into()],
             inherited,
+            network: None,
         };
         let stdio = AppStdio { output: output_end, error: error_end };
         Ok(Self { spec, guard: GuardLine { orders: ours.into() }, stdio, streams: [output, error] })

@@ -494,7 +494,8 @@ impl Actor {
             let why = "a copy of this engine was restored before".to_owned();
             return self.step_alone(StandbyEvent::RestoreFailed { why });
         };
-        self.engine.send(Command::Promote(Promotion { stdio, cgroup: self.fence.directory() }));
+        let cgroup = self.fence.directory();
+        self.engine.send(Command::Promote(Promotion { stdio, cgroup, network: None }));
     }
 
     fn restored(&mut self, report: RestoreReport) {

@@ -32,6 +32,7 @@ fn engine_settings(app: &str, shadow_bytes: u64) -> Settings {
         shadow_bytes,
         epoch_bytes_max: EPOCH_BYTES_MAX,
         freeze_patience: FREEZE_PATIENCE,
+        connections: engine::Connections::Reset,
     }
 }
 

@@ -218,6 +218,7 @@ pub fn engine_settings(app: &str) -> engine::Settings {
         shadow_bytes: 0,
         epoch_bytes_max: u64::MAX,
         freeze_patience: FREEZE_PATIENCE,
+        connections: engine::Connections::Reset,
     }
 }
 

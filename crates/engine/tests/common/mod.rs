@@ -51,12 +51,13 @@ fn settings() -> Settings {
         shadow_bytes: 256 << 20,
         epoch_bytes_max: 1 << 30,
         freeze_patience: Duration::from_secs(2),
+        connections: engine::Connections::Reset,
     }
 }
 
 fn cell() -> CellSpec {
     let program = std::env::current_exe().expect("this program has a path");
-    CellSpec { program, arguments: vec![FIRST.into()], inherited: vec![] }
+    CellSpec { program, arguments: vec![FIRST.into()], inherited: vec![], network: None }
 }
 
 /// What an app has printed so far.
@@ -144,7 +145,7 @@ impl Side {
 
     /// Makes the copy the app; the reason if that fails.
     pub fn promote(&self) -> Result<RestoreReport, String> {
-        let promotion = Promotion { stdio: self.output.stdio(), cgroup: None };
+        let promotion = Promotion { stdio: self.output.stdio(), cgroup: None, network: None };
         self.engine.send(Command::Promote(promotion));
         loop {
             match self.next_event("end of a takeover") {
@@ -286,7 +287,8 @@ impl Pair {
     pub fn take_over(self) -> (Side, RestoreReport) {
         let Self { primary, standby, .. } = self;
         drop(primary);
-        standby.engine.send(Command::Promote(Promotion { stdio: standby.output.stdio(), cgroup: None }));
+        let promotion = Promotion { stdio: standby.output.stdio(), cgroup: None, network: None };
+        standby.engine.send(Command::Promote(promotion));
         let report = standby.until("a restored app", |event| match event {
             Event::Restored(report) => Some(*report),
             _ => None,

@@ -89,6 +89,7 @@ fn open_files(frozen: &Frozen<'_>, pid: i32) -> Vec<Finding> {
         stdio: &[],
         cgroup_mount: Path::new("/sys/fs/cgroup"),
         objects: &HashSet::new(),
+        connections: descriptors::Connections::Reset,
     };
     let mut cache = match Cache::new() {
         Ok(cache) => cache,

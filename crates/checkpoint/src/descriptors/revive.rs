@@ -1,0 +1,384 @@
+//! Connections that go on: built again in repair mode, and set free when the cell's network is.
+//!
+//! First the peers are asked what they have ([`super::probe`]): all of the queue, nothing of it, a part. Then
+//! each socket is built as one that was acknowledged so far and has the rest still to send. (A queue restored
+//! as *sent* would wait for the new socket's first retransmission, a second at least; one restored as unsent
+//! while the peer has it already would never be believed the peer's acknowledgements.) A peer that says
+//! nothing in its time gets the queue as it was captured, which is right in every case, and slow.
+//!
+//! Until [`Revival::finish`] every socket is in repair mode: closed then, it vanishes without a packet.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use image::descriptor::{InternetSocket, TcpState};
+use libc::{IPPROTO_TCP, SOL_SOCKET};
+use rustix::net::{SendFlags, Shutdown};
+use sys::sockets::{bind, connect, set_number, set_option};
+
+use super::error::{Doing, RebuildError};
+use super::internet::name;
+use super::options;
+use super::probe::{Answer, Prober, Question};
+use super::segments::{ACKNOWLEDGEMENT, FIN, Flow, RESET, Segment, address};
+use super::stream::{
+    CLOSE_WAIT, ESTABLISHED, NO_QUEUE, RECEIVE_QUEUE, SEND_QUEUE, SO_BUF_LOCK, app_has_finished,
+    leave_repair, peer_has_finished, queue_sequence, state_of, window_bytes,
+};
+
+/// The cell's network, as far as a takeover drives it. Whoever implements it owns the address, and takes it
+/// away again when the takeover fails.
+pub trait CellNetwork: std::fmt::Debug + Send {
+    /// Brings the address up and announces it, with the way in still shut: what comes in is seen by packet
+    /// sockets and by nobody else, since it would be answered with a RST. The way out is open.
+    fn raise(&mut self) -> io::Result<()>;
+    /// Opens the way in, and hands in what was recorded since the last barrier. All sockets are in place.
+    fn let_in(&mut self) -> io::Result<()>;
+}
+
+/// What became of the connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// Go on where they were.
+    pub kept: u32,
+    /// Go on, but their peers did not answer in time: what they lack comes late.
+    pub unanswered: u32,
+    /// Are reset at both ends.
+    pub reset: u32,
+    /// How long it took to ask the peers.
+    pub asking: Duration,
+}
+
+/// A connection to be built: the app's new socket, what is known of the old one.
+pub(super) struct Kept<'a> {
+    pub socket: OwnedFd,
+    pub image: &'a InternetSocket,
+    pub tcp: &'a TcpState,
+}
+
+/// Sockets in repair mode that wait to go on.
+#[derive(Debug)]
+pub struct Revival<'a> {
+    /// `None`: there is nobody to speak to.
+    prober: Option<Prober>,
+    built: Vec<Built<'a>>,
+    /// Connections that were captured as reset ones; their peers do not know yet.
+    forgotten: Vec<Flow>,
+    connections: Connections,
+}
+
+#[derive(Debug)]
+struct Built<'a> {
+    socket: OwnedFd,
+    flow: Flow,
+    tcp: &'a TcpState,
+    image: &'a InternetSocket,
+    /// What is still to be sent.
+    rest: &'a [u8],
+    /// Of the first byte of it.
+    acknowledged: u32,
+    window: u16,
+    /// The peer has another past, or none.
+    reset: bool,
+}
+
+impl<'a> Revival<'a> {
+    /// Asks all peers and builds all sockets. `elapsed` has gone by since the epoch came in.
+    pub(super) fn build(
+        pidfd: BorrowedFd<'_>,
+        kept: Vec<Kept<'a>>,
+        forgotten: Vec<Flow>,
+        elapsed: Duration,
+    ) -> Result<Self, RebuildError> {
+        let mut connections = Connections { reset: forgotten.len() as u32, ..Connections::default() };
+        if kept.is_empty() && forgotten.is_empty() {
+            return Ok(Self { prober: None, built: Vec::new(), forgotten, connections });
+        }
+        let prober = Prober::beside(pidfd).doing(|| "open raw sockets in the cell's network".to_owned())?;
+        let flows = kept.iter().map(|kept| flow(kept.image)).collect::<Result<Vec<_>, _>>()?;
+        let questions: Vec<Question> =
+            kept.iter().zip(&flows).map(|(kept, flow)| question(kept.tcp, *flow)).collect();
+        let began = Instant::now();
+        let answers = prober.ask(&questions).doing(|| "ask the peers of the connections".to_owned())?;
+        connections.asking = began.elapsed();
+        let mut built = Vec::with_capacity(kept.len());
+        for ((kept, flow), answer) in kept.into_iter().zip(flows).zip(answers) {
+            let one = Built::new(kept, flow, answer, elapsed)?;
+            match answer {
+                _ if one.reset => connections.reset += 1,
+                Some(_) => connections.kept += 1,
+                None => connections.unanswered += 1,
+            }
+            built.push(one);
+        }
+        Ok(Self { prober: Some(prober), built, forgotten, connections })
+    }
+
+    /// Everything goes on: call it when the way in is open. A connection that cannot go on is reset, and
+    /// does not keep the others from it.
+    pub fn finish(mut self) -> Connections {
+        let Some(prober) = self.prober.take() else { return self.connections };
+        for one in &self.built {
+            if let Err(why) = one.go_on(&prober) {
+                tracing::warn!(peer = %one.flow.remote, "a connection cannot go on and is reset: {why}");
+                self.connections.reset += 1;
+            }
+        }
+        for flow in &self.forgotten {
+            provoke(&prober, *flow);
+        }
+        self.connections
+    }
+}
+
+pub(super) fn flow(image: &InternetSocket) -> Result<Flow, RebuildError> {
+    let inconsistent = || RebuildError::Inconsistent { what: "the address of a connection".to_owned() };
+    let local = address(&image.local).ok_or_else(inconsistent)?;
+    let remote = address(&image.remote).ok_or_else(inconsistent)?;
+    if local.is_ipv4() != remote.is_ipv4() {
+        return Err(inconsistent());
+    }
+    Ok(Flow { local, remote })
+}
+
+fn question(tcp: &TcpState, flow: Flow) -> Question {
+    const PATIENCE_MIN: Duration = Duration::from_millis(60);
+    const PATIENCE_MAX: Duration = Duration::from_millis(400);
+    let round_trip = Duration::from_micros(tcp.round_trip_us.into());
+    let patience = (4 * round_trip + PATIENCE_MIN).min(PATIENCE_MAX);
+    Question { flow, unacknowledged: first_unacknowledged(tcp), expected: expected(tcp), patience }
+}
+
+pub(super) fn first_unacknowledged(tcp: &TcpState) -> u32 {
+    tcp.write_sequence.wrapping_sub(tcp.unacknowledged.len() as u32)
+}
+
+/// As the peer counts: with its FIN.
+pub(super) fn expected(tcp: &TcpState) -> u32 {
+    tcp.read_sequence.wrapping_add(peer_has_finished(tcp.state).into())
+}
+
+impl<'a> Built<'a> {
+    fn new(
+        kept: Kept<'a>,
+        flow: Flow,
+        answer: Option<Answer>,
+        elapsed: Duration,
+    ) -> Result<Self, RebuildError> {
+        let Kept { socket, image, tcp } = kept;
+        let unsent = (tcp.unsent as usize).min(tcp.unacknowledged.len());
+        let sent = tcp.unacknowledged.len() - unsent;
+        let first = first_unacknowledged(tcp);
+        let window = scaled(tcp.window.peer, tcp);
+        let mut one = Self {
+            socket,
+            flow,
+            tcp,
+            image,
+            rest: &tcp.unacknowledged[sent..],
+            acknowledged: first,
+            window,
+            reset: false,
+        };
+        let mut queued = &tcp.unacknowledged[..sent];
+        let mut peer_window = tcp.window.peer;
+        match answer {
+            None => (),
+            Some(Answer::Gone) => one.reset = true,
+            Some(Answer::Has { acknowledged, window }) => {
+                let had = acknowledged.wrapping_sub(first) as usize;
+                // Its end of the stream counts as one, and is sent again in any case.
+                let most = tcp.unacknowledged.len() + usize::from(app_has_finished(tcp.state));
+                one.reset = had > most;
+                let had = had.min(tcp.unacknowledged.len());
+                if !one.reset {
+                    one.acknowledged = first.wrapping_add(had as u32);
+                    (one.rest, one.window) = (&tcp.unacknowledged[had..], window);
+                    peer_window = u32::from(window) << send_scale(tcp);
+                    queued = &[];
+                }
+            }
+        }
+        if one.reset {
+            tracing::warn!(peer = %flow.remote, ?answer, first, next = tcp.write_sequence,
+                "a peer does not know the connection as it was captured, which is reset");
+        }
+        let what = || format!("build the connection with {}", name(&image.remote));
+        one.build(queued, peer_window, elapsed).doing(what)?;
+        options::restore(one.socket.as_fd(), &image.options)?;
+        Ok(one)
+    }
+
+    /// A socket in repair mode, established with the peer.
+    fn build(&self, queued: &[u8], peer_window: u32, elapsed: Duration) -> io::Result<()> {
+        let (socket, tcp) = (self.socket.as_fd(), self.tcp);
+        let set = |name, value: i32| set_number(socket, IPPROTO_TCP, name, value);
+        let read_from = tcp.read_sequence.wrapping_sub(tcp.unread.len() as u32);
+        set(libc::TCP_REPAIR, 1)?;
+        self.make_room(queued.len())?;
+        set(libc::TCP_REPAIR_QUEUE, SEND_QUEUE)?;
+        set(libc::TCP_QUEUE_SEQ, self.acknowledged as i32)?;
+        set(libc::TCP_REPAIR_QUEUE, RECEIVE_QUEUE)?;
+        set(libc::TCP_QUEUE_SEQ, read_from as i32)?;
+        self.connect()?;
+        set_option(socket, IPPROTO_TCP, libc::TCP_REPAIR_OPTIONS, &agreed_options(tcp))?;
+        if let Some(timestamp) = tcp.timestamp {
+            set(libc::TCP_TIMESTAMP, later(timestamp, elapsed) as i32)?;
+        }
+        send_all(socket, &tcp.unread)?;
+        set(libc::TCP_REPAIR_QUEUE, SEND_QUEUE)?;
+        send_all(socket, queued)?;
+        let mut window = tcp.window;
+        window.peer = peer_window;
+        window.peer_max = window.peer_max.max(peer_window);
+        set_option(socket, IPPROTO_TCP, libc::TCP_REPAIR_WINDOW, &window_bytes(&window))?;
+        set(libc::TCP_REPAIR_QUEUE, NO_QUEUE)
+    }
+
+    /// Buffers as they had grown, and room for what is put into them now. The kernel doubles what it is given.
+    fn make_room(&self, queued: usize) -> io::Result<()> {
+        let socket = self.socket.as_fd();
+        let room = |bytes: usize| i32::try_from(bytes).unwrap_or(i32::MAX / 2);
+        let send = room(queued + self.rest.len()).max(self.tcp.send_buffer / 2);
+        let receive = room(self.tcp.unread.len()).max(self.tcp.receive_buffer / 2);
+        set_number(socket, SOL_SOCKET, libc::SO_SNDBUFFORCE, send)?;
+        set_number(socket, SOL_SOCKET, libc::SO_RCVBUFFORCE, receive)
+    }
+
+    /// Sends nothing in repair mode; the address may not be this host's yet.
+    fn connect(&self) -> io::Result<()> {
+        let socket = self.socket.as_fd();
+        if self.image.family == libc::AF_INET6 {
+            set_number(socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
+            set_number(socket, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND, 1)?;
+        } else {
+            set_number(socket, libc::IPPROTO_IP, libc::IP_FREEBIND, 1)?;
+        }
+        bind(socket, &self.image.local)?;
+        connect(socket, &self.image.remote)
+    }
+
+    fn go_on(&self, prober: &Prober) -> io::Result<()> {
+        let socket = self.socket.as_fd();
+        // Only a RST with this very number is believed.
+        set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, RECEIVE_QUEUE)?;
+        let next = queue_sequence(socket)?;
+        leave_repair(socket, self.reuse_address())?;
+        set_number(socket, SOL_SOCKET, SO_BUF_LOCK, self.tcp.buffers_locked)?;
+        if self.reset {
+            prober.raw.send(&self.from_peer(next, RESET), &[])?;
+            provoke(prober, self.flow);
+            return Ok(());
+        }
+        send_all(socket, self.rest)?;
+        if peer_has_finished(self.tcp.state) {
+            prober.raw.send(&self.from_peer(self.tcp.read_sequence, FIN | ACKNOWLEDGEMENT), &[])?;
+            self.await_end()?;
+        }
+        if app_has_finished(self.tcp.state) {
+            rustix::net::shutdown(socket, Shutdown::Write)?;
+        }
+        if self.tcp.read_shut {
+            rustix::net::shutdown(socket, Shutdown::Read)?;
+        }
+        Ok(())
+    }
+
+    /// A segment of the peer's that it has sent before. N.B. without a timestamp: the peer's own was read by
+    /// nobody, and one that is too high would have its real segments refused.
+    fn from_peer(&self, sequence: u32, flags: u8) -> Segment {
+        Segment {
+            from: self.flow.remote,
+            to: self.flow.local,
+            sequence,
+            acknowledgement: self.acknowledged,
+            flags,
+            window: self.window,
+        }
+    }
+
+    /// Waits until the kernel has taken in the peer's FIN, which comes through `lo`.
+    fn await_end(&self) -> io::Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let deadline = Instant::now() + PATIENCE;
+        while state_of(self.socket.as_fd())? == ESTABLISHED {
+            if Instant::now() > deadline {
+                return Err(io::Error::other("the end of the peer's stream did not get through `lo`"));
+            }
+            std::thread::yield_now();
+        }
+        match state_of(self.socket.as_fd())? {
+            CLOSE_WAIT => Ok(()),
+            state => Err(io::Error::other(format!("the connection is in state {state}"))),
+        }
+    }
+
+    /// Repair mode destroys it, so it is set once more.
+    fn reuse_address(&self) -> i32 {
+        let reuse = |option: &&image::descriptor::SocketOption| {
+            (option.level, option.name) == (SOL_SOCKET, libc::SO_REUSEADDR)
+        };
+        let value = self.image.options.iter().find(reuse).map(|option| option.value.as_slice());
+        value.and_then(|value| value.try_into().ok()).map_or(0, i32::from_ne_bytes)
+    }
+}
+
+/// Has the peer send a segment for which there is no connection here: the kernel answers it with a RST at the
+/// very number that the peer expects, the only one that it believes.
+fn provoke(prober: &Prober, flow: Flow) {
+    let stray = Segment {
+        from: flow.local,
+        to: flow.remote,
+        sequence: 0,
+        acknowledgement: 0,
+        flags: ACKNOWLEDGEMENT,
+        window: 0,
+    };
+    if let Err(why) = prober.raw.send(&stray, &[]) {
+        tracing::debug!(peer = %flow.remote, "cannot tell a peer of the end of its connection: {why}");
+    }
+}
+
+fn send_scale(tcp: &TcpState) -> u32 {
+    const SCALE_MAX: u8 = 14;
+    tcp.window_scales.map_or(0, |(send, _)| send.min(SCALE_MAX).into())
+}
+
+/// A window as a segment of the peer's would have it.
+fn scaled(window: u32, tcp: &TcpState) -> u16 {
+    u16::try_from(window >> send_scale(tcp)).unwrap_or(u16::MAX)
+}
+
+/// `struct tcp_repair_opt` for all that was agreed on at the beginning.
+fn agreed_options(tcp: &TcpState) -> Vec<u8> {
+    const SEGMENT_MAX: u32 = 2;
+    const WINDOW: u32 = 3;
+    const SELECTIVE_ACKNOWLEDGEMENTS: u32 = 4;
+    const TIMESTAMP: u32 = 8;
+    let mut options = vec![[SEGMENT_MAX, tcp.segment_max]];
+    options.extend(
+        tcp.window_scales.map(|(send, receive)| [WINDOW, u32::from(send) | u32::from(receive) << 16]),
+    );
+    options.extend(tcp.selective_acknowledgements.then_some([SELECTIVE_ACKNOWLEDGEMENTS, 0]));
+    options.extend(tcp.timestamp.map(|_| [TIMESTAMP, 0]));
+    options.concat().into_iter().flat_map(u32::to_ne_bytes).collect()
+}
+
+/// Time has gone by since the capture, and before that on its way here: a peer drops a segment that is stamped
+/// earlier than one that it has seen, without a word. The lowest bit says that it counts microseconds.
+fn later(timestamp: u32, elapsed: Duration) -> u32 {
+    const MARGIN: Duration = Duration::from_millis(200);
+    let gone = elapsed + MARGIN;
+    let units = if timestamp & 1 != 0 { gone.as_micros() } else { gone.as_millis() };
+    timestamp.wrapping_add(units as u32 & !1)
+}
+
+/// There is room for all of it.
+fn send_all(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let sent = rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+        bytes = &bytes[sent..];
+    }
+    Ok(())
+}

@@ -1,0 +1,357 @@
+//! Reading the state of a TCP connection whose app stands still, and its repair mode.
+//!
+//! In repair mode the kernel shows queues and sequence numbers. The network is live meanwhile: what the app
+//! has written and read cannot change, but segments come in and are acknowledged between any two calls. So the
+//! stream is described from where the app stopped reading, up to what one look into the queue found.
+//!
+//! N.B. while the send queue is looked at, the kernel takes whatever an acknowledgement would have it send for
+//! sent, *without sending it*: all that is unsent, at once, and the peer waits for a retransmission. So with
+//! something unsent, and only then, segments are kept from the socket for these microseconds ([`Deaf`]); the
+//! peer is asked to say it again if that met one.
+//!
+//! N.B. an app that met its socket in repair mode would be refused (`EPERM`): [`Repair`] leaves it on every
+//! path, without a packet, and gives back `SO_REUSEADDR`, which the mode destroys.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use image::descriptor::{TcpState, TcpWindow};
+use libc::{IPPROTO_TCP, SOL_SOCKET};
+use rustix::net::RecvFlags;
+use serde_bytes::ByteBuf;
+use sys::sockets::{get_number, get_option, set_number};
+
+pub(super) const ESTABLISHED: u8 = 1;
+pub(super) const FIN_WAIT1: u8 = 4;
+pub(super) const FIN_WAIT2: u8 = 5;
+pub(super) const CLOSE_WAIT: u8 = 8;
+pub(super) const LAST_ACK: u8 = 9;
+pub(super) const CLOSING: u8 = 11;
+
+pub(super) const RECEIVE_QUEUE: i32 = 1;
+pub(super) const SEND_QUEUE: i32 = 2;
+pub(super) const NO_QUEUE: i32 = 0;
+/// `SO_BUF_LOCK`.
+pub(super) const SO_BUF_LOCK: i32 = 72;
+/// Leaves repair mode without a window probe.
+const OFF_WITHOUT_PROBE: i32 = -1;
+
+/// `TCPI_OPT_*`.
+const HAS_TIMESTAMPS: u8 = 1;
+const HAS_SELECTIVE_ACKNOWLEDGEMENTS: u8 = 2;
+const HAS_WINDOW_SCALES: u8 = 4;
+
+/// Whether the peer has said its last byte.
+pub(super) fn peer_has_finished(state: u8) -> bool {
+    matches!(state, CLOSE_WAIT | LAST_ACK | CLOSING)
+}
+
+/// Whether the app has shut its writing side.
+pub(super) fn app_has_finished(state: u8) -> bool {
+    matches!(state, FIN_WAIT1 | FIN_WAIT2 | LAST_ACK | CLOSING)
+}
+
+/// A socket in repair mode; it leaves it when this goes.
+#[derive(Debug)]
+struct Repair<'a> {
+    socket: BorrowedFd<'a>,
+    reuse_address: i32,
+}
+
+impl<'a> Repair<'a> {
+    fn enter(socket: BorrowedFd<'a>) -> io::Result<Self> {
+        let reuse_address = get_number(socket, SOL_SOCKET, libc::SO_REUSEADDR)?;
+        set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR, 1)?;
+        Ok(Self { socket, reuse_address })
+    }
+}
+
+impl Drop for Repair<'_> {
+    fn drop(&mut self) {
+        if let Err(why) = leave_repair(self.socket, self.reuse_address) {
+            tracing::error!("a connection of the app's cannot be given back: {why}");
+        }
+    }
+}
+
+/// Without a packet; the mode has destroyed `SO_REUSEADDR`, which gets its value.
+pub(super) fn leave_repair(socket: BorrowedFd<'_>, reuse_address: i32) -> io::Result<()> {
+    set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR, OFF_WITHOUT_PROBE)?;
+    if reuse_address == 0 {
+        return Ok(());
+    }
+    set_number(socket, SOL_SOCKET, libc::SO_REUSEADDR, reuse_address)
+}
+
+/// A socket that nothing gets through to; it hears again when this goes.
+#[derive(Debug)]
+struct Deaf<'a> {
+    socket: BorrowedFd<'a>,
+    dropped: i32,
+}
+
+impl<'a> Deaf<'a> {
+    /// `None` for a socket that has a filter of the app's.
+    fn make(socket: BorrowedFd<'a>) -> io::Result<Option<Self>> {
+        /// `BPF_RET | BPF_K`, zero bytes.
+        const NOTHING: [u8; 8] = [6, 0, 0, 0, 0, 0, 0, 0];
+        let own = sys::sockets::filter(socket);
+        if !own.is_ok_and(|own| own.is_empty()) {
+            return Ok(None);
+        }
+        let dropped = Memory::read(socket)?.dropped();
+        sys::sockets::attach_filter(socket, &NOTHING)?;
+        Ok(Some(Self { socket, dropped }))
+    }
+
+    /// It hears again; whether something was kept away.
+    fn missed(self) -> bool {
+        let (socket, dropped) = (self.socket, self.dropped);
+        drop(self);
+        Memory::read(socket).is_ok_and(|memory| memory.dropped() != dropped)
+    }
+}
+
+impl Drop for Deaf<'_> {
+    fn drop(&mut self) {
+        if let Err(why) = set_number(self.socket, SOL_SOCKET, libc::SO_DETACH_FILTER, 0) {
+            tracing::error!("a connection of the app's stays deaf: {why}");
+        }
+    }
+}
+
+/// What was read of a connection.
+#[derive(Debug)]
+pub(super) struct Dump {
+    pub state: TcpState,
+    /// Something of the peer's was kept away, which it must be asked for.
+    pub missed: bool,
+}
+
+/// The connection's state, `None` if it has ended meanwhile. The app's thread stands still. `buffer` is room
+/// for the queues, kept from call to call. On success and on failure the socket is what it was.
+pub(super) fn dump(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<Dump>> {
+    let repair = Repair::enter(socket)?;
+    let state = dump_in_repair(socket, buffer);
+    drop(repair);
+    state
+}
+
+fn dump_in_repair(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<Dump>> {
+    let (mut inwards, info) = Inwards::read(socket)?;
+    let state = info.state();
+    if state != ESTABLISHED && !peer_has_finished(state) && !app_has_finished(state) {
+        return Ok(None);
+    }
+    let unread = inwards.peek(socket, buffer)?;
+    let (outwards, missed) = Outwards::read(socket, state, buffer)?;
+    let number = |level, name| get_number(socket, level, name);
+    let memory = Memory::read(socket)?;
+    let timestamp = match info.has(HAS_TIMESTAMPS) {
+        true => Some(number(IPPROTO_TCP, libc::TCP_TIMESTAMP)? as u32),
+        false => None,
+    };
+    let state = TcpState {
+        state,
+        write_sequence: outwards.write_sequence,
+        read_sequence: inwards.read_sequence,
+        unacknowledged: outwards.unacknowledged,
+        unsent: outwards.unsent,
+        unread,
+        read_shut: false,
+        // In repair mode this is what was agreed on, elsewhere what fits the path.
+        segment_max: number(IPPROTO_TCP, libc::TCP_MAXSEG)? as u32,
+        selective_acknowledgements: info.has(HAS_SELECTIVE_ACKNOWLEDGEMENTS),
+        window_scales: info.has(HAS_WINDOW_SCALES).then(|| info.window_scales()),
+        timestamp,
+        window: window(socket, inwards.read_sequence)?,
+        round_trip_us: info.round_trip_us(),
+        send_buffer: memory.send_buffer(),
+        receive_buffer: memory.receive_buffer(),
+        buffers_locked: number(SOL_SOCKET, SO_BUF_LOCK)?,
+    };
+    Ok(Some(Dump { state, missed }))
+}
+
+/// The stream towards the app.
+struct Inwards {
+    /// Of what the app reads next.
+    copied_sequence: u32,
+    read_sequence: u32,
+    waiting: usize,
+}
+
+impl Inwards {
+    /// What is asked with several calls must be of one moment: nothing came in between.
+    fn read(socket: BorrowedFd<'_>) -> io::Result<(Self, Info)> {
+        const ATTEMPTS: usize = 1000;
+        set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, RECEIVE_QUEUE)?;
+        let mut next = queue_sequence(socket)?;
+        for _ in 0..ATTEMPTS {
+            let waiting = rustix::io::ioctl_fionread(socket)? as u32;
+            let info = Info::read(socket)?;
+            let now = queue_sequence(socket)?;
+            if now == next {
+                // A FIN takes a number, and is not among what waits.
+                let read_sequence = next.wrapping_sub(peer_has_finished(info.state()).into());
+                let copied_sequence = read_sequence.wrapping_sub(waiting);
+                let inwards = Self { copied_sequence, read_sequence, waiting: waiting as usize };
+                return Ok((inwards, info));
+            }
+            next = now;
+        }
+        Err(io::Error::other("segments come in faster than they can be counted"))
+    }
+
+    /// What waits to be read. More of it may have come; a FIN may have, which counts as not come.
+    fn peek(&mut self, socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<ByteBuf> {
+        if self.waiting == 0 {
+            return Ok(ByteBuf::new());
+        }
+        grow(buffer, self.waiting);
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let (len, _) = rustix::net::recv(socket, &mut buffer[..], flags)?;
+        if len < self.waiting {
+            return Err(io::Error::other("urgent data (MSG_OOB) waits in it"));
+        }
+        self.read_sequence = self.copied_sequence.wrapping_add(len as u32);
+        Ok(ByteBuf::from(&buffer[..len]))
+    }
+}
+
+/// The stream from the app.
+struct Outwards {
+    write_sequence: u32,
+    unacknowledged: ByteBuf,
+    unsent: u32,
+}
+
+impl Outwards {
+    /// Also says whether something was kept away meanwhile.
+    fn read(socket: BorrowedFd<'_>, state: u8, buffer: &mut Vec<u8>) -> io::Result<(Self, bool)> {
+        let waiting = sys::sockets::unacknowledged(socket)?;
+        let unsent = if waiting == 0 { 0 } else { sys::sockets::unsent(socket)? };
+        let deaf = if unsent == 0 { None } else { Deaf::make(socket)? };
+        let read = Self::look(socket, state, waiting, unsent, buffer);
+        // Before it hears again.
+        set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, NO_QUEUE)?;
+        let missed = deaf.is_some_and(Deaf::missed);
+        Ok((read?, missed))
+    }
+
+    fn look(
+        socket: BorrowedFd<'_>,
+        state: u8,
+        waiting: u32,
+        unsent: u32,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<Self> {
+        /// The first segment may begin before what is acknowledged.
+        const SLACK_BYTES: usize = 64 << 10;
+        let finished = u32::from(app_has_finished(state));
+        set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, SEND_QUEUE)?;
+        let write_sequence = queue_sequence(socket)?.wrapping_sub(finished);
+        if waiting == 0 {
+            return Ok(Self { write_sequence, unacknowledged: ByteBuf::new(), unsent: 0 });
+        }
+        grow(buffer, waiting as usize + SLACK_BYTES);
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let (len, _) = rustix::net::recv(socket, &mut buffer[..], flags)?;
+        let unsent = unsent.saturating_sub(finished).min(len as u32);
+        Ok(Self { write_sequence, unacknowledged: ByteBuf::from(&buffer[..len]), unsent })
+    }
+}
+
+/// `SO_MEMINFO`.
+struct Memory([u8; 36]);
+
+impl Memory {
+    fn read(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        const SO_MEMINFO: i32 = 55;
+        let mut words = [0; 36];
+        get_option(socket, SOL_SOCKET, SO_MEMINFO, &mut words)?;
+        Ok(Self(words))
+    }
+
+    fn word(&self, index: usize) -> i32 {
+        i32::from_ne_bytes([0, 1, 2, 3].map(|n| self.0[index * 4 + n]))
+    }
+
+    fn receive_buffer(&self) -> i32 {
+        self.word(1)
+    }
+
+    fn send_buffer(&self) -> i32 {
+        self.word(3)
+    }
+
+    fn dropped(&self) -> i32 {
+        self.word(8)
+    }
+}
+
+fn grow(buffer: &mut Vec<u8>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+}
+
+pub(super) fn queue_sequence(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    get_number(socket, IPPROTO_TCP, libc::TCP_QUEUE_SEQ).map(|number| number as u32)
+}
+
+/// The windows, as of the byte `read_sequence`: what came later counts as not come, but room once promised to
+/// the peer stays promised.
+fn window(socket: BorrowedFd<'_>, read_sequence: u32) -> io::Result<TcpWindow> {
+    let mut bytes = [0; 20];
+    get_option(socket, IPPROTO_TCP, libc::TCP_REPAIR_WINDOW, &mut bytes)?;
+    let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|n| bytes[at + n]));
+    let not_after = |sequence: u32| match read_sequence.wrapping_sub(sequence) as i32 {
+        ..0 => read_sequence,
+        _ => sequence,
+    };
+    let (promised, own_from) = (word(12).wrapping_add(word(16)), not_after(word(16)));
+    Ok(TcpWindow {
+        update_sequence: not_after(word(0)),
+        peer: word(4),
+        peer_max: word(8),
+        own: promised.wrapping_sub(own_from),
+        own_from,
+    })
+}
+
+pub(super) fn window_bytes(window: &TcpWindow) -> Vec<u8> {
+    let TcpWindow { update_sequence, peer, peer_max, own, own_from } = *window;
+    [update_sequence, peer, peer_max, own, own_from].map(u32::to_ne_bytes).concat()
+}
+
+/// The beginning of `struct tcp_info`.
+struct Info([u8; 72]);
+
+impl Info {
+    fn read(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        let mut bytes = [0; 72];
+        get_option(socket, IPPROTO_TCP, libc::TCP_INFO, &mut bytes)?;
+        Ok(Self(bytes))
+    }
+
+    fn state(&self) -> u8 {
+        self.0[0]
+    }
+
+    fn has(&self, option: u8) -> bool {
+        self.0[5] & option != 0
+    }
+
+    fn window_scales(&self) -> (u8, u8) {
+        (self.0[6] & 0xf, self.0[6] >> 4)
+    }
+
+    fn round_trip_us(&self) -> u32 {
+        u32::from_ne_bytes([68, 69, 70, 71].map(|at| self.0[at]))
+    }
+}
+
+pub(super) fn state_of(socket: BorrowedFd<'_>) -> io::Result<u8> {
+    Info::read(socket).map(|info| info.state())
+}
