@@ -158,7 +158,7 @@ fn oldest_packets_are_forgotten_when_nobody_takes_them() {
     let on_packets = Box::new(move |packets: Vec<Recorded>| {
         tell.send(packets).unwrap();
         // Whoever takes them is busy until the test says otherwise.
-        let _ = gone.recv();
+        let _ = gone.recv_timeout(PATIENCE);
     });
     let recorder = Recorder::start(&cell, BYTES_MAX, on_packets).unwrap();
     let client = datagrams(&world.client, CLIENT, SocketAddr::new(SERVICE, 9));
