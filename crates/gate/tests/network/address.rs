@@ -26,17 +26,22 @@ fn answer_as(cell: &CellNetwork, name: u8, port: u16) -> UdpSocket {
                 return;
             }
             // Answers to a client that went away are lost.
-            let _ = socket.send_to(&[name], from);
+            let _ = socket.send_to(&[name, question[0]], from);
         }
     });
     own
 }
 
-fn ask(client: &UdpSocket) -> u8 {
-    client.send(b"who").unwrap();
-    let mut answer = [0];
-    client.recv(&mut answer).expect("somebody answers");
-    answer[0]
+/// Who answers. A question may be lost: on a busy machine the client's kernel may not have looked at the
+/// announcement when the first leaves.
+fn ask(client: &UdpSocket, number: u8) -> u8 {
+    client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    testkit::wait::wait_for("an answer", PATIENCE, || {
+        client.send(&[number]).unwrap();
+        let mut answer = [0; 2];
+        // The answer to an earlier question is none.
+        client.recv(&mut answer).ok().filter(|_| answer[1] == number).map(|_| answer[0])
+    })
 }
 
 fn moves(world: &World, cells: [CellNetwork; 2], client_address: std::net::IpAddr) {
@@ -44,7 +49,6 @@ fn moves(world: &World, cells: [CellNetwork; 2], client_address: std::net::IpAdd
     let service = SocketAddr::new(cells[0].spec().address.ip(), PORT);
     cells.iter().for_each(|cell| cell.let_out().unwrap());
     let client = inside(&world.client, || UdpSocket::bind((client_address, 0)).unwrap());
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut sockets = Vec::new();
     for round in 0..4 {
         let (cell, other) = (&cells[round % 2], &cells[(round + 1) % 2]);
@@ -56,9 +60,9 @@ fn moves(world: &World, cells: [CellNetwork; 2], client_address: std::net::IpAdd
             client.connect(service).unwrap();
         }
         let asked = Instant::now();
-        assert_eq!(ask(&client), (round % 2) as u8, "the other one answers in round {round}");
-        // A client that still believed in the old owner would ask it for a second or more.
-        assert!(asked.elapsed() < Duration::from_millis(700), "{:?}", asked.elapsed());
+        assert_eq!(ask(&client, round as u8), (round % 2) as u8, "the other one answers in round {round}");
+        // A client that still believed in the old owner would do so for five seconds.
+        assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
     }
     for (socket, cell) in sockets.iter().zip(&cells) {
         let own = socket.local_addr().unwrap();
@@ -195,7 +199,7 @@ fn free_address_is_taken_and_kept_by_its_own_cell() {
         cell.raise(Claim::Fresh).unwrap();
         let app = answer_as(&cell, 7, 0);
         let client = datagrams(&world.client, own, app.local_addr().unwrap());
-        assert_eq!(ask(&client), 7);
+        assert_eq!(ask(&client, 0), 7);
         app.send_to(&[], app.local_addr().unwrap()).unwrap();
     }
 }

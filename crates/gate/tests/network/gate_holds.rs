@@ -131,10 +131,36 @@ fn barrier_covers_all_that_was_said_before_it() {
 }
 
 #[test]
+fn barrier_reads_what_the_gates_own_thread_has_not() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (gone, (tell, told)) = (std::sync::Mutex::new(gone), std::sync::mpsc::channel());
+    // Keeps the gate's thread from reading until the test lets it go.
+    let on_waiting = Box::new(move |since: Instant| {
+        let _ = tell.send(since);
+        let _ = gone.lock().unwrap().recv_timeout(PATIENCE);
+    });
+    let talk = Talk::new(TapOptions { on_waiting: Some(on_waiting), ..TapOptions::default() });
+    talk.gate.hold().unwrap();
+    talk.say(&[1]);
+    told.recv_timeout(PATIENCE).expect("the waiting is told");
+    talk.say(&[2, 3]);
+    talk.gate.barrier(epoch(1)).unwrap();
+    talk.say(&[4]);
+    talk.gate.release(epoch(1)).unwrap();
+    assert_eq!(talk.hear_all(3), [1, 2, 3]);
+    drop(go);
+    talk.assert_nothing_heard();
+}
+
+#[test]
 fn neighbours_are_answered_while_data_wait() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
     let talk = Talk::new(TapOptions::default());
     talk.gate.hold().unwrap();
+    // The announcements, which are over after a second, would tell the client as well.
+    let ear = talk.world.ear();
+    while ear.next_from(talk.cell.mac(), 2 * SILENCE).is_some() {}
     let heard = inside(talk.cell.namespace(), || UdpSocket::bind((SERVICE, 0)).unwrap());
     heard.set_read_timeout(Some(PATIENCE)).unwrap();
     let asker = datagrams(&talk.world.client, CLIENT, heard.local_addr().unwrap());

@@ -158,7 +158,7 @@ fn oldest_packets_are_forgotten_when_nobody_takes_them() {
     let on_packets = Box::new(move |packets: Vec<Recorded>| {
         tell.send(packets).unwrap();
         // Whoever takes them is busy until the test says otherwise.
-        let _ = gone.recv();
+        let _ = gone.recv_timeout(PATIENCE);
     });
     let recorder = Recorder::start(&cell, BYTES_MAX, on_packets).unwrap();
     let client = datagrams(&world.client, CLIENT, SocketAddr::new(SERVICE, 9));
@@ -169,7 +169,7 @@ fn oldest_packets_are_forgotten_when_nobody_takes_them() {
         while client.send(&block).is_err() {}
     };
     say(0);
-    told.recv_timeout(PATIENCE).unwrap();
+    let first = told.recv_timeout(PATIENCE).unwrap().len();
     (1..=500).for_each(say);
     wait_until("all are recorded", PATIENCE, || recorder.counters().recorded >= 501);
     go.send(()).unwrap();
@@ -180,7 +180,9 @@ fn oldest_packets_are_forgotten_when_nobody_takes_them() {
     assert_eq!(numbers.last(), Some(&500));
     assert!(numbers.is_sorted() && numbers.len() > 50, "{numbers:?}");
     let counters = recorder.counters();
-    assert_eq!(counters.recorded, 1 + counters.forgotten + kept.len() as u64);
+    let known = counters.forgotten + (first + kept.len()) as u64;
+    // What came after the last batch was taken is in none.
+    assert!(counters.forgotten > 300 && counters.recorded >= known && counters.recorded < known + 20);
     drop(go);
 }
 
