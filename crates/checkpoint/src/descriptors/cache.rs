@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::ThreadNameSpaceType;
 
 use super::fdinfo::Info;
+use super::probe::Raw;
 use super::watch::Watch;
 
 /// How many `/proc/PID/fdinfo` files stay open: they count against the manager's own limit.
@@ -43,6 +44,8 @@ pub struct Cache {
     buffer: Vec<u8>,
     /// Room for what waits in a connection's queues.
     pub(super) queue: Vec<u8>,
+    /// To speak to peers, where the app lives.
+    pub(super) raw: Option<Raw>,
 }
 
 /// The directories of one process.
@@ -74,6 +77,7 @@ impl Cache {
             watch: Watch::default(),
             buffer: vec![0; INFO_BYTES_FIRST],
             queue: Vec::new(),
+            raw: None,
         })
     }
 
@@ -105,6 +109,7 @@ impl Cache {
             self.sockets.clear();
             self.diagnosis = None;
             self.watch.forget();
+            self.raw = None;
         }
         let opened = opened(&mut self.opened)?;
         let mut numbers = opened.list()?;

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use image::descriptor::{FileKind, InternetSocket, SocketOption};
+use image::descriptor::{FileKind, InternetSocket, SocketOption, TcpState};
 use rustix::event::PollFlags;
 use rustix::net::Shutdown;
 use serde_bytes::ByteBuf;
@@ -19,10 +19,12 @@ use sys::sockets::{bind, connect, get_number, get_option, local_address, peer_ad
 use super::cache::SocketIdentity;
 use super::error::{Doing, RebuildError, SaveError};
 use super::pipes::polled;
+use super::probe::Raw;
 use super::save::{Connections, Saver};
 use super::sockets::save_options;
+use super::stream::Dump;
 use super::watch::Need;
-use super::{options, stream};
+use super::{options, revive, stream};
 
 const TCP_SYN_SENT: u8 = 2;
 const TCPI_SACKED_AT: usize = 28;
@@ -89,17 +91,38 @@ fn keep(
     need: &Need,
     socket: &mut InternetSocket,
 ) -> Result<(), SaveError> {
-    let mut state = stream::dump(stolen.as_fd(), &mut saver.cache.queue)
+    let dump = stream::dump(stolen.as_fd(), &mut saver.cache.queue)
         .map_err(|source| saver.kernel(number, "read the connection", source))?;
-    if let Some(state) = &mut state {
-        let ended = polled(stolen.as_fd()).contains(PollFlags::RDHUP);
-        state.read_shut = ended && !stream::peer_has_finished(state.state);
-        socket.options = match need {
-            Need::State(Some((options, _))) => options.clone(),
-            _ => chosen_options(saver, number, stolen, socket)?,
-        };
+    let Some(Dump { mut state, missed }) = dump else { return Ok(()) };
+    let ended = polled(stolen.as_fd()).contains(PollFlags::RDHUP);
+    state.read_shut = ended && !stream::peer_has_finished(state.state);
+    socket.options = match need {
+        Need::State(Some((options, _))) => options.clone(),
+        _ => chosen_options(saver, number, stolen, socket)?,
+    };
+    if missed {
+        ask_again(saver, number, socket, &state)?;
     }
-    socket.tcp = state.map(Box::new);
+    socket.tcp = Some(Box::new(state));
+    Ok(())
+}
+
+/// An acknowledgement may have been kept from the app's socket: the peer says it again.
+fn ask_again(
+    saver: &mut Saver<'_, '_>,
+    number: i32,
+    socket: &InternetSocket,
+    state: &TcpState,
+) -> Result<(), SaveError> {
+    let pidfd = saver.subject.pidfd;
+    let raw = match saver.cache.raw.take() {
+        Some(raw) => raw,
+        None => Raw::beside(pidfd).map_err(|source| saver.kernel(number, "ask the peer", source))?,
+    };
+    if let Ok(flow) = revive::flow(socket) {
+        raw.ask(flow, revive::first_unacknowledged(state), revive::expected(state));
+    }
+    saver.cache.raw = Some(raw);
     Ok(())
 }
 

@@ -27,6 +27,12 @@ const ATTEMPTS: u32 = 3;
 #[derive(Debug)]
 pub(super) struct Prober {
     sniffer: OwnedFd,
+    pub raw: Raw,
+}
+
+/// Sockets that send packets as they are.
+#[derive(Debug)]
+pub(super) struct Raw {
     version4: OwnedFd,
     /// Without IPv6 in the kernel there is nobody to ask in it.
     version6: Option<OwnedFd>,
@@ -68,30 +74,7 @@ impl Prober {
         let sniffer = rustix::net::socket_with(AddressFamily::PACKET, SocketType::DGRAM, flags, everything)?;
         set_number(sniffer.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, ROOM_BYTES)?;
         set_number(sniffer.as_fd(), SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)?;
-        let raw = |family| {
-            let with_header = NonZeroU32::new(libc::IPPROTO_RAW as u32).map(rustix::net::Protocol::from_raw);
-            rustix::net::socket_with(family, SocketType::RAW, flags, with_header)
-        };
-        let (version4, version6) = (raw(AddressFamily::INET)?, raw(AddressFamily::INET6).ok());
-        Ok(Self { sniffer, version4, version6 })
-    }
-
-    /// Puts a packet on its way: to a peer through the link, to the host itself through `lo`.
-    pub(super) fn send(&self, segment: &Segment, payload: &[u8]) -> io::Result<()> {
-        let packet = segment.packet(payload);
-        let flags = SendFlags::DONTWAIT;
-        match segment.to {
-            SocketAddr::V4(mut to) => {
-                to.set_port(0);
-                rustix::net::sendto(&self.version4, &packet, flags, &to)?;
-            }
-            SocketAddr::V6(mut to) => {
-                to.set_port(0); // Here it would be a protocol.
-                let socket = self.version6.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-                rustix::net::sendto(socket, &packet, flags, &to)?;
-            }
-        }
-        Ok(())
+        Ok(Self { sniffer, raw: Raw::here()? })
     }
 
     /// Asks all at once; what each said, `None` for who did not answer in its time.
@@ -100,30 +83,14 @@ impl Prober {
         for attempt in 0..ATTEMPTS {
             let now = Instant::now();
             for index in asked.open() {
-                self.put(&questions[index]);
+                let Question { flow, unacknowledged, expected, .. } = questions[index];
+                self.raw.ask(flow, unacknowledged, expected);
             }
             while let Some(until) = asked.next_deadline(attempt, now) {
                 self.listen(&mut asked, until)?;
             }
         }
         Ok(asked.answers)
-    }
-
-    /// A packet that cannot be sent now is like one that gets lost.
-    fn put(&self, question: &Question) {
-        const OLD_BYTE: &[u8] = &[0];
-        let Question { flow, unacknowledged, expected, .. } = *question;
-        let old = Segment {
-            from: flow.local,
-            to: flow.remote,
-            sequence: unacknowledged.wrapping_sub(1),
-            acknowledgement: expected,
-            flags: ACKNOWLEDGEMENT,
-            window: u16::MAX,
-        };
-        if let Err(why) = self.send(&old, OLD_BYTE) {
-            tracing::debug!(peer = %flow.remote, "cannot ask a peer: {why}");
-        }
     }
 
     /// Takes all that has come in; waits for something until then.
@@ -144,6 +111,57 @@ impl Prober {
                 Err(Errno::NETDOWN | Errno::NOBUFS | Errno::INTR) => (),
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+}
+
+impl Raw {
+    /// In the network namespace of a process.
+    pub(super) fn beside(pidfd: BorrowedFd<'_>) -> io::Result<Self> {
+        in_network_of(pidfd, Self::here)
+    }
+
+    fn here() -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let raw = |family| {
+            let with_header = NonZeroU32::new(libc::IPPROTO_RAW as u32).map(rustix::net::Protocol::from_raw);
+            rustix::net::socket_with(family, SocketType::RAW, flags, with_header)
+        };
+        let (version4, version6) = (raw(AddressFamily::INET)?, raw(AddressFamily::INET6).ok());
+        Ok(Self { version4, version6 })
+    }
+
+    /// Puts a packet on its way: to a peer through the link, to the host itself through `lo`.
+    pub(super) fn send(&self, segment: &Segment, payload: &[u8]) -> io::Result<()> {
+        let packet = segment.packet(payload);
+        let flags = SendFlags::DONTWAIT;
+        match segment.to {
+            SocketAddr::V4(mut to) => {
+                to.set_port(0);
+                rustix::net::sendto(&self.version4, &packet, flags, &to)?;
+            }
+            SocketAddr::V6(mut to) => {
+                to.set_port(0); // Here it would be a protocol.
+                let socket = self.version6.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+                rustix::net::sendto(socket, &packet, flags, &to)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A packet that cannot be sent now is like one that gets lost.
+    pub(super) fn ask(&self, flow: Flow, unacknowledged: u32, expected: u32) {
+        const OLD_BYTE: &[u8] = &[0];
+        let old = Segment {
+            from: flow.local,
+            to: flow.remote,
+            sequence: unacknowledged.wrapping_sub(1),
+            acknowledgement: expected,
+            flags: ACKNOWLEDGEMENT,
+            window: u16::MAX,
+        };
+        if let Err(why) = self.send(&old, OLD_BYTE) {
+            tracing::debug!(peer = %flow.remote, "cannot ask a peer: {why}");
         }
     }
 }

@@ -150,12 +150,12 @@ fn question(tcp: &TcpState, flow: Flow) -> Question {
     Question { flow, unacknowledged: first_unacknowledged(tcp), expected: expected(tcp), patience }
 }
 
-fn first_unacknowledged(tcp: &TcpState) -> u32 {
+pub(super) fn first_unacknowledged(tcp: &TcpState) -> u32 {
     tcp.write_sequence.wrapping_sub(tcp.unacknowledged.len() as u32)
 }
 
 /// As the peer counts: with its FIN.
-fn expected(tcp: &TcpState) -> u32 {
+pub(super) fn expected(tcp: &TcpState) -> u32 {
     tcp.read_sequence.wrapping_add(peer_has_finished(tcp.state).into())
 }
 
@@ -267,13 +267,13 @@ impl<'a> Built<'a> {
         leave_repair(socket, self.reuse_address())?;
         set_number(socket, SOL_SOCKET, SO_BUF_LOCK, self.tcp.buffers_locked)?;
         if self.reset {
-            prober.send(&self.from_peer(next, RESET), &[])?;
+            prober.raw.send(&self.of_peer(next, RESET), &[])?;
             provoke(prober, self.flow);
             return Ok(());
         }
         send_all(socket, self.rest)?;
         if peer_has_finished(self.tcp.state) {
-            prober.send(&self.from_peer(self.tcp.read_sequence, FIN | ACKNOWLEDGEMENT), &[])?;
+            prober.raw.send(&self.of_peer(self.tcp.read_sequence, FIN | ACKNOWLEDGEMENT), &[])?;
             self.await_end()?;
         }
         if app_has_finished(self.tcp.state) {
@@ -287,7 +287,7 @@ impl<'a> Built<'a> {
 
     /// A segment of the peer's that it has sent before. N.B. without a timestamp: the peer's own was read by
     /// nobody, and one that is too high would have its real segments refused.
-    fn from_peer(&self, sequence: u32, flags: u8) -> Segment {
+    fn of_peer(&self, sequence: u32, flags: u8) -> Segment {
         Segment {
             from: self.flow.remote,
             to: self.flow.local,
@@ -335,7 +335,7 @@ fn provoke(prober: &Prober, flow: Flow) {
         flags: ACKNOWLEDGEMENT,
         window: 0,
     };
-    if let Err(why) = prober.send(&stray, &[]) {
+    if let Err(why) = prober.raw.send(&stray, &[]) {
         tracing::debug!(peer = %flow.remote, "cannot tell a peer of the end of its connection: {why}");
     }
 }

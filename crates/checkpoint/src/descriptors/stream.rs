@@ -4,6 +4,11 @@
 //! has written and read cannot change, but segments come in and are acknowledged between any two calls. So the
 //! stream is described from where the app stopped reading, up to what one look into the queue found.
 //!
+//! N.B. while the send queue is looked at, the kernel takes whatever an acknowledgement would have it send for
+//! sent, *without sending it*: all that is unsent, at once, and the peer waits for a retransmission. So with
+//! something unsent, and only then, segments are kept from the socket for these microseconds ([`Deaf`]); the
+//! peer is asked to say it again if that met one.
+//!
 //! N.B. an app that met its socket in repair mode would be refused (`EPERM`): [`Repair`] leaves it on every
 //! path, without a packet, and gives back `SO_REUSEADDR`, which the mode destroys.
 
@@ -78,34 +83,80 @@ pub(super) fn leave_repair(socket: BorrowedFd<'_>, reuse_address: i32) -> io::Re
     set_number(socket, SOL_SOCKET, libc::SO_REUSEADDR, reuse_address)
 }
 
+/// A socket that nothing gets through to; it hears again when this goes.
+#[derive(Debug)]
+struct Deaf<'a> {
+    socket: BorrowedFd<'a>,
+    dropped: i32,
+}
+
+impl<'a> Deaf<'a> {
+    /// `None` for a socket that has a filter of the app's.
+    fn make(socket: BorrowedFd<'a>) -> io::Result<Option<Self>> {
+        /// `BPF_RET | BPF_K`, zero bytes.
+        const NOTHING: [u8; 8] = [6, 0, 0, 0, 0, 0, 0, 0];
+        let own = sys::sockets::filter(socket);
+        if !own.is_ok_and(|own| own.is_empty()) {
+            return Ok(None);
+        }
+        let dropped = Memory::read(socket)?.dropped();
+        sys::sockets::attach_filter(socket, &NOTHING)?;
+        Ok(Some(Self { socket, dropped }))
+    }
+
+    /// It hears again; whether something was kept away.
+    fn missed(self) -> bool {
+        let (socket, dropped) = (self.socket, self.dropped);
+        drop(self);
+        Memory::read(socket).is_ok_and(|memory| memory.dropped() != dropped)
+    }
+}
+
+impl Drop for Deaf<'_> {
+    fn drop(&mut self) {
+        if let Err(why) = set_number(self.socket, SOL_SOCKET, libc::SO_DETACH_FILTER, 0) {
+            tracing::error!("a connection of the app's stays deaf: {why}");
+        }
+    }
+}
+
+/// What was read of a connection.
+#[derive(Debug)]
+pub(super) struct Dump {
+    pub state: TcpState,
+    /// Something of the peer's was kept away, which it must be asked for.
+    pub missed: bool,
+}
+
 /// The connection's state, `None` if it has ended meanwhile. The app's thread stands still. `buffer` is room
 /// for the queues, kept from call to call. On success and on failure the socket is what it was.
-pub(super) fn dump(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<TcpState>> {
+pub(super) fn dump(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<Dump>> {
     let repair = Repair::enter(socket)?;
     let state = dump_in_repair(socket, buffer);
     drop(repair);
     state
 }
 
-fn dump_in_repair(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<TcpState>> {
+fn dump_in_repair(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<Dump>> {
     let (mut inwards, info) = Inwards::read(socket)?;
     let state = info.state();
     if state != ESTABLISHED && !peer_has_finished(state) && !app_has_finished(state) {
         return Ok(None);
     }
     let unread = inwards.peek(socket, buffer)?;
-    let (write_sequence, unacknowledged, unsent) = outwards(socket, state, buffer)?;
+    let (outwards, missed) = Outwards::read(socket, state, buffer)?;
     let number = |level, name| get_number(socket, level, name);
+    let memory = Memory::read(socket)?;
     let timestamp = match info.has(HAS_TIMESTAMPS) {
         true => Some(number(IPPROTO_TCP, libc::TCP_TIMESTAMP)? as u32),
         false => None,
     };
-    Ok(Some(TcpState {
+    let state = TcpState {
         state,
-        write_sequence,
+        write_sequence: outwards.write_sequence,
         read_sequence: inwards.read_sequence,
-        unacknowledged,
-        unsent,
+        unacknowledged: outwards.unacknowledged,
+        unsent: outwards.unsent,
         unread,
         read_shut: false,
         // In repair mode this is what was agreed on, elsewhere what fits the path.
@@ -115,10 +166,11 @@ fn dump_in_repair(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Op
         timestamp,
         window: window(socket, inwards.read_sequence)?,
         round_trip_us: info.round_trip_us(),
-        send_buffer: number(SOL_SOCKET, libc::SO_SNDBUF)?,
-        receive_buffer: number(SOL_SOCKET, libc::SO_RCVBUF)?,
+        send_buffer: memory.send_buffer(),
+        receive_buffer: memory.receive_buffer(),
         buffers_locked: number(SOL_SOCKET, SO_BUF_LOCK)?,
-    }))
+    };
+    Ok(Some(Dump { state, missed }))
 }
 
 /// The stream towards the app.
@@ -167,22 +219,75 @@ impl Inwards {
     }
 }
 
-/// Where the app writes next, what the peer has not acknowledged, and how much of that was never sent.
-fn outwards(socket: BorrowedFd<'_>, state: u8, buffer: &mut Vec<u8>) -> io::Result<(u32, ByteBuf, u32)> {
-    /// The first segment may begin before what is acknowledged.
-    const SLACK_BYTES: usize = 64 << 10;
-    let finished = u32::from(app_has_finished(state));
-    let unacknowledged = sys::sockets::unacknowledged(socket)?;
-    let unsent = sys::sockets::unsent(socket)?;
-    set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, SEND_QUEUE)?;
-    let sequence = queue_sequence(socket)?.wrapping_sub(finished);
-    if unacknowledged == 0 {
-        return Ok((sequence, ByteBuf::new(), 0));
+/// The stream from the app.
+struct Outwards {
+    write_sequence: u32,
+    unacknowledged: ByteBuf,
+    unsent: u32,
+}
+
+impl Outwards {
+    /// Also says whether something was kept away meanwhile.
+    fn read(socket: BorrowedFd<'_>, state: u8, buffer: &mut Vec<u8>) -> io::Result<(Self, bool)> {
+        let waiting = sys::sockets::unacknowledged(socket)?;
+        let unsent = if waiting == 0 { 0 } else { sys::sockets::unsent(socket)? };
+        let deaf = if unsent == 0 { None } else { Deaf::make(socket)? };
+        let read = Self::look(socket, state, waiting, unsent, buffer);
+        // Before it hears again.
+        set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, NO_QUEUE)?;
+        let missed = deaf.is_some_and(Deaf::missed);
+        Ok((read?, missed))
     }
-    grow(buffer, unacknowledged as usize + SLACK_BYTES);
-    let (len, _) = rustix::net::recv(socket, &mut buffer[..], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
-    let unsent = unsent.saturating_sub(finished).min(len as u32);
-    Ok((sequence, ByteBuf::from(&buffer[..len]), unsent))
+
+    fn look(
+        socket: BorrowedFd<'_>,
+        state: u8,
+        waiting: u32,
+        unsent: u32,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<Self> {
+        /// The first segment may begin before what is acknowledged.
+        const SLACK_BYTES: usize = 64 << 10;
+        let finished = u32::from(app_has_finished(state));
+        set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, SEND_QUEUE)?;
+        let write_sequence = queue_sequence(socket)?.wrapping_sub(finished);
+        if waiting == 0 {
+            return Ok(Self { write_sequence, unacknowledged: ByteBuf::new(), unsent: 0 });
+        }
+        grow(buffer, waiting as usize + SLACK_BYTES);
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let (len, _) = rustix::net::recv(socket, &mut buffer[..], flags)?;
+        let unsent = unsent.saturating_sub(finished).min(len as u32);
+        Ok(Self { write_sequence, unacknowledged: ByteBuf::from(&buffer[..len]), unsent })
+    }
+}
+
+/// `SO_MEMINFO`.
+struct Memory([u8; 36]);
+
+impl Memory {
+    fn read(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        const SO_MEMINFO: i32 = 55;
+        let mut words = [0; 36];
+        get_option(socket, SOL_SOCKET, SO_MEMINFO, &mut words)?;
+        Ok(Self(words))
+    }
+
+    fn word(&self, index: usize) -> i32 {
+        i32::from_ne_bytes([0, 1, 2, 3].map(|n| self.0[index * 4 + n]))
+    }
+
+    fn receive_buffer(&self) -> i32 {
+        self.word(1)
+    }
+
+    fn send_buffer(&self) -> i32 {
+        self.word(3)
+    }
+
+    fn dropped(&self) -> i32 {
+        self.word(8)
+    }
 }
 
 fn grow(buffer: &mut Vec<u8>, len: usize) {

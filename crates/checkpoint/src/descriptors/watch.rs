@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType};
 use super::cache::SocketIdentity;
 use super::options;
 
-const OPTIONS_PER_FREEZE: usize = 8;
+const OPTIONS_PER_FREEZE: usize = 2;
 /// Reading so many costs no more than asking which of them have changed.
 const FEW: usize = 4;
 
@@ -82,7 +82,7 @@ impl Watch {
 
     /// What must be read of the socket with this inode.
     pub(super) fn need(&mut self, inode: u64) -> Need {
-        let turns = self.known.len() / OPTIONS_PER_FREEZE + 1;
+        let turns = self.turns();
         let Some(known) = self.known.get_mut(&inode) else { return Need::State(None) };
         known.seen = self.freeze;
         if self.freeze - known.options_read >= turns {
@@ -94,6 +94,11 @@ impl Watch {
         Need::State(Some((known.socket.options.clone(), known.owner)))
     }
 
+    /// After how many freezes a connection's options are read again.
+    fn turns(&self) -> usize {
+        self.known.len().div_ceil(OPTIONS_PER_FREEZE).max(1)
+    }
+
     /// Remembers what was read.
     pub(super) fn note(
         &mut self,
@@ -103,7 +108,7 @@ impl Watch {
         whole: bool,
     ) {
         let before = self.known.get(&inode).map(|known| known.options_read);
-        let turns = self.known.len() / OPTIONS_PER_FREEZE + 1;
+        let turns = self.turns();
         let options_read = match before {
             Some(before) if !whole => before,
             Some(_) => self.freeze,

@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "shared with the tests of descriptors, which use all of it")]
 mod stage;
 
+mod bulk;
 mod carried;
 mod endings;
 mod queues;
