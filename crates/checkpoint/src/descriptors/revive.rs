@@ -267,13 +267,13 @@ impl<'a> Built<'a> {
         leave_repair(socket, self.reuse_address())?;
         set_number(socket, SOL_SOCKET, SO_BUF_LOCK, self.tcp.buffers_locked)?;
         if self.reset {
-            prober.raw.send(&self.from_peer(next, RESET), &[])?;
+            prober.raw.send(&self.of_peer(next, RESET), &[])?;
             provoke(prober, self.flow);
             return Ok(());
         }
         send_all(socket, self.rest)?;
         if peer_has_finished(self.tcp.state) {
-            prober.raw.send(&self.from_peer(self.tcp.read_sequence, FIN | ACKNOWLEDGEMENT), &[])?;
+            prober.raw.send(&self.of_peer(self.tcp.read_sequence, FIN | ACKNOWLEDGEMENT), &[])?;
             self.await_end()?;
         }
         if app_has_finished(self.tcp.state) {
@@ -287,7 +287,7 @@ impl<'a> Built<'a> {
 
     /// A segment of the peer's that it has sent before. N.B. without a timestamp: the peer's own was read by
     /// nobody, and one that is too high would have its real segments refused.
-    fn from_peer(&self, sequence: u32, flags: u8) -> Segment {
+    fn of_peer(&self, sequence: u32, flags: u8) -> Segment {
         Segment {
             from: self.flow.remote,
             to: self.flow.local,

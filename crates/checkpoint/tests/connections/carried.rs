@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use libc::{IPPROTO_TCP, SOL_SOCKET};
 
 use crate::stage::{option, set_option};
-use crate::world::{V4, V6, World, accept, circumstances, client, listener, save, talk};
+use crate::world::{V4, V6, World, accept, circumstances, client, eventually, listener, save, talk};
 
 #[test]
 fn an_established_connection_goes_on_both_ways() {
@@ -95,7 +95,8 @@ fn a_peer_that_has_seen_later_timestamps_goes_on_at_once() {
     let number = accept(&mut app, port);
     talk(&mut app, number, &mut client, b"before");
     let saved = save(&app);
-    std::thread::sleep(LATER);
+    let later = Instant::now() + LATER;
+    eventually("later", || Instant::now() > later);
     // A window probe is stamped, and moves nothing else.
     let own = app.borrow(number);
     set_option(own.as_fd(), IPPROTO_TCP, libc::TCP_REPAIR, 1);

@@ -5,7 +5,6 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use checkpoint::descriptors::{CellNetwork, ConnectionCounts, Connections, Saved};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -218,9 +217,6 @@ pub fn talk(app: &mut Servant, number: i32, client: &mut TcpStream, word: &[u8])
 
 /// Waits until something holds.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = std::time::Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < DEADLINE, "{what} never comes");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let came = testkit::wait::Deadline::after(DEADLINE).poll(|| holds().then_some(()));
+    assert!(came.is_some(), "{what} never comes");
 }

@@ -35,7 +35,7 @@ pub fn run(args: StandbyArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
-    let StandbySettings { listen, promote_hook, shared } = settings;
+    let StandbySettings { listen, promote_hook, link, shared } = settings;
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| format!("cannot listen on {listen}; does another process?"))
@@ -50,6 +50,7 @@ async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
         arbiter: shared.arbiter,
         state: shared.state,
         promote_hook,
+        link,
         facts: HostFacts::read().context("cannot look at this host")?,
         board,
         runtime: tokio::runtime::Handle::current(),
