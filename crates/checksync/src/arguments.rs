@@ -131,6 +131,9 @@ pub struct StandbyArgs {
     /// A command that is run when an app is served from here
     #[arg(long, env = "CHECKSYNC_PROMOTE_HOOK")]
     pub promote_hook: Option<OsString>,
+    /// The bridge or device where the apps' addresses are [default: called as on the primary]
+    #[arg(long, env = "CHECKSYNC_LINK")]
+    pub link: Option<String>,
     #[command(flatten)]
     pub shared: SharedArgs,
 }
@@ -153,6 +156,22 @@ pub struct PrimaryArgs {
     /// So many heartbeats must be missed in a row [default: 5]
     #[arg(long, env = "CHECKSYNC_MISSED")]
     pub missed: Option<u32>,
+    /// `strong`: hold each answer back until the state behind it is on the standby, and keep connections at a
+    /// takeover; needs --address [default: timeline]
+    #[arg(long, env = "CHECKSYNC_CONSISTENCY", value_enum)]
+    pub consistency: Option<ConsistencyArg>,
+    /// What becomes of answers that no standby can cover [default: continue]
+    #[arg(long, env = "CHECKSYNC_ON_STANDBY_LOSS", value_enum)]
+    pub on_standby_loss: Option<OnStandbyLossArg>,
+    /// The app's own address, which moves with it: 10.0.0.9/24
+    #[arg(long, env = "CHECKSYNC_ADDRESS")]
+    pub address: Option<String>,
+    /// The bridge or device where that address is
+    #[arg(long, env = "CHECKSYNC_LINK")]
+    pub link: Option<String>,
+    /// Who forwards what the app sends to other networks
+    #[arg(long, env = "CHECKSYNC_GATEWAY")]
+    pub gateway: Option<String>,
     /// What follows when the app dies by a signal [default: failover]
     #[arg(long, env = "CHECKSYNC_ON_CRASH", value_enum)]
     pub on_crash: Option<OnCrashArg>,
@@ -171,6 +190,20 @@ pub struct PrimaryArgs {
 pub enum OnCrashArg {
     Failover,
     Restart,
+    Stop,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsistencyArg {
+    Timeline,
+    Strong,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStandbyLossArg {
+    Continue,
     Stop,
 }
 

@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use arbiter::ArbiterSpec;
-use replica::primary::OnCrash;
+use gate::NetworkSpec;
+use replica::primary::{Consistency, OnCrash, OnStandbyLoss};
 use replica::{Fencing, Nanos, Timing};
 use serde::Deserialize;
 use wire::TlsFiles;
 
-use crate::arguments::{FencingArg, Format, OnCrashArg, PrimaryArgs, SharedArgs, StandbyArgs};
+use crate::arguments::{
+    ConsistencyArg, FencingArg, Format, OnCrashArg, OnStandbyLossArg, PrimaryArgs, SharedArgs, StandbyArgs,
+};
 use crate::duration;
 
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -42,6 +45,9 @@ pub struct PrimarySettings {
     pub interval: Duration,
     pub timing: Timing,
     pub on_crash: OnCrash,
+    pub consistency: Consistency,
+    /// The app's own, instead of the host's.
+    pub network: Option<NetworkSpec>,
     pub grace: Duration,
     pub shadow_bytes: u64,
     pub shared: Shared,
@@ -51,6 +57,7 @@ pub struct PrimarySettings {
 pub struct StandbySettings {
     pub listen: SocketAddr,
     pub promote_hook: Option<OsString>,
+    pub link: Option<String>,
     pub shared: Shared,
 }
 
@@ -73,6 +80,11 @@ struct File {
     heartbeat: Option<Duration>,
     missed: Option<u32>,
     on_crash: Option<OnCrashArg>,
+    consistency: Option<ConsistencyArg>,
+    on_standby_loss: Option<OnStandbyLossArg>,
+    address: Option<String>,
+    link: Option<String>,
+    gateway: Option<String>,
     #[serde(deserialize_with = "duration::deserialize")]
     grace: Option<Duration>,
     shadow_mib: Option<u64>,
@@ -92,17 +104,68 @@ impl PrimarySettings {
         }
         let on_crash = args.on_crash.or(file.on_crash).unwrap_or(OnCrashArg::Failover);
         let shadow_mib = args.shadow_mib.or(file.shadow_mib).unwrap_or(SHADOW_MIB);
+        let (address, link) = (args.address.or(file.address.clone()), args.link.or(file.link.clone()));
+        let gateway = args.gateway.or(file.gateway.clone());
+        let network = match (address, link) {
+            (Some(address), Some(link)) => Some(network_spec(&address, &link, gateway.as_deref())?),
+            (Some(address), None) => bail!("where is {address}? Name the bridge or device with --link"),
+            (None, _) => None,
+        };
+        let strong = args.consistency.or(file.consistency) == Some(ConsistencyArg::Strong);
+        let on_standby_loss =
+            args.on_standby_loss.or(file.on_standby_loss).map_or_else(Default::default, Into::into);
+        let consistency = match strong {
+            true => Consistency::Strong { on_standby_loss },
+            false => Consistency::Timeline,
+        };
+        let grace = args.grace.or(file.grace).unwrap_or(GRACE);
+        let shared = Shared::resolve(args.shared, file)?;
+        check_strong(consistency, network.as_ref(), shared.fencing)?;
         Ok(Self {
+            consistency,
+            network,
             app,
             standby: standby.context("no standby is named; give --standby HOST:PORT")?,
             interval,
             timing: Timing::new(nanos(heartbeat), missed)?,
             on_crash: on_crash.into(),
-            grace: args.grace.or(file.grace).unwrap_or(GRACE),
+            grace,
             shadow_bytes: shadow_mib.saturating_mul(1 << 20),
-            shared: Shared::resolve(args.shared, file)?,
+            shared,
         })
     }
+
+    pub fn is_strong(&self) -> bool {
+        matches!(self.consistency, Consistency::Strong { .. })
+    }
+}
+
+/// What strong consistency can't do without.
+fn check_strong(
+    consistency: Consistency,
+    network: Option<&NetworkSpec>,
+    fencing: Fencing,
+) -> anyhow::Result<()> {
+    match consistency {
+        Consistency::Timeline => Ok(()),
+        Consistency::Strong { .. } if network.is_none() => {
+            bail!("strong consistency needs an address that is the app's own; give --address and --link")
+        }
+        Consistency::Strong { on_standby_loss: OnStandbyLoss::Continue } if fencing != Fencing::Register => {
+            bail!(
+                "without an arbiter nobody can say that the standby has not taken over, so answers must wait \
+                 when it is lost; give --arbiter, or --on-standby-loss stop"
+            )
+        }
+        Consistency::Strong { .. } => Ok(()),
+    }
+}
+
+/// Where an app is on the network.
+pub fn network_spec(address: &str, link: &str, gateway: Option<&str>) -> anyhow::Result<NetworkSpec> {
+    let address = address.parse().with_context(|| format!("{address:?} is no address for an app"))?;
+    let gateway = gateway.map(|text| text.parse().with_context(|| format!("{text:?} is no gateway")));
+    Ok(NetworkSpec::new(address, link, gateway.transpose()?)?)
 }
 
 impl StandbySettings {
@@ -111,7 +174,8 @@ impl StandbySettings {
         let listen =
             args.listen.or(file.listen).context("no address to listen on; give --listen HOST:PORT")?;
         let promote_hook = args.promote_hook.or(file.promote_hook.clone().map(Into::into));
-        Ok(Self { listen, promote_hook, shared: Shared::resolve(args.shared, file)? })
+        let link = args.link.or(file.link.clone());
+        Ok(Self { listen, promote_hook, link, shared: Shared::resolve(args.shared, file)? })
     }
 }
 
@@ -159,6 +223,15 @@ impl From<OnCrashArg> for OnCrash {
             OnCrashArg::Failover => Self::Failover,
             OnCrashArg::Restart => Self::Restart,
             OnCrashArg::Stop => Self::Stop,
+        }
+    }
+}
+
+impl From<OnStandbyLossArg> for OnStandbyLoss {
+    fn from(arg: OnStandbyLossArg) -> Self {
+        match arg {
+            OnStandbyLossArg::Continue => Self::Continue,
+            OnStandbyLossArg::Stop => Self::Stop,
         }
     }
 }

@@ -21,7 +21,7 @@ use tracee::{Frozen, TraceError, Tree};
 
 use crate::awake::Cores;
 use crate::clock::ClockShift;
-use crate::command::Settings;
+use crate::command::{Barrier, Settings};
 use crate::event::CaptureReport;
 
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,8 @@ pub enum EngineError {
     Descriptors(descriptors::SaveError),
     #[error(transparent)]
     Kernel(#[from] SelfTestError),
+    #[error("what the app has said can't be told apart from what it will say: {0}")]
+    Barrier(String),
     #[error("cannot {what}")]
     Host { what: &'static str, source: std::io::Error },
     #[error("the standby went away in the middle of a full sync")]
@@ -110,6 +112,7 @@ pub struct Capturer {
     stdio: Vec<(u64, u8)>,
     cgroup_mount: PathBuf,
     connections: Connections,
+    barrier: Option<Barrier>,
     last: Option<CheckpointId>,
     /// The app made processes since it was last seen to have none.
     had_children: bool,
@@ -154,6 +157,7 @@ impl Capturer {
             stdio,
             cgroup_mount: PathBuf::from("/sys/fs/cgroup"),
             connections: settings.connections,
+            barrier: settings.barrier.clone(),
             last: None,
             had_children: false,
             cores: Arc::new(Cores::new()),
@@ -266,7 +270,7 @@ impl Capturer {
         mut sync: FullSync,
         out: &mut dyn FnMut(Bytes) -> bool,
     ) -> Result<CaptureReport, EngineError> {
-        let taken = self.take(tree)?;
+        let taken = self.take(tree, sync.id)?;
         let mut alive = true;
         let report = self.encode(taken, &mut sync.frames, &mut |frame| alive &= alive && out(frame));
         alive &= alive && out(sync.frames.end());
@@ -288,7 +292,7 @@ impl Capturer {
         if parent != last {
             self.return_to_ledger();
         }
-        let taken = self.take(tree)?;
+        let taken = self.take(tree, id)?;
         self.ledger.enter(id, taken.memory.carried(), taken.memory.layout.is_some());
         self.last = Some(id);
         let mut frames = FrameWriter::default();
@@ -330,18 +334,26 @@ impl Capturer {
     }
 
     /// The freeze itself. On success and on failure the app runs again afterwards.
-    fn take(&mut self, tree: &mut Tree) -> Result<Taken, EngineError> {
+    fn take(&mut self, tree: &mut Tree, id: CheckpointId) -> Result<Taken, EngineError> {
         self.refuse_children(tree)?;
         let mut tracker = self.tracker.take().ok_or(EngineError::NoBase)?;
         let cores = Arc::clone(&self.cores);
         let _awake = cores.keep_awake();
-        let taken = self.take_with(tree, &mut tracker);
+        let taken = self.take_with(tree, &mut tracker, id);
         self.tracker = Some(tracker);
         taken
     }
 
-    fn take_with(&mut self, tree: &mut Tree, tracker: &mut Tracker) -> Result<Taken, EngineError> {
+    fn take_with(
+        &mut self,
+        tree: &mut Tree,
+        tracker: &mut Tracker,
+        id: CheckpointId,
+    ) -> Result<Taken, EngineError> {
         let mut frozen = tree.freeze(self.patience)?;
+        if let Some(Barrier(barrier)) = &self.barrier {
+            barrier(id).map_err(EngineError::Barrier)?;
+        }
         let clocks = self.shift.now();
         let stop = frozen.stop_time();
         let began = Instant::now();

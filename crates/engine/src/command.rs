@@ -3,12 +3,23 @@
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use checkpoint::descriptors::{CellNetwork, Connections};
 use image::CheckpointId;
 
 use crate::cell::CellSpec;
+
+/// What is called when everything stands still and nothing has been read yet, with the checkpoint's name.
+#[derive(Clone)]
+pub struct Barrier(pub Arc<dyn Fn(CheckpointId) -> Result<(), String> + Send + Sync>);
+
+impl std::fmt::Debug for Barrier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Barrier")
+    }
+}
 
 /// What holds for an engine's whole life.
 #[derive(Debug, Clone)]
@@ -23,6 +34,8 @@ pub struct Settings {
     pub freeze_patience: std::time::Duration,
     /// What becomes of the app's TCP connections at a takeover.
     pub connections: Connections,
+    /// The gate's, in strong consistency. A capture whose barrier fails has failed.
+    pub barrier: Option<Barrier>,
 }
 
 /// Starts a program in a cell of its own.

@@ -14,6 +14,7 @@
 //! order "limit, then enrol" holds by construction.
 
 mod link;
+mod output;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,8 @@ use std::collections::BTreeSet;
 use image::{CheckpointId, Epoch, Member, Sync, Term};
 
 pub use vocabulary::{
-    AppExit, Ending, Notice, OnCrash, Permit, PrimaryAction, PrimaryConfig, PrimaryEvent, Reason, Status,
+    AppExit, Consistency, Ending, Notice, OnCrash, OnStandbyLoss, Output, Permit, PrimaryAction,
+    PrimaryConfig, PrimaryEvent, Reason, Status,
 };
 
 use crate::desk::{Desk, Outcome};
@@ -93,6 +95,11 @@ pub struct Primary {
     unrelated: bool,
     capturing: Option<Capture>,
     capture_due: Nanos,
+    /// Output waits that no capture under way covers.
+    output_waits: bool,
+    output: Output,
+    /// Since output is held back: the newest name given out before.
+    held_back_from: Option<Epoch>,
     capture_failure: Option<String>,
     /// Since when captures that were due had to wait for acknowledgements.
     crowded_since: Option<Nanos>,
@@ -122,6 +129,9 @@ impl Primary {
             unrelated: false,
             capturing: None,
             capture_due: now,
+            output_waits: false,
+            output: Output::Shut,
+            held_back_from: None,
             capture_failure: None,
             crowded_since: None,
             children: BTreeSet::new(),
@@ -197,6 +207,7 @@ impl Primary {
             }
             PrimaryEvent::Acked { id } => self.acked(id, actions),
             PrimaryEvent::EpochRefused { id, why } => self.epoch_refused(now, id, why, actions),
+            PrimaryEvent::OutputWaits => self.output_waits = true,
             PrimaryEvent::Captured { id } => self.captured(id, actions),
             PrimaryEvent::CaptureFailed { id, why } => self.capture_failed(now, id, why),
             PrimaryEvent::ChildSeen { pid } => drop(self.children.insert(pid)),
@@ -373,6 +384,7 @@ impl Primary {
         // Its sockets go on being torn down for a while: silent first, then the word. The heartbeats stop,
         // so that a word that gets lost is replaced by silence.
         self.set_permit(Permit::Shut, actions);
+        self.set_output(Output::Shut, actions);
         actions.push(PrimaryAction::StopHeartbeats);
         self.tell(Notice::AppCrashed { reign: self.reign(), signal }, actions);
     }
@@ -416,6 +428,7 @@ impl Primary {
     fn fence(&mut self, by: String, actions: &mut Vec<PrimaryAction>) {
         let handed_over = matches!(self.life, Life::HandingOver { .. });
         self.set_permit(Permit::Shut, actions);
+        self.set_output(Output::Shut, actions);
         actions.push(PrimaryAction::KillApp);
         self.arm_guard(false, actions);
         let ending = if handed_over {
@@ -447,6 +460,7 @@ impl Primary {
     fn end(&mut self, ending: Ending, actions: &mut Vec<PrimaryAction>) {
         self.life = Life::Ended;
         self.set_permit(Permit::Shut, actions);
+        self.set_output(Output::Shut, actions);
         self.arm_guard(false, actions);
         self.tell_status(Nanos(0), actions);
         actions.push(PrimaryAction::EndPair(ending));

@@ -7,6 +7,8 @@
 
 #[path = "simulation/chance.rs"]
 mod chance;
+#[path = "simulation/said.rs"]
+mod said;
 #[path = "simulation/world.rs"]
 mod world;
 
@@ -99,6 +101,12 @@ fn canary_a_permit_that_outlasts_the_suspicion_is_seen() {
 fn canary_an_acknowledgement_before_the_epoch_is_whole_is_seen() {
     let complaint = complaint(Flaw::PreparedTooEarly).expect("the simulation is blind");
     assert!(complaint.contains("never came whole"), "{complaint}");
+}
+
+#[test]
+fn canary_output_that_no_epoch_covers_is_seen() {
+    let complaint = complaint(Flaw::GateLeaks).expect("the simulation is blind");
+    assert!(complaint.contains("heard until"), "{complaint}");
 }
 
 #[test]

@@ -96,5 +96,6 @@ fn hello() -> Hello {
         guard_token_hash: None,
         has_register: false,
         fencing: "none".to_owned(),
+        network: None,
     }
 }

@@ -43,6 +43,12 @@ impl From<FromPrimary> for proto::FromPrimary {
                 let token_hash = token_hash.0.to_vec().into();
                 Message::GuardArmed(proto::GuardArmed { term: term.0, token_hash })
             }
+            FromPrimary::Arrived(packets) => {
+                let packets = packets.into_iter().map(|ArrivedPacket { since, packet }| {
+                    proto::ArrivedPacket { since: since.map(Into::into), packet }
+                });
+                Message::Arrived(proto::ArrivedPackets { packets: packets.collect() })
+            }
         };
         Self { message: Some(message) }
     }
@@ -63,6 +69,12 @@ impl TryFrom<proto::FromPrimary> for FromPrimary {
             Message::GuardArmed(proto::GuardArmed { term, token_hash }) => {
                 let token_hash = TokenHash(secret(&token_hash)?);
                 Ok(Self::GuardArmed(GuardArmed { term: Term(term), token_hash }))
+            }
+            Message::Arrived(proto::ArrivedPackets { packets }) => {
+                let packets = packets.into_iter().map(|proto::ArrivedPacket { since, packet }| {
+                    ArrivedPacket { since: since.map(Into::into), packet }
+                });
+                Ok(Self::Arrived(packets.collect()))
             }
         }
     }
@@ -103,6 +115,7 @@ impl From<Hello> for proto::Hello {
             guard_token_hash,
             has_register,
             fencing,
+            network,
         } = hello;
         Self {
             protocol_version,
@@ -119,6 +132,11 @@ impl From<Hello> for proto::Hello {
             guard_token_hash: guard_token_hash.map(|hash| hash.0.to_vec()).unwrap_or_default().into(),
             has_register,
             fencing,
+            network: network.map(|ServiceNetwork { address, link, gateway }| proto::ServiceNetwork {
+                address,
+                link,
+                gateway: gateway.unwrap_or_default(),
+            }),
         }
     }
 }
@@ -145,6 +163,11 @@ impl TryFrom<proto::Hello> for Hello {
             guard_token_hash,
             has_register: hello.has_register,
             fencing: hello.fencing,
+            network: hello.network.map(|network| ServiceNetwork {
+                address: network.address,
+                link: network.link,
+                gateway: (!network.gateway.is_empty()).then_some(network.gateway),
+            }),
         })
     }
 }

@@ -37,9 +37,9 @@ pub use identity::PeerIdentity;
 pub use limits::Limits;
 pub use link::{Incoming, Outgoing};
 pub use message::{
-    Consistency, EngineState, EpochRefused, Exit, FromPrimary, FromStandby, GuardArmed, Heartbeat,
-    HeartbeatAnswer, Hello, PROTOCOL_VERSION, Progress, RELEASE, Refusal, RefusalCode, Silent, StandbyState,
-    Welcome,
+    ArrivedPacket, Consistency, EngineState, EpochRefused, Exit, FromPrimary, FromStandby, GuardArmed,
+    Heartbeat, HeartbeatAnswer, Hello, PROTOCOL_VERSION, Progress, RELEASE, Refusal, RefusalCode,
+    ServiceNetwork, Silent, StandbyState, Welcome,
 };
 pub use server::serve;
 pub use tls::{TlsError, TlsFiles};

@@ -36,6 +36,16 @@ pub struct Hello {
     /// Whether a register decides about the term; without one, `fencing` says what stands in for it.
     pub has_register: bool,
     pub fencing: String,
+    /// The app's own address, if it has one.
+    pub network: Option<ServiceNetwork>,
+}
+
+/// Where an app is on the network, as it was written; another crate reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceNetwork {
+    pub address: String,
+    pub link: String,
+    pub gateway: Option<String>,
 }
 
 /// The standby's answer to a [`Hello`] that it accepts.
@@ -100,6 +110,15 @@ pub enum FromPrimary {
         silenced: bool,
     },
     GuardArmed(GuardArmed),
+    /// What came in for the app, to be repeated after a takeover; best effort.
+    Arrived(Vec<ArrivedPacket>),
+}
+
+/// A packet from its IP header on, and the last barrier before it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArrivedPacket {
+    pub since: Option<CheckpointId>,
+    pub packet: Bytes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

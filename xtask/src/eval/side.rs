@@ -39,6 +39,7 @@ fn settings() -> Settings {
         epoch_bytes_max: 1 << 30,
         freeze_patience: Duration::from_secs(2),
         connections: engine::Connections::Reset,
+        barrier: None,
     }
 }
 

@@ -27,8 +27,10 @@ use wire::{
     Welcome,
 };
 
+use super::arrived::Arrived;
 use super::cell::{CellKit, GuardLine};
 use super::fence::Fence;
+use super::network::CopyNetwork;
 use super::output::Forwarding;
 use super::primary::exit_text;
 use super::register::RegisterDesk;
@@ -46,6 +48,8 @@ pub struct Setup {
     pub arbiter: Option<arbiter::ArbiterSpec>,
     pub state: Option<PathBuf>,
     pub promote_hook: Option<OsString>,
+    /// The app's own, here.
+    pub network: Option<gate::NetworkSpec>,
     pub host_facts: Bytes,
     pub board: Board,
     pub runtime: Handle,
@@ -98,6 +102,8 @@ pub struct Actor {
     stdio: Option<AppStdio>,
     forwarding: Option<Forwarding>,
     fence: Fence,
+    network: Option<CopyNetwork>,
+    arrived: Arrived,
     register: Option<RegisterDesk>,
     incarnation: u64,
     session: Option<Session>,
@@ -123,7 +129,10 @@ impl Actor {
     pub fn new(setup: Setup) -> anyhow::Result<(Self, mpsc::Sender<Input>)> {
         let (post, inbox) = mpsc::channel();
         let fence = Fence::raise(&setup.app, setup.fencing)?;
-        let kit = CellKit::new(fence.handle()).context("cannot prepare a cell")?;
+        let network = setup.network.clone().map(|spec| CopyNetwork::create(spec, &setup.app)).transpose()?;
+        let mut kit = CellKit::new(fence.handle()).context("cannot prepare a cell")?;
+        let namespace = network.as_ref().map(CopyNetwork::namespace).transpose();
+        kit.spec.network = namespace.context("cannot give the copy its network")?;
         let answered = post.clone();
         let answer = move |ask, answer| drop(answered.send(Input::Register(ask, answer)));
         let register = setup.arbiter.as_ref().map(|spec| RegisterDesk::open(spec, &setup.app, answer));
@@ -144,6 +153,8 @@ impl Actor {
             stdio: Some(kit.stdio),
             forwarding: Some(Forwarding::start(kit.streams, log).context("cannot open the app's log")?),
             fence,
+            network,
+            arrived: Arrived::default(),
             register: register.transpose()?,
             inbox,
             post: post.clone(),
@@ -252,6 +263,7 @@ impl Actor {
                 };
                 self.step_alone(StandbyEvent::AppEnded { reign, exit });
             }
+            FromPrimary::Arrived(packets) => self.arrived.keep(packets),
             FromPrimary::Frame(_) => unreachable!("frames go to the engine by themselves"),
         }
     }
@@ -302,6 +314,7 @@ impl Actor {
             Event::Prepared { id } => {
                 self.receiving = None;
                 self.held_since_ns = Some(wall_clock_ns());
+                self.arrived.covered_by(id);
                 self.step_alone(StandbyEvent::Prepared { id });
                 self.publish();
             }
@@ -495,7 +508,8 @@ impl Actor {
             return self.step_alone(StandbyEvent::RestoreFailed { why });
         };
         let cgroup = self.fence.directory();
-        self.engine.send(Command::Promote(Promotion { stdio, cgroup, network: None }));
+        let network = self.network.as_ref().map(|network| network.to_be_raised(self.arrived.take()));
+        self.engine.send(Command::Promote(Promotion { stdio, cgroup, network }));
     }
 
     fn restored(&mut self, report: RestoreReport) {

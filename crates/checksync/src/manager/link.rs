@@ -75,6 +75,13 @@ impl LinkSender {
         let _ = self.queue.send(Out { message, _room: None });
     }
 
+    /// Sends what nobody waits for, unless the link is busy with a full sync.
+    pub fn offer(&self, message: FromPrimary) {
+        if let Ok(room) = Arc::clone(&self.room).try_acquire_owned() {
+            let _ = self.queue.send(Out { message, _room: Some(room) });
+        }
+    }
+
     /// Where a full sync goes. Its last frame is left in `end`: it is what makes the epoch one, and may go
     /// only when the machine says so.
     pub fn sink(&self, end: Arc<Mutex<Option<Bytes>>>) -> FrameSink {

@@ -5,6 +5,7 @@
 //! that have to be in force before the next action. The network runs on tokio, heartbeats on a thread of
 //! their own.
 
+pub mod arrived;
 pub mod cell;
 pub mod copy;
 pub mod fence;
@@ -13,6 +14,7 @@ pub mod hook;
 pub mod host;
 pub mod link;
 pub mod lock;
+pub mod network;
 pub mod output;
 pub mod primary;
 pub mod register;
@@ -33,6 +35,7 @@ fn engine_settings(app: &str, shadow_bytes: u64) -> Settings {
         epoch_bytes_max: EPOCH_BYTES_MAX,
         freeze_patience: FREEZE_PATIENCE,
         connections: engine::Connections::Reset,
+        barrier: None,
     }
 }
 

@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
-use engine::{Attach, Command, Engine, Event, Launch};
+use engine::{Attach, Command, Connections, Engine, Event, Launch};
 use image::{CheckpointId, Member, Term};
 use replica::primary::{AppExit, Ending, Notice, Permit, Reason, Status};
 use replica::{Answer, Ask, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use wire::{
-    Consistency, Exit, FromPrimary, FromStandby, GuardArmed, GuardToken, HeartbeatAnswer, Hello,
-    PROTOCOL_VERSION, RELEASE, RefusalCode, StandbyState,
+    ArrivedPacket, Consistency, Exit, FromPrimary, FromStandby, GuardArmed, GuardToken, HeartbeatAnswer,
+    Hello, PROTOCOL_VERSION, RELEASE, RefusalCode, ServiceNetwork, StandbyState,
 };
 
 use self::progress::Progress;
@@ -31,12 +31,16 @@ use super::fence::Fence;
 use super::heart::{Heart, Pulse};
 use super::host::HostFacts;
 use super::link::{self, Dialling, LinkEvent, LinkSender};
+use super::network::AppNetwork;
 use super::output::Forwarding;
 use super::register::RegisterDesk;
 use super::{engine_settings, exit_of, fresh_incarnation, now, wall_clock_ns};
 use crate::config::{PrimarySettings, fencing_name, nanos};
 use crate::guard::{Arm, Order};
 use crate::status::{AppReport, Board, PauseRing, Role};
+
+/// Each has at most 64 KiB, and a message a frame's size.
+const ARRIVED_PER_MESSAGE: usize = 15;
 
 /// What is protected.
 #[derive(Debug, Clone)]
@@ -55,6 +59,10 @@ pub enum Input {
         answer: HeartbeatAnswer,
     },
     Register(Ask, Answer),
+    /// Output of the app waits for an epoch.
+    OutputWaits,
+    /// What came in for the app.
+    Arrived(Vec<gate::Recorded>),
     /// The engine has let go of this full sync's sink.
     SyncOver(CheckpointId),
     /// The operator asks us to stop.
@@ -102,6 +110,8 @@ pub struct Actor {
     me: Member,
     fence: Fence,
     engine: Option<Engine>,
+    /// After the engine, whose app is in it.
+    network: Option<AppNetwork>,
     engines: u64,
     guard: Option<GuardLine>,
     token: GuardToken,
@@ -150,6 +160,7 @@ impl Actor {
         config.timing = settings.timing;
         config.on_crash = settings.on_crash;
         config.interval = nanos(settings.interval);
+        config.consistency = settings.consistency;
         let fence = match &target {
             Target::Command { .. } => Fence::raise(&settings.app, shared.fencing)?,
             Target::Process(pid) => Fence::around(*pid, shared.fencing)?,
@@ -160,6 +171,8 @@ impl Actor {
         // Before the engine: it is to find no thread that locks memory while it tries the kernel out.
         let heart = prepare_heart(&settings, post.clone()).context("no heartbeats can be sent")?;
         let token = GuardToken::random();
+        let network =
+            settings.network.clone().map(|spec| AppNetwork::create(spec, &settings.app)).transpose()?;
         let facts = HostFacts::read().context("cannot look at this host")?;
         let hello = Arc::new(Mutex::new(hello(&settings, &me, &facts)));
         let mut actor = Self {
@@ -176,6 +189,7 @@ impl Actor {
             me,
             fence,
             engine: None,
+            network,
             engines: 0,
             guard: None,
             forwarding: None,
@@ -200,8 +214,18 @@ impl Actor {
             failure: None,
             ending: None,
         };
+        actor.hold_back()?;
         actor.start_engine()?;
         Ok(actor)
+    }
+
+    fn hold_back(&mut self) -> anyhow::Result<()> {
+        let Some(network) = self.network.as_mut().filter(|_| self.settings.is_strong()) else {
+            return Ok(());
+        };
+        let (waits, packets) = (self.post.clone(), self.post.clone());
+        let waits = move || drop(waits.send(Input::OutputWaits));
+        network.hold_back(waits, Box::new(move |arrived| drop(packets.send(Input::Arrived(arrived)))))
     }
 
     /// Where signals go.
@@ -237,10 +261,16 @@ impl Actor {
         self.engines += 1;
         let (number, post) = (self.engines, self.post.clone());
         let events = Box::new(move |event| drop(post.send(Input::Engine(number, event))));
-        let settings = engine_settings(&self.settings.app, self.settings.shadow_bytes);
+        let mut settings = engine_settings(&self.settings.app, self.settings.shadow_bytes);
+        if self.settings.is_strong() {
+            settings.connections = Connections::Keep;
+            settings.barrier = self.network.as_ref().and_then(AppNetwork::barrier);
+        }
         let engine = match &self.target {
             Target::Command { program, arguments } => {
-                let kit = CellKit::new(self.fence.handle()).context("cannot prepare a cell")?;
+                let mut kit = CellKit::new(self.fence.handle()).context("cannot prepare a cell")?;
+                let namespace = self.network.as_ref().map(AppNetwork::namespace).transpose();
+                kit.spec.network = namespace.context("cannot give the app its network")?;
                 let log = self.settings.shared.state.as_ref();
                 let log = log.map(|state| state.join(format!("{}.log", self.settings.app)));
                 self.forwarding =
@@ -275,6 +305,8 @@ impl Actor {
             Input::Link(number, event) => self.take_link(number, event),
             Input::Heart { from, answer } => self.take_answer(from, answer),
             Input::Register(ask, answer) => self.step(PrimaryEvent::RegisterAnswer { ask, answer }),
+            Input::OutputWaits => self.step(PrimaryEvent::OutputWaits),
+            Input::Arrived(packets) => self.pass_on(packets),
             Input::SyncOver(id) => self.sync_over(id),
             Input::Stop => self.stop(),
             Input::Signal(signal) => self.command(Command::Signal(signal)),
@@ -428,6 +460,11 @@ impl Actor {
                 self.command(Command::ReturnToLedger);
             }
             PrimaryAction::SetPermit(permit) => self.set_permit(permit),
+            PrimaryAction::SetOutput(output) => {
+                if let Some(network) = &self.network {
+                    network.set_output(output);
+                }
+            }
             PrimaryAction::ArmGuard => self.arm_guard(),
             PrimaryAction::DisarmGuard => self.order(&Order::Disarm),
             PrimaryAction::AskArbiter { ask, question } => {
@@ -445,7 +482,12 @@ impl Actor {
             PrimaryAction::Status(status) => self.say_status(status),
             PrimaryAction::StopApp => self.stop_app(),
             PrimaryAction::RestartApp => self.restart_app(),
-            PrimaryAction::KillApp => self.command(Command::Kill),
+            PrimaryAction::KillApp => {
+                if let Some(network) = &self.network {
+                    network.give_up();
+                }
+                self.command(Command::Kill);
+            }
             PrimaryAction::EndPair(ending) => self.ending = Some(ending),
         }
     }
@@ -467,6 +509,11 @@ impl Actor {
             let mut hello = self.hello();
             hello.term = term;
             hello.owner = self.me.name.clone();
+        }
+        if let Some(Err(why)) = self.network.as_ref().map(AppNetwork::serve) {
+            tracing::error!("{why:#}");
+            self.failure = Some(format!("{why:#}"));
+            return self.command(Command::Kill);
         }
         self.order(&Order::Live);
         self.command(Command::Start);
@@ -528,6 +575,9 @@ impl Actor {
     }
 
     fn committed(&mut self, id: CheckpointId) {
+        if let Some(network) = &self.network {
+            network.release(id);
+        }
         while let Some(&(captured, at_ns)) = self.frozen.front().filter(|(captured, _)| *captured <= id) {
             self.frozen.pop_front();
             if captured == id {
@@ -535,6 +585,18 @@ impl Actor {
             }
         }
         self.command(Command::Committed(id));
+    }
+
+    /// To the standby, which may have to take over before the app has acted on them.
+    fn pass_on(&self, packets: Vec<gate::Recorded>) {
+        let Some(session) = &self.session else { return };
+        for packets in packets.chunks(ARRIVED_PER_MESSAGE) {
+            let packet = |recorded: &gate::Recorded| ArrivedPacket {
+                since: recorded.since,
+                packet: Bytes::copy_from_slice(&recorded.packet),
+            };
+            session.sender.offer(FromPrimary::Arrived(packets.iter().map(packet).collect()));
+        }
     }
 
     fn set_permit(&mut self, permit: Permit) {
@@ -668,13 +730,18 @@ fn hello(settings: &PrimarySettings, me: &Member, facts: &HostFacts) -> Hello {
         incarnation: me.incarnation.0,
         primary_name: me.name.clone(),
         host_facts: facts.encode(),
-        consistency: Consistency::Timeline,
+        consistency: if settings.is_strong() { Consistency::Strong } else { Consistency::Timeline },
         heartbeat: Duration::from_nanos(settings.timing.heartbeat().0),
         missed: u32::try_from(settings.timing.suspicion().0 / settings.timing.heartbeat().0)
             .unwrap_or(u32::MAX),
         guard_token_hash: None,
         has_register: settings.shared.arbiter.is_some(),
         fencing: fencing_name(fencing).to_owned(),
+        network: settings.network.as_ref().map(|spec| ServiceNetwork {
+            address: spec.address.to_string(),
+            link: spec.link.clone(),
+            gateway: spec.gateway.map(|gateway| gateway.to_string()),
+        }),
     }
 }
 

@@ -18,7 +18,7 @@ use wire::{
 
 use super::copy::{Actor, Input, Setup};
 use super::host::HostFacts;
-use crate::config::{check_name, fencing_name, nanos};
+use crate::config::{check_name, fencing_name, nanos, network_spec};
 use crate::status::Board;
 
 /// Each app takes a thread or two and a copy of its memory.
@@ -30,6 +30,8 @@ pub struct Daemon {
     pub arbiter: Option<arbiter::ArbiterSpec>,
     pub state: Option<PathBuf>,
     pub promote_hook: Option<OsString>,
+    /// Where the apps' addresses are; the primary's word without it.
+    pub link: Option<String>,
     pub facts: HostFacts,
     pub board: Board,
     pub runtime: Handle,
@@ -41,6 +43,7 @@ pub struct Daemon {
 pub struct App {
     post: mpsc::Sender<Input>,
     timing: Timing,
+    network: Option<gate::NetworkSpec>,
     thread: JoinHandle<()>,
 }
 
@@ -69,11 +72,35 @@ impl Daemon {
             .map_err(|why| refuse(RefusalCode::Fencing, why.to_string(), "change --heartbeat or --missed"))
     }
 
+    /// The app's network, as it is to be here.
+    fn network(&self, hello: &Hello) -> Result<Option<gate::NetworkSpec>, Refusal> {
+        let Some(network) = &hello.network else { return Ok(None) };
+        let refuse = |why: String| Refusal {
+            code: RefusalCode::Host,
+            why,
+            way_out: "change --address, --link or --gateway on the primary, or --link here".to_owned(),
+        };
+        let link = self.link.as_ref().unwrap_or(&network.link);
+        network_spec(&network.address, link, network.gateway.as_deref())
+            .map(Some)
+            .map_err(|why| refuse(format!("{why:#}")))
+    }
+
     /// The actor of an app, made if there is none.
-    fn actor(&self, app: &str, timing: Timing) -> Result<mpsc::Sender<Input>, Refusal> {
+    fn actor(&self, hello: &Hello, timing: Timing) -> Result<mpsc::Sender<Input>, Refusal> {
+        let app = hello.app.as_str();
+        let network = self.network(hello)?;
         let mut apps = self.lock();
         apps.retain(|_, app| !app.thread.is_finished());
         if let Some(known) = apps.get(app) {
+            if known.network != network {
+                return Err(Refusal {
+                    code: RefusalCode::Host,
+                    why: format!("{app} was followed with another address here"),
+                    way_out: "give the same --address, --link and --gateway, or restart the standby"
+                        .to_owned(),
+                });
+            }
             if known.timing == timing {
                 return Ok(known.post.clone());
             }
@@ -88,13 +115,13 @@ impl Daemon {
             let way_out = "use another standby".to_owned();
             return Err(Refusal { code: RefusalCode::Busy, why, way_out });
         }
-        let made = self.start_actor(app, timing);
+        let made = self.start_actor(app, timing, network.clone());
         let (post, thread) = made.map_err(|why| Refusal {
             code: RefusalCode::Host,
             why: format!("{why:#}"),
             way_out: "see the standby's log".to_owned(),
         })?;
-        apps.insert(app.to_owned(), App { post: post.clone(), timing, thread });
+        apps.insert(app.to_owned(), App { post: post.clone(), timing, network, thread });
         Ok(post)
     }
 
@@ -102,6 +129,7 @@ impl Daemon {
         &self,
         app: &str,
         timing: Timing,
+        network: Option<gate::NetworkSpec>,
     ) -> anyhow::Result<(mpsc::Sender<Input>, JoinHandle<()>)> {
         let (actor, post) = Actor::new(Setup {
             app: app.to_owned(),
@@ -111,6 +139,7 @@ impl Daemon {
             arbiter: self.arbiter.clone(),
             state: self.state.clone(),
             promote_hook: self.promote_hook.clone(),
+            network,
             host_facts: self.facts.encode(),
             board: self.board.clone(),
             runtime: self.runtime.clone(),
@@ -140,7 +169,7 @@ impl Daemon {
 #[async_trait]
 impl Handler for Daemon {
     async fn replicate(&self, peer: PeerIdentity, hello: Hello, opening: Opening) {
-        let actor = self.examine(&peer, &hello).and_then(|timing| self.actor(&hello.app, timing));
+        let actor = self.examine(&peer, &hello).and_then(|timing| self.actor(&hello, timing));
         match actor {
             // An actor that ends right now drops the opening, and the primary tries again.
             Ok(actor) => drop(actor.send(Input::Hello(Box::new(hello), opening))),

@@ -219,6 +219,7 @@ pub fn engine_settings(app: &str) -> engine::Settings {
         epoch_bytes_max: u64::MAX,
         freeze_patience: FREEZE_PATIENCE,
         connections: engine::Connections::Reset,
+        barrier: None,
     }
 }
 

@@ -19,6 +19,7 @@ impl Primary {
         // With the question under way, who may take over includes whom it would enrol: limit, then ask.
         let permit = self.safe_permit();
         self.set_permit(permit, actions);
+        self.settle_output(now, actions);
         actions.extend(asked.map(|(ask, question)| PrimaryAction::AskArbiter { ask, question }));
         self.settle_guard(actions);
         self.settle_capture(now, actions);
@@ -29,25 +30,26 @@ impl Primary {
     /// Takes the term, or loses it, as the register was last seen.
     fn settle_term(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
         if self.config.fencing != Fencing::Register {
-            return self.take_term(Term(1).max(self.term), actions);
+            return self.take_term(now, Term(1).max(self.term), actions);
         }
         self.desk.expire(now, self.config.timing);
         let Some(register) = self.desk.register() else { return };
         let (term, owner) = (register.term, register.owner.clone());
         if owner == self.config.me {
-            self.take_term(term, actions);
+            self.take_term(now, term, actions);
         } else if owner.name != self.config.me.name || !matches!(self.life, Life::Registering { .. }) {
             self.fence(owner.to_string(), actions);
         }
     }
 
-    fn take_term(&mut self, term: Term, actions: &mut Vec<PrimaryAction>) {
+    fn take_term(&mut self, now: Nanos, term: Term, actions: &mut Vec<PrimaryAction>) {
         assert!(self.term <= term, "the term falls from {} to {term}", self.term);
         self.term = term;
         if matches!(self.life, Life::Registering { .. }) {
             self.life = Life::Serving;
             let permit = self.safe_permit();
             self.set_permit(permit, actions);
+            self.settle_output(now, actions);
             actions.push(PrimaryAction::StartApp { term });
         }
     }
@@ -119,6 +121,9 @@ impl Primary {
     /// Who ought to be able to take over: a standby that holds our epochs and answers.
     fn entitled(&self, now: Nanos) -> Vec<Member> {
         let permit = self.config.timing.permit();
+        if !self.covered(now) {
+            return Vec::new();
+        }
         let entitled = self.link.iter().filter(|link| link.held.is_some() && link.answers(now, permit));
         entitled.map(|link| link.standby.clone()).collect()
     }
@@ -174,7 +179,7 @@ impl Primary {
 
     fn settle_capture(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
         let due = matches!(self.life, Life::Serving)
-            && now >= self.capture_due
+            && (now >= self.capture_due || self.output_waits)
             && self.capturing.is_none()
             && self.children.is_empty();
         let Some(link) = self.link.as_ref().filter(|_| due) else { return };
@@ -193,6 +198,7 @@ impl Primary {
         };
         self.capturing = Some(Capture { id, sync, session, begun_at: now });
         self.capture_due = now + self.config.interval;
+        self.output_waits = false;
         actions.push(action);
     }
 

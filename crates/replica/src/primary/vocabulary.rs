@@ -16,13 +16,34 @@ pub enum OnCrash {
     Stop,
 }
 
+/// What clients may rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Consistency {
+    /// Output leaves at once, and a takeover may lose the last epochs.
+    #[default]
+    Timeline,
+    /// Output waits until an epoch that covers it is committed.
+    Strong { on_standby_loss: OnStandbyLoss },
+}
+
+/// `--on-standby-loss`: what becomes of output that no standby can cover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnStandbyLoss {
+    /// It leaves, as soon as the register says that nobody can take over.
+    #[default]
+    Continue,
+    /// It waits until there is a standby again.
+    Stop,
+}
+
 #[derive(Debug, Clone)]
 pub struct PrimaryConfig {
     pub me: Member,
     pub timing: Timing,
     pub fencing: Fencing,
     pub on_crash: OnCrash,
-    /// From one capture to the next.
+    pub consistency: Consistency,
+    /// From one capture to the next, at most: output that waits asks for one earlier.
     pub interval: Nanos,
     /// How many epochs may be captured and not acknowledged. What gets dirty beyond them waits in the ledger
     /// and goes with a later epoch, so memory is bounded.
@@ -40,6 +61,7 @@ impl PrimaryConfig {
             timing: Timing::default(),
             fencing,
             on_crash: OnCrash::default(),
+            consistency: Consistency::default(),
             interval: Nanos::from_millis(50),
             in_flight_max: 2,
             stalled_after: Nanos::from_millis(2_000),
@@ -82,6 +104,8 @@ pub enum PrimaryEvent {
         id: CheckpointId,
         why: String,
     },
+    /// Output has begun to wait for an epoch that covers it. Strong consistency only.
+    OutputWaits,
     /// The answer to `CaptureNow` or `StartFullSync`: frozen, thawed, ready to be sent.
     Captured {
         id: CheckpointId,
@@ -128,6 +152,17 @@ pub enum Permit {
     Open,
 }
 
+/// What becomes of what the app says, in strong consistency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Nothing leaves: the term is not ours.
+    Shut,
+    /// It waits for its epoch to be committed.
+    Held,
+    /// It leaves at once, and what waited first: nobody can take over.
+    Passing,
+}
+
 /// What goes to the standby besides epochs and heartbeats.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
@@ -169,6 +204,8 @@ pub enum PrimaryAction {
     },
     /// To be in force in the kernel before the next action is begun.
     SetPermit(Permit),
+    /// Likewise. Strong consistency only.
+    SetOutput(Output),
     /// From now on the manager's death silences and kills the app.
     ArmGuard,
     /// From now on the app outlives its manager.

@@ -16,6 +16,7 @@ use replica::{
 };
 
 use crate::chance::Chance;
+use crate::said::Said;
 
 pub const A: usize = 0;
 pub const B: usize = 1;
@@ -31,6 +32,8 @@ pub enum Flaw {
     PreparedTooEarly,
     /// Every swap wins, whatever it expects.
     RegisterForgets,
+    /// Output leaves whether or not it is covered.
+    GateLeaks,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,6 +128,7 @@ pub struct World {
     sequence: u64,
     a: PrimaryHost,
     b: StandbyHost,
+    said: Said,
     offset: [Nanos; 2],
     paused_until: [Nanos; 2],
     cut: [bool; 2],
@@ -176,6 +180,7 @@ impl World {
             sequence: 0,
             a,
             b,
+            said: Said::new(seed, flaw == Flaw::GateLeaks),
             offset,
             paused_until: [Nanos(0); 2],
             cut: [false; 2],
@@ -212,6 +217,7 @@ impl World {
     }
 
     fn check(&mut self) {
+        self.said.pass_time(self.now, self.primary_audible());
         let audible = [self.primary_audible(), self.b.serving.is_some()];
         assert!(audible != [true, true], "two copies can be heard at {}", self.now);
         let term = self.register.as_ref().map_or(Term(0), |register| register.term);
@@ -288,6 +294,7 @@ impl World {
         self.a.life += 1;
         let mut config = PrimaryConfig::new(Member::new("a", self.a.life), Fencing::Register);
         config.full_sync_retry = Nanos::from_millis(200);
+        config.consistency = self.said.consistency;
         self.a.machine = Some(Primary::new(config, self.clock(A)));
         self.a.connected = false;
         self.a.heartbeats = false;
@@ -515,7 +522,10 @@ impl World {
     fn do_for_primary(&mut self, action: PrimaryAction) {
         let (life, session) = (self.a.life, self.a.session);
         match action {
-            PrimaryAction::StartApp { .. } => (self.a.app_alive, self.a.heartbeats) = (true, true),
+            PrimaryAction::StartApp { .. } => {
+                (self.a.app_alive, self.a.heartbeats) = (true, true);
+                self.said.start_anew();
+            }
             PrimaryAction::StartFullSync { id, eligible } => {
                 self.a.eligible.insert(id, eligible);
                 self.capture(id, (20_000, 200_000));
@@ -528,9 +538,11 @@ impl World {
             }
             PrimaryAction::Committed(committed) => {
                 self.committed = self.committed.max(Some(committed.id()));
+                self.said.release(committed.id(), self.primary_audible());
                 self.commits += 1;
             }
             PrimaryAction::SetPermit(permit) => self.a.kernel = permit,
+            PrimaryAction::SetOutput(output) => self.said.set(output),
             PrimaryAction::ArmGuard => self.a.guard_armed = true,
             PrimaryAction::DisarmGuard => self.a.guard_armed = false,
             PrimaryAction::AskArbiter { ask, question } => self.ask(A, ask, question),
@@ -545,7 +557,10 @@ impl World {
                 self.a.app_alive = false;
                 self.after((100, 900), Event::Primary(life, PrimaryEvent::AppExited(AppExit::Code(0))));
             }
-            PrimaryAction::RestartApp => self.a.app_alive = true,
+            PrimaryAction::RestartApp => {
+                self.a.app_alive = true;
+                self.said.start_anew();
+            }
             PrimaryAction::EndPair(ending) => {
                 self.a.machine = None;
                 self.a.over = Some(ending);
@@ -555,6 +570,7 @@ impl World {
     }
 
     fn capture(&mut self, id: CheckpointId, micros: (u64, u64)) {
+        self.said.captures(id, self.now);
         let event = if std::mem::take(&mut self.a.fail_next_capture) {
             PrimaryEvent::CaptureFailed { id, why: "fd 9 is an io_uring".to_owned() }
         } else {
@@ -607,6 +623,7 @@ impl World {
         assert!(self.b.bodies.contains(&from), "the committed epoch {from} never came whole");
         assert_eq!(self.b.applied, Some(from), "what is restored was not applied");
         assert!(from.term < term, "{from} is restored in term {term}");
+        self.said.check_takeover(from);
         self.b.serving = Some(term);
         self.takeovers += 1;
         self.after((500, 5_000), Event::Standby(self.b.life, StandbyEvent::RestoreFinished));

@@ -170,6 +170,7 @@ pub fn hello(app: &str) -> Hello {
         guard_token_hash: Some(armed_token().hash()),
         has_register: true,
         fencing: "file:/somewhere".to_owned(),
+        network: None,
     }
 }
 

@@ -1,0 +1,172 @@
+//! The network of one app that has an address of its own: namespace, address and gate go together, and so does the
+//! giving up of all three.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use anyhow::Context;
+use engine::Barrier;
+use gate::{CellNetwork, Claim, NetworkSpec, Recorded, Recorder, TapGate, TapHandle, TapOptions, replay};
+use image::CheckpointId;
+use replica::primary::Output;
+
+/// What the record of incoming packets may take while the link to the standby is slow.
+const RECORD_BYTES_MAX: usize = 16 << 20;
+
+/// Called with what came in since an epoch's barrier.
+pub type OnPackets = Box<dyn FnMut(Vec<Recorded>) + Send>;
+
+/// The primary's side.
+#[derive(Debug)]
+pub struct AppNetwork {
+    // Before the network that it is on.
+    strong: Option<Strong>,
+    network: CellNetwork,
+}
+
+#[derive(Debug)]
+struct Strong {
+    gate: TapGate,
+    recorder: Arc<Recorder>,
+}
+
+impl AppNetwork {
+    /// Nothing leaves it yet, and nobody finds it.
+    pub fn create(spec: NetworkSpec, app: &str) -> anyhow::Result<Self> {
+        let network = CellNetwork::create(spec, app).context("cannot give the app a network of its own")?;
+        Ok(Self { network, strong: None })
+    }
+
+    /// From now on output is held back; `waits` is called when it begins to wait.
+    pub fn hold_back(
+        &mut self,
+        waits: impl Fn() + Send + Sync + 'static,
+        packets: OnPackets,
+    ) -> anyhow::Result<()> {
+        let options =
+            TapOptions { on_waiting: Some(Box::new(move |_since| waits())), ..TapOptions::default() };
+        let gate = TapGate::open(&self.network, options).context("cannot hold the app's output back")?;
+        let recorder = Recorder::start(&self.network, RECORD_BYTES_MAX, packets);
+        let recorder = Arc::new(recorder.context("cannot record what comes in for the app")?);
+        self.strong = Some(Strong { gate, recorder });
+        Ok(())
+    }
+
+    pub fn namespace(&self) -> io::Result<OwnedFd> {
+        self.network.namespace().try_clone_to_owned()
+    }
+
+    /// What the engine calls in each freeze.
+    pub fn barrier(&self) -> Option<Barrier> {
+        let Strong { gate, recorder } = self.strong.as_ref()?;
+        let (gate, recorder) = (gate.handle(), Arc::clone(recorder));
+        Some(Barrier(Arc::new(move |id| {
+            gate.barrier(id).map_err(|why| why.to_string())?;
+            recorder.mark(id);
+            Ok(())
+        })))
+    }
+
+    /// The term is ours, and nobody has served before.
+    pub fn serve(&self) -> anyhow::Result<()> {
+        self.network.raise(Claim::Fresh).context("cannot take the app's address")?;
+        match &self.strong {
+            Some(_) => Ok(()),
+            None => self.network.let_out().context("cannot let the app's output out"),
+        }
+    }
+
+    pub fn set_output(&self, output: Output) {
+        let Some(gate) = self.gate() else { return };
+        let set = match output {
+            Output::Held => gate.hold(),
+            Output::Passing => gate.pass(),
+            Output::Shut => {
+                self.give_up();
+                Ok(())
+            }
+        };
+        if let Err(why) = set {
+            tracing::error!("the app's output stays shut in: {why}");
+        }
+    }
+
+    /// The standby has this epoch.
+    pub fn release(&self, id: CheckpointId) {
+        if let Some(Err(why)) = self.gate().map(|gate| gate.release(id)) {
+            tracing::debug!(%id, "nothing is let out: {why}");
+        }
+    }
+
+    /// Nothing leaves any more, and nobody is answered.
+    pub fn give_up(&self) {
+        if let Some(gate) = self.gate() {
+            gate.discard();
+        }
+        let silent = self.network.shut_out().and_then(|()| self.network.lower());
+        if let Err(why) = silent {
+            tracing::error!("the app's address is not given up: {why}");
+        }
+    }
+
+    fn gate(&self) -> Option<TapHandle> {
+        self.strong.as_ref().map(|strong| strong.gate.handle())
+    }
+}
+
+/// The standby's side: there before a takeover, for the copy to be made in, and silent until then.
+#[derive(Debug, Clone)]
+pub struct CopyNetwork(Arc<CellNetwork>);
+
+impl CopyNetwork {
+    pub fn create(spec: NetworkSpec, app: &str) -> anyhow::Result<Self> {
+        let network = CellNetwork::create(spec, app).context("cannot give the copy a network of its own")?;
+        network.shut_in().context("cannot shut the copy's network")?;
+        Ok(Self(Arc::new(network)))
+    }
+
+    pub fn namespace(&self) -> io::Result<OwnedFd> {
+        self.0.namespace().try_clone_to_owned()
+    }
+
+    /// For the takeover: `packets` came in on the primary, and the copy has not seen them.
+    pub fn to_be_raised(&self, packets: Vec<Recorded>) -> Box<dyn engine::CellNetwork> {
+        Box::new(Raising { network: Arc::clone(&self.0), packets, done: false })
+    }
+}
+
+#[derive(Debug)]
+struct Raising {
+    network: Arc<CellNetwork>,
+    packets: Vec<Recorded>,
+    done: bool,
+}
+
+impl engine::CellNetwork for Raising {
+    fn raise(&mut self) -> io::Result<()> {
+        self.network.let_out().and_then(|()| self.network.raise(Claim::Takeover)).map_err(io::Error::other)
+    }
+
+    fn let_in(&mut self) -> io::Result<()> {
+        self.network.let_in().map_err(io::Error::other)?;
+        self.done = true;
+        let packets: Vec<&[u8]> = self.packets.iter().map(|recorded| recorded.packet.as_slice()).collect();
+        match replay(self.network.namespace().as_fd(), &packets) {
+            Ok(replayed) => tracing::debug!(?replayed, "what came in last was repeated"),
+            // Their senders will repeat it themselves, later.
+            Err(why) => tracing::warn!("what came in last is not repeated: {why}"),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Raising {
+    fn drop(&mut self) {
+        if !self.done
+            && let Err(why) = self.network.shut_out().and_then(|()| self.network.lower())
+        {
+            tracing::error!("the address is not given up after a failed takeover: {why}");
+        }
+    }
+}
