@@ -26,7 +26,7 @@ const ATTEMPTS: u32 = 3;
 /// The sockets to speak and listen below TCP, in a network namespace.
 #[derive(Debug)]
 pub(super) struct Prober {
-    sniffer: OwnedFd,
+    sniffer: Sniffer,
     pub raw: Raw,
 }
 
@@ -58,6 +58,25 @@ pub(super) enum Answer {
     Gone,
 }
 
+/// N.B. the kernel closes a packet socket only when no core looks at it any more, which takes up to some tens of
+/// milliseconds: in a takeover nobody has the time.
+#[derive(Debug)]
+struct Sniffer(Option<OwnedFd>);
+
+impl AsFd for Sniffer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_ref().expect("open until it is dropped").as_fd()
+    }
+}
+
+impl Drop for Sniffer {
+    fn drop(&mut self) {
+        let socket = self.0.take();
+        // Without a thread it is closed here.
+        let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(socket));
+    }
+}
+
 impl Prober {
     /// Sockets in the network namespace of a process.
     pub(super) fn beside(pidfd: BorrowedFd<'_>) -> io::Result<Self> {
@@ -74,7 +93,7 @@ impl Prober {
         let sniffer = rustix::net::socket_with(AddressFamily::PACKET, SocketType::DGRAM, flags, everything)?;
         set_number(sniffer.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, ROOM_BYTES)?;
         set_number(sniffer.as_fd(), SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)?;
-        Ok(Self { sniffer, raw: Raw::here()? })
+        Ok(Self { sniffer: Sniffer(Some(sniffer)), raw: Raw::here()? })
     }
 
     /// Asks all at once; what each said, `None` for who did not answer in its time.

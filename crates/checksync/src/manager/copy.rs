@@ -523,6 +523,7 @@ impl Actor {
         self.serving = Some(report);
         self.step_alone(StandbyEvent::RestoreFinished);
         let restore_us = report.total.as_micros();
+        tracing::debug!(?report, "restored");
         tracing::warn!(app = self.setup.app, %term, from = %report.id, restore_us, pid = report.pid, "SERVING");
         self.publish();
         if let Some(grace) = self.stopping.take() {

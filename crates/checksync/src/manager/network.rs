@@ -71,10 +71,10 @@ impl AppNetwork {
     /// The term is ours, and nobody has served before.
     pub fn serve(&self) -> anyhow::Result<()> {
         self.network.raise(Claim::Fresh).context("cannot take the app's address")?;
-        match &self.strong {
-            Some(_) => Ok(()),
-            None => self.network.let_out().context("cannot let the app's output out"),
+        if self.strong.is_none() {
+            self.network.let_out();
         }
+        Ok(())
     }
 
     pub fn set_output(&self, output: Output) {
@@ -104,8 +104,8 @@ impl AppNetwork {
         if let Some(gate) = self.gate() {
             gate.discard();
         }
-        let silent = self.network.shut_out().and_then(|()| self.network.lower());
-        if let Err(why) = silent {
+        self.network.shut_out();
+        if let Err(why) = self.network.lower() {
             tracing::error!("the app's address is not given up: {why}");
         }
     }
@@ -122,7 +122,7 @@ pub struct CopyNetwork(Arc<CellNetwork>);
 impl CopyNetwork {
     pub fn create(spec: NetworkSpec, app: &str) -> anyhow::Result<Self> {
         let network = CellNetwork::create(spec, app).context("cannot give the copy a network of its own")?;
-        network.shut_in().context("cannot shut the copy's network")?;
+        network.shut_in();
         Ok(Self(Arc::new(network)))
     }
 
@@ -145,11 +145,12 @@ struct Raising {
 
 impl engine::CellNetwork for Raising {
     fn raise(&mut self) -> io::Result<()> {
-        self.network.let_out().and_then(|()| self.network.raise(Claim::Takeover)).map_err(io::Error::other)
+        self.network.let_out();
+        self.network.raise(Claim::Takeover).map_err(io::Error::other)
     }
 
     fn let_in(&mut self) -> io::Result<()> {
-        self.network.let_in().map_err(io::Error::other)?;
+        self.network.let_in();
         self.done = true;
         let packets: Vec<&[u8]> = self.packets.iter().map(|recorded| recorded.packet.as_slice()).collect();
         match replay(self.network.namespace().as_fd(), &packets) {
@@ -163,9 +164,11 @@ impl engine::CellNetwork for Raising {
 
 impl Drop for Raising {
     fn drop(&mut self) {
-        if !self.done
-            && let Err(why) = self.network.shut_out().and_then(|()| self.network.lower())
-        {
+        if self.done {
+            return;
+        }
+        self.network.shut_out();
+        if let Err(why) = self.network.lower() {
             tracing::error!("the address is not given up after a failed takeover: {why}");
         }
     }

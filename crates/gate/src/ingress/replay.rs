@@ -20,7 +20,9 @@ pub struct Replayed {
 /// Gives `packets` to the kernel of `namespace` in their order. The cell has its address by then. Fails only
 /// before the first.
 pub fn replay(namespace: BorrowedFd<'_>, packets: &[impl AsRef<[u8]>]) -> io::Result<Replayed> {
-    let way_in = namespace::within(namespace, WayIn::open)?;
+    let is_v6 = |packet: &[u8]| destination(packet).is_some_and(|to| to.is_ipv6());
+    let with_v6 = packets.iter().any(|packet| is_v6(packet.as_ref()));
+    let way_in = namespace::within(namespace, || WayIn::open(with_v6))?;
     let mut replayed = Replayed::default();
     for packet in packets {
         let sent = way_in.send(packet.as_ref());
@@ -36,13 +38,15 @@ pub fn replay(namespace: BorrowedFd<'_>, packets: &[impl AsRef<[u8]>]) -> io::Re
 #[derive(Debug)]
 struct WayIn {
     v4: OwnedFd,
-    v6: OwnedFd,
+    /// Only where it is wanted: to close it takes milliseconds.
+    v6: Option<OwnedFd>,
 }
 
 impl WayIn {
-    fn open() -> io::Result<Self> {
+    fn open(with_v6: bool) -> io::Result<Self> {
         let v4 = socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::RAW))?;
-        Ok(Self { v4, v6: packet::sender(namespace::LOOPBACK, false)? })
+        let v6 = with_v6.then(|| packet::sender(namespace::LOOPBACK, false)).transpose()?;
+        Ok(Self { v4, v6 })
     }
 
     /// Whether the kernel took it.
@@ -53,7 +57,8 @@ impl WayIn {
                 sendto(&self.v4, packet, SendFlags::empty(), &to).is_ok()
             }
             Some(IpAddr::V6(_)) => {
-                rustix::net::send(&self.v6, &frame::ipv6_to_nobody(packet), SendFlags::empty()).is_ok()
+                let send = |v6| rustix::net::send(v6, &frame::ipv6_to_nobody(packet), SendFlags::empty());
+                self.v6.as_ref().is_some_and(|v6| send(v6).is_ok())
             }
             None => false,
         }

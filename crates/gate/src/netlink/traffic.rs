@@ -7,7 +7,6 @@ use super::{CREATE, EXCLUSIVE, Message, Netlink, REPLACE};
 
 const NEW_DISCIPLINE: u16 = 36;
 const NEW_FILTER: u16 = 44;
-const DELETE_FILTER: u16 = 45;
 
 const KIND: u16 = 1;
 const OPTIONS: u16 = 2;
@@ -67,11 +66,6 @@ impl Netlink {
             options.number(BPF_FLAGS, DIRECT_ACTION);
         });
         self.ask(request)
-    }
-
-    /// `ENOENT` if there is none.
-    pub(crate) fn delete_filter(&self, index: u32, direction: Direction, rank: u16) -> io::Result<()> {
-        self.ask(filter_request(DELETE_FILTER, 0, index, direction, rank))
     }
 }
 

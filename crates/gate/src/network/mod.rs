@@ -27,9 +27,10 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sys::bpf::LoadError;
+use sys::bpf::{LoadError, WordArray};
 
 use crate::namespace::{self, Namespace};
 use crate::netlink::devices::CellDevice;
@@ -123,8 +124,7 @@ pub struct CellNetwork {
     namespace: Namespace,
     inside: Netlink,
     herald: Herald,
-    nothing: OwnedFd,
-    no_ip: OwnedFd,
+    doors: WordArray,
     device: Link,
     // The last field: whatever fails before, the device goes.
     _cable: Cable,
@@ -147,18 +147,21 @@ impl CellNetwork {
     pub fn create(spec: NetworkSpec, app: &str) -> Result<Self, NetworkError> {
         let outside = Netlink::open().map_err(to("speak with the kernel about devices"))?;
         let link = find_link(&outside, &spec.link)?;
-        let nothing = programs::nothing().map_err(program)?;
-        let no_ip = programs::no_ip().map_err(program)?;
+        let doors = WordArray::create("checksync_doors", programs::DOORS)
+            .map_err(to("make memory for packet filters"))?;
+        doors[programs::IN].store(1, Ordering::SeqCst);
+        let way_out = programs::way_out(&doors).map_err(program)?;
+        let way_in = programs::way_in(&doors).map_err(program)?;
         let namespace =
             Namespace::with_small_tables(ESTABLISHED_ENTRIES).map_err(to("make a network namespace"))?;
         let cable = connect(&outside, &spec.link, &link, &namespace, app)?;
         let (device, herald) = namespace::within(namespace.as_fd(), || {
-            let device = switch_on(&cable.0, &nothing)?;
+            let device = switch_on(&cable.0, &way_out, &way_in)?;
             let herald = Herald::start(device.index, spec.address.ip(), device.mac);
             Ok::<_, NetworkError>((device, herald.map_err(to("listen to the cell's link"))?))
         })?;
         let inside = namespace::within(namespace.as_fd(), Netlink::open)?;
-        Ok(Self { spec, namespace, inside, herald, nothing, no_ip, device, _cable: cable })
+        Ok(Self { spec, namespace, inside, herald, doors, device, _cable: cable })
     }
 
     pub fn spec(&self) -> &NetworkSpec {
@@ -235,24 +238,26 @@ impl CellNetwork {
     /// Has the kernel drop the IP packets that come in, so that it answers none with a reset while the sockets
     /// are not there yet. Neighbours are resolved all the same, and a [`Recorder`](crate::Recorder) hears what
     /// is dropped.
-    pub fn shut_in(&self) -> Result<(), NetworkError> {
-        let filter = (Direction::In, self.no_ip.as_fd());
-        self.set_filter(RANK_SHUT, filter, "checksync_no_ip").map_err(to("shut the cell's network"))
+    pub fn shut_in(&self) {
+        self.set_door(programs::IN, false);
     }
 
-    pub fn let_in(&self) -> Result<(), NetworkError> {
-        self.remove_filter(Direction::In, RANK_SHUT).map_err(to("open the cell's network"))
+    pub fn let_in(&self) {
+        self.set_door(programs::IN, true);
     }
 
     /// Lets out whatever the cell says, at once: for a cell whose output nothing holds back.
-    pub fn let_out(&self) -> Result<(), NetworkError> {
-        self.remove_filter(Direction::Out, RANK_SHUT).map_err(to("open the cell's network"))
+    pub fn let_out(&self) {
+        self.set_door(programs::OUT, true);
     }
 
     /// Drops whatever the cell says, as in the beginning.
-    pub fn shut_out(&self) -> Result<(), NetworkError> {
-        let filter = (Direction::Out, self.nothing.as_fd());
-        self.set_filter(RANK_SHUT, filter, "checksync_shut").map_err(to("shut the cell's network"))
+    pub fn shut_out(&self) {
+        self.set_door(programs::OUT, false);
+    }
+
+    fn set_door(&self, door: usize, open: bool) {
+        self.doors[door].store(open.into(), Ordering::SeqCst);
     }
 
     /// What leaves goes through another device of the namespace instead, and nowhere once that is gone.
@@ -268,13 +273,6 @@ impl CellNetwork {
 
     fn set_filter(&self, rank: u16, filter: (Direction, BorrowedFd<'_>), name: &str) -> io::Result<()> {
         self.inside.set_filter(self.device(), filter.0, rank, filter.1, name)
-    }
-
-    fn remove_filter(&self, direction: Direction, rank: u16) -> io::Result<()> {
-        match self.inside.delete_filter(self.device(), direction, rank) {
-            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        }
     }
 }
 
@@ -310,11 +308,14 @@ fn connect(
 }
 
 /// Shuts the way out before anything can go there, then switches the device on.
-fn switch_on(inside: &Netlink, nothing: &OwnedFd) -> Result<Link, NetworkError> {
+fn switch_on(inside: &Netlink, way_out: &OwnedFd, way_in: &OwnedFd) -> Result<Link, NetworkError> {
+    let filter = |direction, program: &OwnedFd, name| {
+        let set = inside.set_filter(DEVICE_INDEX, direction, RANK_SHUT, program.as_fd(), name);
+        set.map_err(to("filter the cell's packets"))
+    };
     inside.allow_filters(DEVICE_INDEX).map_err(to("filter the cell's packets"))?;
-    inside
-        .set_filter(DEVICE_INDEX, Direction::Out, RANK_SHUT, nothing.as_fd(), "checksync_shut")
-        .map_err(to("filter the cell's packets"))?;
+    filter(Direction::Out, way_out, "checksync_shut")?;
+    filter(Direction::In, way_in, "checksync_no_ip")?;
     inside.keep_quiet(DEVICE_INDEX).map_err(to("keep the cell's device quiet"))?;
     // A router's word gives the cell no addresses; where /proc/sys is read-only, `keep_quiet` has to do.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{DEVICE}/accept_ra"), "0");

@@ -47,7 +47,7 @@ fn ask(client: &UdpSocket, number: u8) -> u8 {
 fn moves(world: &World, cells: [CellNetwork; 2], client_address: std::net::IpAddr) {
     const PORT: u16 = 7000;
     let service = SocketAddr::new(cells[0].spec().address.ip(), PORT);
-    cells.iter().for_each(|cell| cell.let_out().unwrap());
+    cells.iter().for_each(|cell| cell.let_out());
     let client = inside(&world.client, || UdpSocket::bind((client_address, 0)).unwrap());
     let mut sockets = Vec::new();
     for round in 0..4 {
@@ -110,7 +110,7 @@ fn lowered_address_is_neither_announced_nor_answered_for() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
     let world = World::new();
     for (cell, own) in [(world.cell(), CLIENT), (world.cell_v6(), CLIENT_V6)] {
-        cell.let_out().unwrap();
+        cell.let_out();
         cell.raise(Claim::Takeover).unwrap();
         let ear = world.ear();
         cell.lower().unwrap();
@@ -179,10 +179,10 @@ fn new_network_lets_nothing_out_but_its_announcement() {
         let asker = datagrams(&world.client, own, SocketAddr::new(cell.spec().address.ip(), 9));
         asker.send(b"?").unwrap();
         ear.assert_silent(cell.mac());
-        cell.let_out().unwrap();
+        cell.let_out();
         asker.send(b"?").unwrap();
         assert!(ear.next_from(cell.mac(), PATIENCE).is_some(), "the way out stays shut");
-        cell.shut_out().unwrap();
+        cell.shut_out();
         while ear.next_from(cell.mac(), SILENCE).is_some() {}
         let _ = app.send(b"x");
         ear.assert_silent(cell.mac());
@@ -194,7 +194,7 @@ fn free_address_is_taken_and_kept_by_its_own_cell() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
     let world = World::new();
     for (cell, own) in [(world.cell(), CLIENT), (world.cell_v6(), CLIENT_V6)] {
-        cell.let_out().unwrap();
+        cell.let_out();
         cell.raise(Claim::Fresh).unwrap();
         cell.raise(Claim::Fresh).unwrap();
         let app = answer_as(&cell, 7, 0);
@@ -209,9 +209,9 @@ fn shut_ingress_answers_no_connection_but_neighbours() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
     let world = World::new();
     for (cell, own) in [(world.cell(), CLIENT), (world.cell_v6(), CLIENT_V6)] {
-        cell.let_out().unwrap();
+        cell.let_out();
         cell.raise(Claim::Takeover).unwrap();
-        cell.shut_in().unwrap();
+        cell.shut_in();
         let app = inside(cell.namespace(), || UdpSocket::bind((cell.spec().address.ip(), 0)).unwrap());
         let client = datagrams(&world.client, own, app.local_addr().unwrap());
         let ear = world.ear();
@@ -221,7 +221,7 @@ fn shut_ingress_answers_no_connection_but_neighbours() {
         let closed = SocketAddr::new(cell.spec().address.ip(), 9);
         let refused = inside(&world.client, || TcpStream::connect_timeout(&closed, SILENCE)).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::TimedOut, "the kernel answered with a reset");
-        cell.let_in().unwrap();
+        cell.let_in();
         client.send(b"heard").unwrap();
         assert!(is_readable(&app, PATIENCE));
         assert!(ear.next_from(cell.mac(), Duration::ZERO).is_some(), "no neighbour was answered");
@@ -243,7 +243,7 @@ fn cell_on_an_ordinary_device_is_reached() {
     let cell = inside(&host, || CellNetwork::create(spec, "test")).unwrap();
     let link = inside(cell.namespace(), || Netlink::open()?.link("eth0")).unwrap();
     assert_eq!((link.kind.as_str(), link.mtu, link.index), ("macvlan", 1400, cell.device()));
-    cell.let_out().unwrap();
+    cell.let_out();
     cell.raise(Claim::Fresh).unwrap();
     let listener = listen(&cell, SERVICE);
     let mut client = connect(&world.client, listener.local_addr().unwrap()).unwrap();
@@ -261,7 +261,7 @@ fn gateway_leads_to_other_networks() {
     world.client.within(|| Netlink::open()?.add_address(1, beyond, 32)).unwrap();
     let spec = NetworkSpec::new("10.9.0.9/24".parse().unwrap(), "br0", Some(CLIENT)).unwrap();
     let cell = world.try_cell(spec).unwrap();
-    cell.let_out().unwrap();
+    cell.let_out();
     for _ in 0..2 {
         cell.raise(Claim::Takeover).unwrap();
         let far = inside(&world.client, || UdpSocket::bind((beyond, 0)).unwrap());
