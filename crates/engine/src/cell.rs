@@ -47,6 +47,9 @@ pub struct CellSpec {
     pub inherited: Vec<(OwnedFd, i32)>,
     /// The network namespace that the app lives in; the host's, if none is given.
     pub network: Option<OwnedFd>,
+    /// The control group that a skeleton is born into: `cgroup.procs`' directory. N.B. moving a process takes the
+    /// kernel up to some tens of milliseconds, which a takeover does not have.
+    pub cgroup: Option<PathBuf>,
 }
 
 impl CellSpec {
@@ -55,7 +58,8 @@ impl CellSpec {
         let copy = |(fd, number): &(OwnedFd, i32)| Ok((fd.try_clone()?, *number));
         let inherited = self.inherited.iter().map(copy).collect::<io::Result<_>>()?;
         let network = self.network.as_ref().map(OwnedFd::try_clone).transpose()?;
-        Ok(Self { program: self.program.clone(), arguments: self.arguments.clone(), inherited, network })
+        let (program, arguments) = (self.program.clone(), self.arguments.clone());
+        Ok(Self { program, arguments, inherited, network, cgroup: self.cgroup.clone() })
     }
 }
 

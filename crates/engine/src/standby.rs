@@ -232,6 +232,9 @@ impl Keeper<'_> {
         skeleton::check_layout(&[], layout)?;
         let spec = self.cell.try_clone().map_err(host("prepare a cell"))?;
         let cell = Cell::with_skeleton(spec, layout.pid).map_err(host("make a cell for the copy"))?;
+        if let Some(cgroup) = &self.cell.cgroup {
+            move_into(cgroup, cell.pid).map_err(host("move the copy into its control group"))?;
+        }
         let tree = Tree::seize(cell.pid).map_err(ApplyError::from)?;
         let frozen = tree.freeze_for_good(self.context.settings.freeze_patience).map_err(ApplyError::from)?;
         let mut skeleton = Skeleton::hollow_out(frozen, cell.pid, layout)?;
@@ -342,7 +345,7 @@ impl Keeper<'_> {
         let Copy { skeleton, cell, held } = copy;
         let held = held.ok_or(CopyError::Empty)?;
         let pid = skeleton.pid();
-        if let Some(cgroup) = &promotion.cgroup {
+        if let Some(cgroup) = promotion.cgroup.as_ref().filter(|_| self.cell.cgroup.is_none()) {
             move_into(cgroup, pid).map_err(host("move the app into its control group"))?;
         }
         let stdio = inodes_of(&promotion.stdio).map_err(host("look at the app's pipes"))?;

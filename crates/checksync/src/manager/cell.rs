@@ -45,6 +45,7 @@ impl CellKit {
             arguments: vec!["cell-init".into(), kind.into()],
             inherited,
             network: None,
+            cgroup: None,
         };
         let stdio = AppStdio { output: output_end, error: error_end };
         Ok(Self { spec, guard: GuardLine { orders: ours.into() }, stdio, streams: [output, error] })

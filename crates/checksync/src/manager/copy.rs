@@ -133,6 +133,7 @@ impl Actor {
         let mut kit = CellKit::new(fence.handle()).context("cannot prepare a cell")?;
         let namespace = network.as_ref().map(CopyNetwork::namespace).transpose();
         kit.spec.network = namespace.context("cannot give the copy its network")?;
+        kit.spec.cgroup = fence.directory();
         let answered = post.clone();
         let answer = move |ask, answer| drop(answered.send(Input::Register(ask, answer)));
         let register = setup.arbiter.as_ref().map(|spec| RegisterDesk::open(spec, &setup.app, answer));

@@ -58,7 +58,7 @@ fn settings() -> Settings {
 
 fn cell() -> CellSpec {
     let program = std::env::current_exe().expect("this program has a path");
-    CellSpec { program, arguments: vec![FIRST.into()], inherited: vec![], network: None }
+    CellSpec { program, arguments: vec![FIRST.into()], inherited: vec![], network: None, cgroup: None }
 }
 
 /// What an app has printed so far.
@@ -146,7 +146,7 @@ impl Side {
 
     /// Makes the copy the app; the reason if that fails.
     pub fn promote(&self) -> Result<RestoreReport, String> {
-        let promotion = Promotion { stdio: self.output.stdio(), cgroup: None, network: None };
+        let promotion = Promotion { stdio: self.output.stdio(), cgroup: None, network: None, cgroup: None };
         self.engine.send(Command::Promote(promotion));
         loop {
             match self.next_event("end of a takeover") {
@@ -288,7 +288,7 @@ impl Pair {
     pub fn take_over(self) -> (Side, RestoreReport) {
         let Self { primary, standby, .. } = self;
         drop(primary);
-        let promotion = Promotion { stdio: standby.output.stdio(), cgroup: None, network: None };
+        let promotion = Promotion { stdio: standby.output.stdio(), cgroup: None, network: None, cgroup: None };
         standby.engine.send(Command::Promote(promotion));
         let report = standby.until("a restored app", |event| match event {
             Event::Restored(report) => Some(*report),
