@@ -163,6 +163,9 @@ pub struct PrimaryArgs {
     /// What becomes of answers that no standby can cover [default: continue]
     #[arg(long, env = "CHECKSYNC_ON_STANDBY_LOSS", value_enum)]
     pub on_standby_loss: Option<OnStandbyLossArg>,
+    /// Start although the standby of an earlier run may hold what clients were answered: that is lost
+    #[arg(long)]
+    pub abandon_standby: bool,
     /// The app's own address, which moves with it: 10.0.0.9/24
     #[arg(long, env = "CHECKSYNC_ADDRESS")]
     pub address: Option<String>,

@@ -46,6 +46,7 @@ pub struct PrimarySettings {
     pub timing: Timing,
     pub on_crash: OnCrash,
     pub consistency: Consistency,
+    pub abandon_standby: bool,
     /// The app's own, instead of the host's.
     pub network: Option<NetworkSpec>,
     pub grace: Duration,
@@ -123,6 +124,7 @@ impl PrimarySettings {
         check_strong(consistency, network.as_ref(), shared.fencing)?;
         Ok(Self {
             consistency,
+            abandon_standby: args.abandon_standby,
             network,
             app,
             standby: standby.context("no standby is named; give --standby HOST:PORT")?,

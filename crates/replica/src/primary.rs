@@ -100,6 +100,9 @@ pub struct Primary {
     output: Output,
     /// Since output is held back: the newest name given out before.
     held_back_from: Option<Epoch>,
+    /// Committed, and not released yet.
+    release_due: Option<CheckpointId>,
+    end_confirmed: bool,
     capture_failure: Option<String>,
     /// Since when captures that were due had to wait for acknowledgements.
     crowded_since: Option<Nanos>,
@@ -132,6 +135,8 @@ impl Primary {
             output_waits: false,
             output: Output::Shut,
             held_back_from: None,
+            release_due: None,
+            end_confirmed: false,
             capture_failure: None,
             crowded_since: None,
             children: BTreeSet::new(),
@@ -311,6 +316,7 @@ impl Primary {
         assert!(self.committed < Some(id), "committed goes back from {:?} to {id}", self.committed);
         self.committed = Some(id);
         self.unsettled.retain(|unsettled| *unsettled > id);
+        self.may_release(id);
         actions.push(PrimaryAction::Committed(Committed::by_acknowledgement(id)));
     }
 
@@ -385,8 +391,8 @@ impl Primary {
         // so that a word that gets lost is replaced by silence.
         self.set_permit(Permit::Shut, actions);
         self.set_output(Output::Shut, actions);
-        actions.push(PrimaryAction::StopHeartbeats);
         self.tell(Notice::AppCrashed { reign: self.reign(), signal }, actions);
+        actions.push(PrimaryAction::StopHeartbeats);
     }
 
     /// `settle` goes on with `then` as soon as nobody can take over.
@@ -407,6 +413,7 @@ impl Primary {
     fn end_confirmed(&mut self, now: Nanos, from: &Member, actions: &mut Vec<PrimaryAction>) {
         let Life::Retiring { then: then @ Then::End(_), .. } = self.life else { return };
         if self.desk.rivals().all(|rival| rival == from) {
+            self.end_confirmed = true;
             self.finish(now, then, actions);
         }
     }
@@ -460,7 +467,8 @@ impl Primary {
     fn end(&mut self, ending: Ending, actions: &mut Vec<PrimaryAction>) {
         self.life = Life::Ended;
         self.set_permit(Permit::Shut, actions);
-        self.set_output(Output::Shut, actions);
+        let output = self.last_output(&ending);
+        self.set_output(output, actions);
         self.arm_guard(false, actions);
         self.tell_status(Nanos(0), actions);
         actions.push(PrimaryAction::EndPair(ending));

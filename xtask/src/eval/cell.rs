@@ -12,7 +12,13 @@ const VERB: &str = "cell-first-process";
 /// How our engines start a cell.
 pub fn spec() -> CellSpec {
     let arguments = vec![VERB.into()];
-    CellSpec { program: "/proc/self/exe".into(), arguments, inherited: Vec::new(), network: None, cgroup: None }
+    CellSpec {
+        program: "/proc/self/exe".into(),
+        arguments,
+        inherited: Vec::new(),
+        network: None,
+        cgroup: None,
+    }
 }
 
 /// If that is what this process was started for. Call it before anything else. It returns when the cell is empty.

@@ -98,6 +98,11 @@ impl Hosts {
         let primary = manager(dir.path(), "a", &a, "run", &words)?;
         let mut hosts = Self { client: None, primary, standby, plug, b, a, dir };
         hosts.wait("a protected app", |hosts| hosts.app().filter(|app| app.state == "protected"))?;
+        // Protected it may be before it has put its pairs in.
+        hosts.wait("a server that has its pairs", |hosts| {
+            let text = fs::read_to_string(log(hosts.dir.path(), "a")).ok()?;
+            text.lines().any(|line| line == "ready").then_some(())
+        })?;
         hosts.client = Some(client(&hosts.a, &address, keys)?);
         const EPOCHS: u64 = 10;
         let first = hosts.app().and_then(|app| app.epoch).unwrap_or(0);

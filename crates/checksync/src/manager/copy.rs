@@ -128,8 +128,8 @@ impl Actor {
     /// On failure nothing of it is left.
     pub fn new(setup: Setup) -> anyhow::Result<(Self, mpsc::Sender<Input>)> {
         let (post, inbox) = mpsc::channel();
-        let fence = Fence::raise(&setup.app, setup.fencing)?;
         let network = setup.network.clone().map(|spec| CopyNetwork::create(spec, &setup.app)).transpose()?;
+        let fence = Fence::raise(&setup.app, setup.fencing)?;
         let mut kit = CellKit::new(fence.handle()).context("cannot prepare a cell")?;
         let namespace = network.as_ref().map(CopyNetwork::namespace).transpose();
         kit.spec.network = namespace.context("cannot give the copy its network")?;
@@ -329,6 +329,9 @@ impl Actor {
             Event::Restored(report) => self.restored(report),
             Event::RestoreFailed { why } => {
                 tracing::error!(app = self.setup.app, "the takeover failed: {why}");
+                if let Some(network) = &self.network {
+                    network.give_up();
+                }
                 self.step_alone(StandbyEvent::RestoreFailed { why });
                 self.ended = self.stopping.is_some();
             }

@@ -80,9 +80,13 @@ impl Fence {
     }
 
     /// Takes the fence down, with whatever is still alive inside one of ours.
-    pub fn take_down(self) {
+    pub fn take_down(mut self) {
+        self.remove();
+    }
+
+    fn remove(&mut self) {
         const PATIENCE: Duration = Duration::from_secs(2);
-        let Some((cgroup, permit)) = self.permit else { return };
+        let Some((cgroup, permit)) = self.permit.take() else { return };
         if !self.ours {
             if let Err(why) = permit.remove() {
                 tracing::warn!("the permit stays on cgroup {}: {why:#}", cgroup.name());
@@ -94,6 +98,13 @@ impl Fence {
         if let Err(why) = cgroup.kill_all().and_then(|()| cgroup.remove(PATIENCE)) {
             tracing::warn!("cgroup {name} stays: {why:#}");
         }
+    }
+}
+
+/// Whoever fails on the way leaves no cgroup behind.
+impl Drop for Fence {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 

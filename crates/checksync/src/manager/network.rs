@@ -23,6 +23,7 @@ pub struct AppNetwork {
     // Before the network that it is on.
     strong: Option<Strong>,
     network: CellNetwork,
+    muted: bool,
 }
 
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl AppNetwork {
     /// Nothing leaves it yet, and nobody finds it.
     pub fn create(spec: NetworkSpec, app: &str) -> anyhow::Result<Self> {
         let network = CellNetwork::create(spec, app).context("cannot give the app a network of its own")?;
-        Ok(Self { network, strong: None })
+        Ok(Self { network, strong: None, muted: false })
     }
 
     /// From now on output is held back; `waits` is called when it begins to wait.
@@ -77,18 +78,31 @@ impl AppNetwork {
         Ok(())
     }
 
-    pub fn set_output(&self, output: Output) {
-        let Some(gate) = self.gate() else { return };
-        let set = match output {
+    pub fn set_output(&mut self, output: Output) {
+        match output {
+            Output::Shut => return self.give_up(),
+            Output::Muted => return self.mute(),
+            Output::Held | Output::Passing => {}
+        }
+        if std::mem::take(&mut self.muted)
+            && let Err(why) = self.network.raise(Claim::Takeover)
+        {
+            tracing::error!("the app does not get its address back: {why}");
+        }
+        let set = self.gate().map(|gate| match output {
             Output::Held => gate.hold(),
-            Output::Passing => gate.pass(),
-            Output::Shut => {
-                self.give_up();
-                Ok(())
-            }
-        };
-        if let Err(why) = set {
+            Output::Passing | Output::Shut | Output::Muted => gate.pass(),
+        });
+        if let Some(Err(why)) = set {
             tracing::error!("the app's output stays shut in: {why}");
+        }
+    }
+
+    /// The permit has run out: somebody else may have the address by now.
+    fn mute(&mut self) {
+        self.muted = true;
+        if let Err(why) = self.network.lower() {
+            tracing::error!("the app's address is not given up: {why}");
         }
     }
 
@@ -130,9 +144,18 @@ impl CopyNetwork {
         self.0.namespace().try_clone_to_owned()
     }
 
+    /// After a takeover that failed.
+    pub fn give_up(&self) {
+        self.0.shut_out();
+        self.0.shut_in();
+        if let Err(why) = self.0.lower() {
+            tracing::error!("the address is not given up after a failed takeover: {why}");
+        }
+    }
+
     /// For the takeover: `packets` came in on the primary, and the copy has not seen them.
     pub fn to_be_raised(&self, packets: Vec<Recorded>) -> Box<dyn engine::CellNetwork> {
-        Box::new(Raising { network: Arc::clone(&self.0), packets, done: false })
+        Box::new(Raising { network: Arc::clone(&self.0), packets })
     }
 }
 
@@ -140,7 +163,6 @@ impl CopyNetwork {
 struct Raising {
     network: Arc<CellNetwork>,
     packets: Vec<Recorded>,
-    done: bool,
 }
 
 impl engine::CellNetwork for Raising {
@@ -151,7 +173,6 @@ impl engine::CellNetwork for Raising {
 
     fn let_in(&mut self) -> io::Result<()> {
         self.network.let_in();
-        self.done = true;
         let packets: Vec<&[u8]> = self.packets.iter().map(|recorded| recorded.packet.as_slice()).collect();
         match replay(self.network.namespace().as_fd(), &packets) {
             Ok(replayed) => tracing::debug!(?replayed, "what came in last was repeated"),
@@ -159,17 +180,5 @@ impl engine::CellNetwork for Raising {
             Err(why) => tracing::warn!("what came in last is not repeated: {why}"),
         }
         Ok(())
-    }
-}
-
-impl Drop for Raising {
-    fn drop(&mut self) {
-        if self.done {
-            return;
-        }
-        self.network.shut_out();
-        if let Err(why) = self.network.lower() {
-            tracing::error!("the address is not given up after a failed takeover: {why}");
-        }
     }
 }

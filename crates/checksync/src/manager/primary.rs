@@ -135,6 +135,8 @@ pub struct Actor {
     progress: Progress,
     status: Option<Status>,
     link_trouble: Option<String>,
+    /// The standby's address as a number, once it was found.
+    standby_address: Option<String>,
     app_pid: Option<i32>,
     exited: bool,
     /// The standby was told to take over.
@@ -161,6 +163,13 @@ impl Actor {
         config.on_crash = settings.on_crash;
         config.interval = nanos(settings.interval);
         config.consistency = settings.consistency;
+        config.abandon_standby = settings.abandon_standby;
+        if let (Target::Process(pid), Some(_)) = (&target, &settings.network) {
+            anyhow::bail!(
+                "process {pid} stays in the network that it is in, so it can get no address of its own; start the \
+                 program with `checksync run`, or attach without --address and --consistency strong"
+            );
+        }
         let fence = match &target {
             Target::Command { .. } => Fence::raise(&settings.app, shared.fencing)?,
             Target::Process(pid) => Fence::around(*pid, shared.fencing)?,
@@ -206,6 +215,7 @@ impl Actor {
             progress: Progress::default(),
             status: None,
             link_trouble: None,
+            standby_address: None,
             app_pid: None,
             exited: false,
             handed_over: false,
@@ -457,11 +467,17 @@ impl Actor {
             PrimaryAction::Committed(committed) => self.committed(committed.id()),
             PrimaryAction::ReturnToLedger { ids: _ } => {
                 self.captured = None;
+                self.frozen.clear();
                 self.command(Command::ReturnToLedger);
             }
             PrimaryAction::SetPermit(permit) => self.set_permit(permit),
-            PrimaryAction::SetOutput(output) => {
+            PrimaryAction::Release(id) => {
                 if let Some(network) = &self.network {
+                    network.release(id);
+                }
+            }
+            PrimaryAction::SetOutput(output) => {
+                if let Some(network) = &mut self.network {
                     network.set_output(output);
                 }
             }
@@ -511,8 +527,8 @@ impl Actor {
             hello.owner = self.me.name.clone();
         }
         if let Some(Err(why)) = self.network.as_ref().map(AppNetwork::serve) {
-            tracing::error!("{why:#}");
             self.failure = Some(format!("{why:#}"));
+            self.ending = Some(Ending::App(AppExit::Signal(libc::SIGKILL)));
             return self.command(Command::Kill);
         }
         self.order(&Order::Live);
@@ -528,6 +544,9 @@ impl Actor {
         if !self.begun || self.app_pid.is_none() || self.dialling.is_some() {
             return;
         }
+        // A guard asks no name server, and later we have no time for one either.
+        let resolved = self.settings.standby.to_socket_addrs().ok().and_then(|mut all| all.next());
+        self.standby_address = resolved.map(|address| address.to_string());
         let post = self.post.clone();
         let dialling = Dialling {
             standby: self.settings.standby.clone(),
@@ -575,9 +594,6 @@ impl Actor {
     }
 
     fn committed(&mut self, id: CheckpointId) {
-        if let Some(network) = &self.network {
-            network.release(id);
-        }
         while let Some(&(captured, at_ns)) = self.frozen.front().filter(|(captured, _)| *captured <= id) {
             self.frozen.pop_front();
             if captured == id {
@@ -607,9 +623,7 @@ impl Actor {
     }
 
     fn arm_guard(&mut self) {
-        // A guard asks no name server: it is given what we resolve now.
-        let resolved = self.settings.standby.to_socket_addrs().ok().and_then(|mut all| all.next());
-        let standby = resolved.map_or(self.settings.standby.clone(), |address| address.to_string());
+        let standby = self.standby_address.clone().unwrap_or_else(|| self.settings.standby.clone());
         let shared = &self.settings.shared;
         let arm = Arm {
             app: self.settings.app.clone(),

@@ -288,7 +288,8 @@ impl Pair {
     pub fn take_over(self) -> (Side, RestoreReport) {
         let Self { primary, standby, .. } = self;
         drop(primary);
-        let promotion = Promotion { stdio: standby.output.stdio(), cgroup: None, network: None, cgroup: None };
+        let promotion =
+            Promotion { stdio: standby.output.stdio(), cgroup: None, network: None, cgroup: None };
         standby.engine.send(Command::Promote(promotion));
         let report = standby.until("a restored app", |event| match event {
             Event::Restored(report) => Some(*report),

@@ -1,12 +1,17 @@
-//! Strong consistency: what the app says is held back until it is covered, and hurries the epoch that covers it.
+//! What the app says, and what of it is heard.
 //!
-//! Two orders hold here. *Hold, then enrol*: a standby may be written into the register only once it holds an epoch
-//! that was captured while output was held, or it could take over from a state before something that left. And
-//! *strike out, then pass*: output leaves uncovered only once the register is known to name nobody.
+//! In strong consistency output is held back until it is covered, and hurries the epoch that covers it. Three orders
+//! hold here. *Hold, then enrol*: a standby may be written into the register only once it holds an epoch that was
+//! captured while output was held, or it could take over from a state before something that left. *Strike out, then
+//! pass*: output leaves uncovered only once the register is known to name nobody. And what is covered leaves only on
+//! the word of the one who may take over: another's acknowledgement covers nothing.
+//!
+//! In either consistency a side whose permit has run out gives up its address until it is extended, so that it does not
+//! draw clients away from the winner.
 
-use image::Member;
+use image::{CheckpointId, Member};
 
-use super::{Consistency, Life, OnStandbyLoss, Output, Primary, PrimaryAction};
+use super::{Consistency, Ending, Life, OnStandbyLoss, Output, Permit, Primary, PrimaryAction};
 use crate::{Fencing, Nanos};
 
 impl Primary {
@@ -14,7 +19,8 @@ impl Primary {
     fn candidate(&self, now: Nanos) -> Option<&Member> {
         let permit = self.config.timing.permit();
         let link = self.link.as_ref()?;
-        let healthy = self.children.is_empty() && self.capture_failure.is_none() && !link.needs_full;
+        let captures = self.children.is_empty() && self.capture_failure.is_none() && !self.stalled(now);
+        let healthy = captures && !link.needs_full;
         (healthy && link.held.is_some() && link.answers(now, permit)).then_some(&link.standby)
     }
 
@@ -30,33 +36,77 @@ impl Primary {
         }
     }
 
+    /// Clients wait for a standby that acknowledges nothing: it is no standby.
+    pub(super) fn settle_patience(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
+        let strong = self.config.consistency != Consistency::Timeline;
+        if strong && self.crowded_since.is_some_and(|since| now >= since + self.config.stalled_after) {
+            self.crowded_since = None;
+            self.drop_peer("it acknowledges nothing".to_owned(), actions);
+        }
+    }
+
     /// What is safe while the register says, or may come to say, what it does.
     pub(super) fn settle_output(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
-        let Consistency::Strong { on_standby_loss } = self.config.consistency else { return };
         let output = match self.life {
             Life::Registering { .. } | Life::HandingOver { .. } | Life::Fenced { .. } | Life::Ended => {
                 Output::Shut
             }
-            Life::Serving | Life::Retiring { .. } => {
-                let nobody = self.desk.rivals().next().is_none() && self.config.fencing == Fencing::Register;
-                let goes_on =
-                    on_standby_loss == OnStandbyLoss::Continue || !matches!(self.life, Life::Serving);
-                match nobody && goes_on && self.candidate(now).is_none() {
-                    true => Output::Passing,
-                    false => Output::Held,
-                }
-            }
+            Life::Serving | Life::Retiring { .. } => match self.permit {
+                Permit::Until(deadline) if now >= deadline => Output::Muted,
+                Permit::Until(_) | Permit::Open | Permit::Shut => self.audible_output(now),
+            },
         };
         self.set_output(output, actions);
+        self.settle_release(actions);
+    }
+
+    fn audible_output(&self, now: Nanos) -> Output {
+        let Consistency::Strong { on_standby_loss } = self.config.consistency else { return Output::Passing };
+        let nobody = self.desk.rivals().next().is_none() && self.config.fencing == Fencing::Register;
+        let goes_on = on_standby_loss == OnStandbyLoss::Continue || !matches!(self.life, Life::Serving);
+        match nobody && goes_on && self.candidate(now).is_none() {
+            true => Output::Passing,
+            false => Output::Held,
+        }
     }
 
     pub(super) fn set_output(&mut self, output: Output, actions: &mut Vec<PrimaryAction>) {
-        if self.config.consistency == Consistency::Timeline || self.output == output {
+        if self.output == output {
             return;
         }
+        let was_held = matches!(self.output, Output::Held | Output::Muted);
         self.output = output;
-        // A capture under way may have frozen the app before this is in force.
-        self.held_back_from = (output == Output::Held).then_some(self.newest);
+        match output {
+            Output::Held | Output::Muted if was_held => {}
+            // A capture under way may have frozen the app before this is in force.
+            Output::Held => self.held_back_from = Some(self.newest),
+            Output::Shut | Output::Passing | Output::Muted => self.held_back_from = None,
+        }
         actions.push(PrimaryAction::SetOutput(output));
+    }
+
+    /// What `id` covers may leave, as soon as nobody can take over from before it.
+    pub(super) fn may_release(&mut self, id: CheckpointId) {
+        if self.config.consistency != Consistency::Timeline {
+            self.release_due = Some(id);
+        }
+    }
+
+    fn settle_release(&mut self, actions: &mut Vec<PrimaryAction>) {
+        let Some(link) = &self.link else { return };
+        if self.desk.rivals().all(|rival| *rival == link.standby)
+            && let Some(id) = self.release_due.take()
+        {
+            actions.push(PrimaryAction::Release(id));
+        }
+    }
+
+    /// An app that has ended has said its last words: they leave, if nobody can take over from before them.
+    pub(super) fn last_output(&self, ending: &Ending) -> Output {
+        let nobody = self.desk.rivals().next().is_none() && self.config.fencing == Fencing::Register;
+        match ending {
+            Ending::App(_) if nobody || self.end_confirmed => Output::Passing,
+            Ending::App(_) | Ending::HandedOver { .. } | Ending::Fenced { .. } => Output::Shut,
+        }
     }
 }

@@ -3,7 +3,9 @@
 
 use image::{CheckpointId, Member, Register, Sync, Term};
 
-use super::{Capture, Ending, Life, Notice, Permit, Primary, PrimaryAction, Reason, Status, Then};
+use super::{
+    Capture, Consistency, Ending, Life, Notice, Permit, Primary, PrimaryAction, Reason, Status, Then,
+};
 use crate::{Fencing, Nanos, Progress, Question};
 
 impl Primary {
@@ -14,6 +16,7 @@ impl Primary {
             Life::Ended | Life::Fenced { .. } => return,
             Life::Registering { .. } | Life::Serving | Life::Retiring { .. } | Life::HandingOver { .. } => {}
         }
+        self.settle_patience(now, actions);
         let question = self.question(now);
         let asked = question.map(|question| self.desk.ask(now, question));
         // With the question under way, who may take over includes whom it would enrol: limit, then ask.
@@ -102,8 +105,11 @@ impl Primary {
                 Some(earlier) if earlier.members.is_empty() => Some(earlier.taken_by(me.clone())),
                 // An earlier run left a standby with committed state. It goes first: it holds more than we
                 // do. Only when it has not come forward for long is it taken for dead.
+                // In strong consistency never: it may hold answers that nobody else knows of.
                 Some(earlier) => {
-                    (now >= since + self.config.timing.farewell()).then(|| earlier.taken_by(me.clone()))
+                    let patient = self.config.consistency != Consistency::Timeline;
+                    let over = !patient && now >= since + self.config.timing.farewell();
+                    (over || self.config.abandon_standby).then(|| earlier.taken_by(me.clone()))
                 }
             },
             Life::Serving => self.with_members(known?, self.entitled(now)),
@@ -202,7 +208,7 @@ impl Primary {
         actions.push(action);
     }
 
-    fn stalled(&self, now: Nanos) -> bool {
+    pub(super) fn stalled(&self, now: Nanos) -> bool {
         self.capturing.is_some_and(|capture| match capture.sync {
             Sync::Full => false, // As long as it takes; the engine shows its progress.
             Sync::Since(_) => now >= capture.begun_at + self.config.stalled_after,

@@ -43,6 +43,8 @@ pub struct PrimaryConfig {
     pub fencing: Fencing,
     pub on_crash: OnCrash,
     pub consistency: Consistency,
+    /// Start although an earlier run's standby may hold what clients were answered: that is lost.
+    pub abandon_standby: bool,
     /// From one capture to the next, at most: output that waits asks for one earlier.
     pub interval: Nanos,
     /// How many epochs may be captured and not acknowledged. What gets dirty beyond them waits in the ledger
@@ -62,6 +64,7 @@ impl PrimaryConfig {
             fencing,
             on_crash: OnCrash::default(),
             consistency: Consistency::default(),
+            abandon_standby: false,
             interval: Nanos::from_millis(50),
             in_flight_max: 2,
             stalled_after: Nanos::from_millis(2_000),
@@ -152,14 +155,16 @@ pub enum Permit {
     Open,
 }
 
-/// What becomes of what the app says, in strong consistency.
+/// What becomes of what the app says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
-    /// Nothing leaves: the term is not ours.
+    /// Nothing leaves any more, and the address is given up: the term is not ours.
     Shut,
+    /// Nothing leaves, and the address is given up for the time: the permit has run out.
+    Muted,
     /// It waits for its epoch to be committed.
     Held,
-    /// It leaves at once, and what waited first: nobody can take over.
+    /// It leaves at once, and what waited first: in strong consistency nobody can take over.
     Passing,
 }
 
@@ -204,8 +209,10 @@ pub enum PrimaryAction {
     },
     /// To be in force in the kernel before the next action is begun.
     SetPermit(Permit),
-    /// Likewise. Strong consistency only.
+    /// Likewise.
     SetOutput(Output),
+    /// What left the app before this epoch's barrier may be heard. Strong consistency only.
+    Release(CheckpointId),
     /// From now on the manager's death silences and kills the app.
     ArmGuard,
     /// From now on the app outlives its manager.
@@ -261,7 +268,10 @@ pub enum Status {
 pub enum Reason {
     #[error("the register has not answered yet{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
     NotOwner { why: Option<String> },
-    #[error("the register still names {0} as able to take over from an earlier run; waiting for it to do so")]
+    #[error(
+        "the register still names {0} as able to take over from an earlier run; waiting for it to do so (strong \
+         consistency waits for ever: `--abandon-standby` starts afresh and loses what it holds)"
+    )]
     EarlierRun(String),
     #[error("no standby is connected{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
     NoStandby { why: Option<String> },

@@ -295,6 +295,8 @@ impl World {
         let mut config = PrimaryConfig::new(Member::new("a", self.a.life), Fencing::Register);
         config.full_sync_retry = Nanos::from_millis(200);
         config.consistency = self.said.consistency;
+        // Somebody has to be there for it: no history may end with nobody serving.
+        config.abandon_standby = self.a.life > 1;
         self.a.machine = Some(Primary::new(config, self.clock(A)));
         self.a.connected = false;
         self.a.heartbeats = false;
@@ -538,11 +540,11 @@ impl World {
             }
             PrimaryAction::Committed(committed) => {
                 self.committed = self.committed.max(Some(committed.id()));
-                self.said.release(committed.id(), self.primary_audible());
                 self.commits += 1;
             }
             PrimaryAction::SetPermit(permit) => self.a.kernel = permit,
             PrimaryAction::SetOutput(output) => self.said.set(output),
+            PrimaryAction::Release(id) => self.said.release(id, self.primary_audible()),
             PrimaryAction::ArmGuard => self.a.guard_armed = true,
             PrimaryAction::DisarmGuard => self.a.guard_armed = false,
             PrimaryAction::AskArbiter { ask, question } => self.ask(A, ask, question),
