@@ -1,0 +1,158 @@
+//! One round: clients at work, a death at a random instant, a takeover, and what the judge says.
+
+use std::time::{Duration, SystemTime};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::clients::{Load, Store, forgiven, judge};
+use super::street::{Pair, SOON, Side};
+
+/// What dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// The manager, and the gate and the record with it.
+    Manager,
+    App,
+    /// The manager stands still, and goes on when it has long been given up.
+    Hang,
+    /// The cable is pulled, and all that runs on the host ends.
+    Host,
+}
+
+impl Death {
+    pub const ALL: [Self; 4] = [Self::Manager, Self::App, Self::Hang, Self::Host];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Manager => "manager",
+            Self::App => "app",
+            Self::Hang => "hang",
+            Self::Host => "host",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Strong,
+    Timeline,
+}
+
+/// Random enough for instants, and the same again with the same seed.
+#[derive(Debug)]
+pub struct Seed(u64);
+
+impl Seed {
+    /// Of the environment, or of the clock; printed, to be given again.
+    pub fn announce() -> Self {
+        let clock = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+        let seed = std::env::var("CHECKSYNC_SEED").ok().and_then(|text| text.parse().ok());
+        let seed = seed.unwrap_or_else(clock);
+        println!("CHECKSYNC_SEED={seed}");
+        Self(seed)
+    }
+
+    pub fn up_to(&mut self, limit: Duration) -> Duration {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        limit.mul_f64((mixed ^ (mixed >> 31)) as f64 / u64::MAX as f64)
+    }
+}
+
+/// What a round was like.
+#[derive(Debug)]
+pub struct Outcome {
+    pub death: Death,
+    pub report: Value,
+    pub verdict: Value,
+    pub takeover: Value,
+    /// Of a round in timeline mode: the verdict without the window that was announced as lost.
+    pub forgiven: Option<Value>,
+}
+
+pub fn play(store: Store, mode: Mode, death: Death, seed: &mut Seed) -> Outcome {
+    const LONGEST: Duration = Duration::from_millis(400);
+    let (options, words): (&[&str], &[&str]) = match mode {
+        Mode::Strong => (&["--consistency", "strong"], &["--clients", "6", "--keys", "12"]),
+        Mode::Timeline => (&[], &["--clients", "6", "--keys", "12", "--reconnect"]),
+    };
+    let mut pair = Pair::protecting(options, &store.command_line());
+    let load = Load::start(&pair.clients, pair.dir.path(), store, words);
+    let instant = seed.up_to(LONGEST);
+    println!("{} {mode:?}: death of {} after {instant:?}", store.name(), death.name());
+    // Not a wait for anything: the death may come at any moment.
+    std::thread::sleep(instant);
+    strike(&mut pair, death);
+    let takeover = pair.takeover();
+    load.wait_for_answers();
+    if death == Death::Hang {
+        pair.signal(Side::A, Signal::CONT);
+        let ended = pair.manager(Side::A).wait(SOON);
+        assert!(!ended.success(), "a manager that was superseded says so");
+        load.wait_for_answers();
+    }
+    let seen = load.finish();
+    let forgiven = (mode == Mode::Timeline).then(|| {
+        let at = |name: &str| takeover[name].as_u64().unwrap();
+        judge(&forgiven(&seen.history, at("frozen_at_ns")..=at("serving_at_ns")))
+    });
+    Outcome { death, verdict: judge(&seen.history), report: seen.report, takeover, forgiven }
+}
+
+fn strike(pair: &mut Pair, death: Death) {
+    match death {
+        Death::Manager => pair.kill_manager(Side::A),
+        Death::App => pair.kill_app(),
+        Death::Hang => pair.signal(Side::A, Signal::STOP),
+        Death::Host => pair.power_off_a(),
+    }
+}
+
+impl Outcome {
+    fn count(&self, pointer: &str) -> u64 {
+        let all = json!({ "report": self.report, "verdict": self.verdict });
+        all.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("no {pointer} in {all}"))
+    }
+
+    pub fn lost_writes(&self) -> u64 {
+        self.count("/verdict/lost_writes")
+    }
+
+    pub fn broken_connections(&self) -> u64 {
+        self.count("/report/broken_connections")
+    }
+
+    pub fn is_linearizable(&self) -> bool {
+        self.verdict["linearizable"] == "yes"
+    }
+
+    /// What no mode may do: a value that nobody wrote, or half of one.
+    #[track_caller]
+    pub fn assert_whole(&self) {
+        let mangled = self.count("/verdict/never_written_count") + self.count("/report/corrupt_values");
+        assert_eq!(mangled, 0, "values that nobody wrote: {self:#?}");
+    }
+
+    /// What strong consistency promises.
+    #[track_caller]
+    pub fn assert_nothing_happened(&self) {
+        self.assert_whole();
+        assert!(self.is_linearizable(), "{self:#?}");
+        assert_eq!((self.lost_writes(), self.broken_connections()), (0, 0), "{self:#?}");
+        assert_eq!(self.count("/verdict/unknown"), 0, "{self:#?}");
+    }
+
+    /// What timeline consistency promises: nothing is missing but what was answered since the announced instant,
+    /// and the rest is as if that had never been.
+    #[track_caller]
+    pub fn assert_only_the_window_is_lost(&self) {
+        self.assert_whole();
+        let frozen_at = self.takeover["frozen_at_ns"].as_u64().unwrap();
+        if self.lost_writes() > 0 {
+            assert!(self.count("/verdict/lost_first_ns") >= frozen_at, "{self:#?}");
+        }
+        assert_eq!(self.forgiven.as_ref().unwrap()["linearizable"], "yes", "{self:#?}");
+    }
+}
