@@ -49,11 +49,50 @@ pub struct Load {
     history: PathBuf,
 }
 
-/// What the clients saw.
+/// What the clients saw, and what the judge says of it.
 #[derive(Debug)]
 pub struct Seen {
     pub report: Value,
+    pub verdict: Value,
     pub history: PathBuf,
+}
+
+impl Seen {
+    fn count(&self, value: &Value, name: &str) -> u64 {
+        value[name].as_u64().unwrap_or_else(|| panic!("no {name} in {value}"))
+    }
+
+    /// Acknowledged, and gone.
+    pub fn lost_writes(&self) -> u64 {
+        self.count(&self.verdict, "lost_writes")
+    }
+
+    /// When the first of them was acknowledged.
+    pub fn first_lost_at_ns(&self) -> Option<u64> {
+        (self.lost_writes() > 0).then(|| self.count(&self.verdict, "lost_first_ns"))
+    }
+
+    pub fn broken_connections(&self) -> u64 {
+        self.count(&self.report, "broken_connections")
+    }
+
+    pub fn is_linearizable(&self) -> bool {
+        self.verdict["linearizable"] == "yes"
+    }
+
+    /// Values that nobody wrote, or half of one.
+    pub fn mangled(&self) -> u64 {
+        self.count(&self.verdict, "never_written_count") + self.count(&self.report, "corrupt_values")
+    }
+
+    /// What strong consistency promises.
+    #[track_caller]
+    pub fn assert_nothing_happened(&self) {
+        assert!(self.is_linearizable(), "{self:#?}");
+        let unknown = self.count(&self.verdict, "unknown");
+        let counts = [self.lost_writes(), self.broken_connections(), self.mangled(), unknown];
+        assert_eq!(counts, [0; 4], "{self:#?}");
+    }
 }
 
 impl Load {
@@ -83,7 +122,8 @@ impl Load {
         self.running.signal(Signal::INT);
         let report = self.running.line(SOON).expect("a load reports at its end");
         self.running.wait(SOON);
-        Seen { report: serde_json::from_str(&report).unwrap(), history: self.history }
+        let report = serde_json::from_str(&report).unwrap();
+        Seen { report, verdict: judge(&self.history), history: self.history }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::clients::{Load, Store, forgiven, judge};
+use super::clients::{Load, Seen, Store, forgiven, judge};
 use super::street::{Pair, SOON, Side};
 
 /// What dies.
@@ -65,8 +65,7 @@ impl Seed {
 #[derive(Debug)]
 pub struct Outcome {
     death: Death,
-    report: Value,
-    verdict: Value,
+    pub seen: Seen,
     takeover: Value,
     /// Of a round in timeline mode: the verdict without the window that was announced as lost.
     forgiven: Option<Value>,
@@ -98,10 +97,10 @@ pub fn play(store: Store, mode: Mode, death: Death, seed: &mut Seed) -> Outcome 
         let at = |name: &str| takeover[name].as_u64().unwrap();
         judge(&forgiven(&seen.history, at("frozen_at_ns")..=at("serving_at_ns")))
     });
-    Outcome { death, verdict: judge(&seen.history), report: seen.report, takeover, forgiven }
+    Outcome { death, seen, takeover, forgiven }
 }
 
-fn strike(pair: &mut Pair, death: Death) {
+pub fn strike(pair: &mut Pair, death: Death) {
     match death {
         Death::Manager => pair.kill_manager(Side::A),
         Death::App => pair.kill_app(),
@@ -111,70 +110,32 @@ fn strike(pair: &mut Pair, death: Death) {
 }
 
 impl Outcome {
-    fn count(&self, pointer: &str) -> u64 {
-        let all = json!({ "report": self.report, "verdict": self.verdict });
-        all.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("no {pointer} in {all}"))
-    }
-
-    fn lost_writes(&self) -> u64 {
-        self.count("/verdict/lost_writes")
-    }
-
-    fn broken_connections(&self) -> u64 {
-        self.count("/report/broken_connections")
-    }
-
-    fn is_linearizable(&self) -> bool {
-        self.verdict["linearizable"] == "yes"
-    }
-
     /// One line of what is counted.
     pub fn summary(&self) -> Value {
         json!({
             "death": self.death.name(),
             "failed": false,
-            "linearizable": self.is_linearizable(),
-            "lost_writes": self.lost_writes(),
+            "linearizable": self.seen.is_linearizable(),
+            "lost_writes": self.seen.lost_writes(),
             "lost_outside_window": self.lost_outside_the_window(),
-            "mangled": self.mangled(),
-            "broken_connections": self.broken_connections(),
-            "gap_ms": self.report["gap_ms_max"],
+            "mangled": self.seen.mangled(),
+            "broken_connections": self.seen.broken_connections(),
+            "gap_ms": self.seen.report["gap_ms_max"],
             "restore_us": self.takeover["restore_us"],
         })
-    }
-
-    fn mangled(&self) -> u64 {
-        self.count("/verdict/never_written_count") + self.count("/report/corrupt_values")
     }
 
     /// Whether timeline consistency would not excuse it: something is missing that was answered before the
     /// announced instant, or what is left is not as if the window had never been.
     fn lost_outside_the_window(&self) -> bool {
-        let Some(forgiven) = &self.forgiven else { return self.lost_writes() > 0 };
+        let Some(forgiven) = &self.forgiven else { return self.seen.lost_writes() > 0 };
         let frozen_at = self.takeover["frozen_at_ns"].as_u64().unwrap();
-        let first = (self.lost_writes() > 0).then(|| self.count("/verdict/lost_first_ns"));
-        first.is_some_and(|first| first < frozen_at) || forgiven["linearizable"] != "yes"
-    }
-
-    /// What no mode may do: a value that nobody wrote, or half of one.
-    #[track_caller]
-    fn assert_whole(&self) {
-        assert_eq!(self.mangled(), 0, "values that nobody wrote: {self:#?}");
-    }
-
-    /// What strong consistency promises.
-    #[track_caller]
-    pub fn assert_nothing_happened(&self) {
-        self.assert_whole();
-        assert!(self.is_linearizable(), "{self:#?}");
-        assert_eq!((self.lost_writes(), self.broken_connections()), (0, 0), "{self:#?}");
-        assert_eq!(self.count("/verdict/unknown"), 0, "{self:#?}");
+        self.seen.first_lost_at_ns().is_some_and(|first| first < frozen_at) || forgiven["linearizable"] != "yes"
     }
 
     /// What timeline consistency promises.
     #[track_caller]
     pub fn assert_only_the_window_is_lost(&self) {
-        self.assert_whole();
-        assert!(!self.lost_outside_the_window(), "{self:#?}");
+        assert!(self.seen.mangled() == 0 && !self.lost_outside_the_window(), "{self:#?}");
     }
 }
