@@ -97,7 +97,7 @@ pub(crate) fn serve(context: &mut Context, mut app: App) {
                 }
                 Command::FullSync { id, sink } => syncing = Some(Syncing::Waiting(id, sink)),
                 command if ended => answer_for_the_dead(context, &command),
-                command => obey(context, &mut app, command),
+                command => ended |= obey(context, &mut app, command, &mut syncing),
             }
             ended |= pump(context, &mut app, &mut syncing);
         }
@@ -185,7 +185,8 @@ fn say_end(context: &Context, app: &mut App, ending: Ending) {
     }));
 }
 
-fn obey(context: &Context, app: &mut App, command: Command) {
+/// True if the app has ended.
+fn obey(context: &Context, app: &mut App, command: Command, syncing: &mut Option<Syncing>) -> bool {
     match command {
         Command::Start => {
             if let Some(cell) = &mut app.cell
@@ -196,7 +197,11 @@ fn obey(context: &Context, app: &mut App, command: Command) {
         }
         Command::Capture { id, parent } => match app.capturer.capture(&mut app.tree, id, parent) {
             Ok((frames, report)) => context.say(Event::Captured { id, frames, report }),
-            Err(why) => failed(context, id, &chain(&why), why.is_refusal()),
+            Err(why) => {
+                let ended = has_ended(context, app, &why, syncing);
+                failed(context, id, &chain(&why), why.is_refusal());
+                return ended;
+            }
         },
         Command::Committed(id) => app.capturer.committed(id),
         Command::ReturnToLedger => app.capturer.return_to_ledger(),
@@ -213,6 +218,31 @@ fn obey(context: &Context, app: &mut App, command: Command) {
         | Command::Discard => {
             tracing::warn!(?command, "a command for a copy came to the app's own engine");
         }
+    }
+    false
+}
+
+/// Whether a capture failed because the app is ending, whose end has then been told: before the failure, which
+/// alone would have the standby let go that has to take over. A death shows itself in a capture in many ways,
+/// and its end is told only when all of its memory is gone.
+fn has_ended(context: &Context, app: &mut App, why: &EngineError, syncing: &mut Option<Syncing>) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const BENEFIT_OF_THE_DOUBT: Duration = Duration::from_millis(20);
+    const AGAIN: Duration = Duration::from_micros(500);
+    let patience = match why {
+        EngineError::Trace(TraceError::Ended(_)) => PATIENCE,
+        why if why.is_refusal() => return false,
+        _ => BENEFIT_OF_THE_DOUBT,
+    };
+    let deadline = Instant::now() + patience;
+    loop {
+        if pump(context, app, syncing) {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(AGAIN);
     }
 }
 

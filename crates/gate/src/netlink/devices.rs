@@ -1,6 +1,7 @@
 //! Devices, their addresses and routes.
 
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -84,6 +85,17 @@ impl CellDevice<'_> {
     }
 }
 
+/// An address of nobody's that is higher than a network card's. A bridge takes the lowest of its ports': one that
+/// a cell brought and took away again would leave the neighbours of the whole host with an address that nobody
+/// has, for up to a minute.
+fn high_mac() -> Mac {
+    const HIGHEST_OF_ONE_S_OWN: u8 = 0xfe;
+    // The standard library's seeds are the kernel's randomness.
+    let random = RandomState::new().build_hasher().finish().to_ne_bytes();
+    let [_, _, _, a, b, c, d, e] = random;
+    Mac([HIGHEST_OF_ONE_S_OWN, a, b, c, d, e])
+}
+
 impl Netlink {
     /// `ENODEV` if there is no device of this name.
     pub fn link(&self, name: &str) -> io::Result<Link> {
@@ -120,6 +132,7 @@ impl Netlink {
         link_header(&mut request, 0, UP, UP);
         request.text(LINK_NAME, "checksync%d");
         request.text(LINK_ALIAS, alias);
+        request.attribute(LINK_MAC, &high_mac().0);
         request.number(LINK_MTU, device.mtu);
         request.number(LINK_MASTER, bridge);
         veth_to(&mut request, |end| device.describe(end));

@@ -73,6 +73,19 @@ fn moves(world: &World, cells: [CellNetwork; 2], client_address: std::net::IpAdd
 }
 
 #[test]
+fn bridge_keeps_its_hardware_address_when_cells_come_and_go() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    const CELLS: usize = 8;
+    let world = World::new();
+    let mac = || world.street.within(|| Ok(Netlink::open()?.link("br0")?.mac)).unwrap();
+    let before = mac();
+    let cells: Vec<CellNetwork> = (0..CELLS).map(|_| world.cell()).collect();
+    assert_eq!(mac(), before, "its neighbours do not find the host any more");
+    drop(cells);
+    assert_eq!(mac(), before);
+}
+
+#[test]
 fn traffic_follows_the_address_at_once() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
     let world = World::new();

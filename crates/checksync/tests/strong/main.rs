@@ -1,0 +1,187 @@
+//! What strong consistency promises, on the whole program: two managers and their clients on hosts of the test's
+//! own, deaths at random instants, and a judge that knows nothing of us.
+
+mod asker;
+mod clients;
+mod rounds;
+mod street;
+
+use std::fs::File;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::json;
+use testkit::needs;
+
+use asker::{Asker, Pesterer};
+use clients::{Load, Store, Streams};
+use rounds::{Death, Mode, Seed, play, strike};
+use street::{Pair, SERVICE, SOON, Side, add_address};
+
+const STRONG: &[&str] = &["--consistency", "strong"];
+/// How long nothing may be heard: longer than a client's first two retransmissions.
+const SILENCE: Duration = Duration::from_millis(700);
+
+#[test]
+fn clients_of_a_go_server_notice_no_death() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let mut seed = Seed::announce();
+    for death in Death::ALL {
+        play(Store::Kv, Mode::Strong, death, &mut seed).seen.assert_nothing_happened();
+    }
+}
+
+#[test]
+fn clients_of_redis_notice_no_death() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF, "debian:redis-server");
+    let mut seed = Seed::announce();
+    for death in [Death::Manager, Death::Host] {
+        play(Store::Redis, Mode::Strong, death, &mut seed).seen.assert_nothing_happened();
+    }
+}
+
+#[test]
+fn without_strong_consistency_only_the_announced_window_is_lost() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let mut seed = Seed::announce();
+    for death in [Death::Manager, Death::Host] {
+        play(Store::Kv, Mode::Timeline, death, &mut seed).assert_only_the_window_is_lost();
+    }
+}
+
+#[test]
+fn every_byte_of_a_stream_arrives_in_its_place_across_a_takeover() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    const MODES: &str = "down,up,half-down,half-up,idle,zero-window";
+    let mut seed = Seed::announce();
+    for (death, rate) in [(Death::Manager, "1500000"), (Death::Host, "1500000"), (Death::Host, "0")] {
+        let mut pair = Pair::protecting(STRONG, &Streams::serve());
+        let bytes = if rate == "0" { "20000000" } else { "3000000" };
+        let mut words = vec!["--connections", "12", "--modes", MODES, "--pause", "1500ms"];
+        words.extend(["--bytes", bytes, "--rate", rate]);
+        let mut streams = Streams::start(&pair.clients, pair.dir.path(), &words);
+        let instant = seed.up_to(Duration::from_millis(1000));
+        println!("death of {} after {instant:?}", death.name());
+        std::thread::sleep(instant);
+        assert!(streams.is_running(), "the death came too late");
+        strike(&mut pair, death);
+        pair.takeover();
+        let report = streams.finish(SOON * 2);
+        assert_eq!((&report["verified"], &report["failed"]), (&12.into(), &0.into()), "{report:#}");
+    }
+}
+
+/// Each side of a cut has clients of its own, and only one of them may be answered.
+#[test]
+fn halves_of_a_partition_are_never_both_audible() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let pair = Pair::protecting(STRONG, &Store::Kv.command_line());
+    let clients = [Side::A, Side::B].map(|side| Pesterer::start(pair.namespace(side)));
+    pair.wait("answers on both sides", || clients.iter().all(|client| client.answers() > 0).then_some(()));
+    pair.cut(Side::A);
+    clients.iter().for_each(Pesterer::begin_period);
+    pair.wait("a side that goes on", || clients.iter().any(|client| client.answers() > 50).then_some(()));
+    std::thread::sleep(SILENCE);
+    let answers = clients.each_ref().map(Pesterer::answers);
+    println!("answers on a and b: {answers:?}");
+    assert!(answers.contains(&0), "both were audible: {answers:?}\n{}", pair.logs());
+    pair.heal(Side::A);
+    clients.iter().for_each(Pesterer::begin_period);
+    pair.wait("answers on both sides", || clients.iter().all(|client| client.answers() > 0).then_some(()));
+}
+
+#[test]
+fn manager_that_was_given_up_is_not_heard_when_it_goes_on() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let mut pair = Pair::protecting(STRONG, &Store::Kv.command_line());
+    let clients = [Side::A, Side::B].map(|side| Pesterer::start(pair.namespace(side)));
+    pair.wait("answers on both sides", || clients.iter().all(|client| client.answers() > 0).then_some(()));
+    pair.signal(Side::A, Signal::STOP);
+    pair.cut(Side::A);
+    clients.iter().for_each(Pesterer::begin_period);
+    pair.takeover();
+    pair.wait("answers on b", || (clients[1].answers() > 0).then_some(()));
+    pair.signal(Side::A, Signal::CONT);
+    let ended = pair.manager(Side::A).wait(SOON);
+    assert!(!ended.success(), "a manager that lost its term says so");
+    std::thread::sleep(SILENCE);
+    assert_eq!(clients[0].answers(), 0, "both were audible: {}", pair.logs());
+    pair.heal(Side::A);
+    pair.wait("answers on both sides", || clients.iter().all(|client| client.answers() > 0).then_some(()));
+}
+
+#[test]
+fn service_goes_on_without_its_standby_and_is_protected_by_the_next() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let mut pair = Pair::protecting(STRONG, &Store::Kv.command_line());
+    let words = ["--clients", "6", "--keys", "12"];
+    let load = Load::start(&pair.clients, pair.dir.path(), Store::Kv, &words);
+    pair.kill_manager(Side::B);
+    pair.wait_for_app(Side::A, "an unprotected app", |app| app["state"] == "unprotected");
+    load.wait_for_answers();
+    pair.start_standby();
+    pair.wait_until_protected();
+    load.wait_for_answers();
+    pair.kill_manager(Side::A);
+    pair.takeover();
+    load.wait_for_answers();
+    load.finish().assert_nothing_happened();
+}
+
+#[test]
+fn answers_wait_for_a_standby_if_they_were_asked_to() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let options = [STRONG, &["--on-standby-loss", "stop"]].concat();
+    let mut pair = Pair::protecting(&options, &Store::Kv.command_line());
+    let mut client = Asker::connect(&pair.clients).unwrap();
+    assert_eq!(client.ask("PUT k one").unwrap(), "OK");
+    pair.kill_manager(Side::B);
+    client.send("PUT k two").unwrap();
+    assert!(client.is_silent_for(SILENCE).unwrap(), "an answer that nothing covers: {}", pair.logs());
+    pair.start_standby();
+    assert_eq!(client.answer().unwrap(), "OK");
+    pair.wait_until_protected();
+    pair.kill_manager(Side::A);
+    assert_eq!(client.ask("GET k").unwrap(), "VALUE two");
+}
+
+#[test]
+fn address_that_somebody_has_is_refused_by_name() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let mut pair = Pair::build();
+    pair.clients.within(|| add_address("eth0", SERVICE)).unwrap();
+    pair.start_standby();
+    pair.start_primary(STRONG, &Store::Kv.command_line());
+    let ended = pair.manager(Side::A).wait(SOON);
+    let log = pair.log_of(Side::A);
+    assert!(!ended.success() && log.contains("address 10.78.0.9 is in use already on br0"), "{log}");
+}
+
+/// `cargo xtask eval takeover` asks for this one, and reads a line of JSON for each round. A round that fails is
+/// a line, too.
+#[test]
+#[ignore = "it takes minutes"]
+fn as_many_rounds_as_are_asked_for() {
+    let asked = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    let rounds: usize = asked("CHECKSYNC_ROUNDS").parse().expect("CHECKSYNC_ROUNDS is a number");
+    let mode = match asked("CHECKSYNC_ROUNDS_MODE").as_str() {
+        "strong" => Mode::Strong,
+        "timeline" => Mode::Timeline,
+        other => panic!("CHECKSYNC_ROUNDS_MODE is {other:?}, not strong or timeline"),
+    };
+    let mut lines = File::create(asked("CHECKSYNC_ROUNDS_TO")).unwrap();
+    let mut seed = Seed::announce();
+    let stores = [Store::Kv, Store::Redis].into_iter().cycle();
+    let deaths = Death::ALL.into_iter().flat_map(|death| [death; 2]).cycle();
+    for (store, death) in stores.zip(deaths).take(rounds) {
+        let played = catch_unwind(AssertUnwindSafe(|| play(store, mode, death, &mut seed)));
+        let line = match &played {
+            Ok(outcome) => outcome.summary(),
+            Err(_) => json!({ "death": death.name(), "failed": true }),
+        };
+        writeln!(lines, "{line}").unwrap();
+    }
+}

@@ -1,0 +1,141 @@
+//! One round: clients at work, a death at a random instant, a takeover, and what the judge says.
+
+use std::time::{Duration, SystemTime};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::clients::{Load, Seen, Store, forgiven, judge};
+use super::street::{Pair, SOON, Side};
+
+/// What dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// The manager, and the gate and the record with it.
+    Manager,
+    App,
+    /// The manager stands still, and goes on when it has long been given up.
+    Hang,
+    /// The cable is pulled, and all that runs on the host ends.
+    Host,
+}
+
+impl Death {
+    pub const ALL: [Self; 4] = [Self::Manager, Self::App, Self::Hang, Self::Host];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Manager => "manager",
+            Self::App => "app",
+            Self::Hang => "hang",
+            Self::Host => "host",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Strong,
+    Timeline,
+}
+
+/// Random enough for instants, and the same again with the same seed.
+#[derive(Debug)]
+pub struct Seed(u64);
+
+impl Seed {
+    /// Of the environment, or of the clock; printed, to be given again.
+    pub fn announce() -> Self {
+        let clock = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+        let seed = std::env::var("CHECKSYNC_SEED").ok().and_then(|text| text.parse().ok());
+        let seed = seed.unwrap_or_else(clock);
+        println!("CHECKSYNC_SEED={seed}");
+        Self(seed)
+    }
+
+    pub fn up_to(&mut self, limit: Duration) -> Duration {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        limit.mul_f64((mixed ^ (mixed >> 31)) as f64 / u64::MAX as f64)
+    }
+}
+
+/// What a round was like.
+#[derive(Debug)]
+pub struct Outcome {
+    death: Death,
+    pub seen: Seen,
+    takeover: Value,
+    /// Of a round in timeline mode: the verdict without the window that was announced as lost.
+    forgiven: Option<Value>,
+}
+
+pub fn play(store: Store, mode: Mode, death: Death, seed: &mut Seed) -> Outcome {
+    const LONGEST: Duration = Duration::from_millis(400);
+    let (options, words): (&[&str], &[&str]) = match mode {
+        Mode::Strong => (&["--consistency", "strong"], &["--clients", "6", "--keys", "12"]),
+        Mode::Timeline => (&[], &["--clients", "6", "--keys", "12", "--reconnect"]),
+    };
+    let mut pair = Pair::protecting(options, &store.command_line());
+    let load = Load::start(&pair.clients, pair.dir.path(), store, words);
+    let instant = seed.up_to(LONGEST);
+    println!("{} {mode:?}: death of {} after {instant:?}", store.name(), death.name());
+    // Not a wait for anything: the death may come at any moment.
+    std::thread::sleep(instant);
+    strike(&mut pair, death);
+    let takeover = pair.takeover();
+    load.wait_for_answers();
+    if death == Death::Hang {
+        pair.signal(Side::A, Signal::CONT);
+        let ended = pair.manager(Side::A).wait(SOON);
+        assert!(!ended.success(), "a manager that was superseded says so");
+        load.wait_for_answers();
+    }
+    let seen = load.finish();
+    let forgiven = (mode == Mode::Timeline).then(|| {
+        let at = |name: &str| takeover[name].as_u64().unwrap();
+        judge(&forgiven(&seen.history, at("frozen_at_ns")..=at("serving_at_ns")))
+    });
+    Outcome { death, seen, takeover, forgiven }
+}
+
+pub fn strike(pair: &mut Pair, death: Death) {
+    match death {
+        Death::Manager => pair.kill_manager(Side::A),
+        Death::App => pair.kill_app(),
+        Death::Hang => pair.signal(Side::A, Signal::STOP),
+        Death::Host => pair.power_off_a(),
+    }
+}
+
+impl Outcome {
+    /// One line of what is counted.
+    pub fn summary(&self) -> Value {
+        json!({
+            "death": self.death.name(),
+            "failed": false,
+            "linearizable": self.seen.is_linearizable(),
+            "lost_writes": self.seen.lost_writes(),
+            "lost_outside_window": self.lost_outside_the_window(),
+            "mangled": self.seen.mangled(),
+            "broken_connections": self.seen.broken_connections(),
+            "gap_ms": self.seen.report["gap_ms_max"],
+            "restore_us": self.takeover["restore_us"],
+        })
+    }
+
+    /// Whether timeline consistency would not excuse it: something is missing that was answered before the
+    /// announced instant, or what is left is not as if the window had never been.
+    fn lost_outside_the_window(&self) -> bool {
+        let Some(forgiven) = &self.forgiven else { return self.seen.lost_writes() > 0 };
+        let frozen_at = self.takeover["frozen_at_ns"].as_u64().unwrap();
+        self.seen.first_lost_at_ns().is_some_and(|first| first < frozen_at) || forgiven["linearizable"] != "yes"
+    }
+
+    /// What timeline consistency promises.
+    #[track_caller]
+    pub fn assert_only_the_window_is_lost(&self) {
+        assert!(self.seen.mangled() == 0 && !self.lost_outside_the_window(), "{self:#?}");
+    }
+}
