@@ -3,8 +3,13 @@
 //! the wait for its own retransmission timer.
 //!
 //! Recording is best effort: it never delays a packet, and when nobody takes the packets away the oldest are
-//! forgotten, which costs their senders a retransmission. Only IP is recorded, each packet whole and with its
-//! checksum computed, so that it can go anywhere.
+//! forgotten, which costs their senders a retransmission. Each packet is whole and has its checksum computed, so
+//! that it can go anywhere.
+//!
+//! *Only TCP is recorded.* A packet is labelled when our thread reads it, and may have waited for that: the copy
+//! may have seen it before the barrier that it is said to come after. TCP tells a repetition from news by its
+//! sequence numbers; a datagram would ask the app the same thing twice. Datagrams that came since the barrier
+//! are lost in a takeover, as they are on any network.
 
 mod replay;
 mod whole;
@@ -37,7 +42,7 @@ const OVERHEAD_BYTES: usize = size_of::<Recorded>();
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recorded {
     /// The last barrier before it was read. It may have come in a moment earlier, never later: repeating what
-    /// the app has seen already is harmless.
+    /// the app has seen already is harmless, as it is TCP.
     pub since: Option<CheckpointId>,
     /// From the IP header on.
     pub packet: Vec<u8>,
@@ -51,7 +56,7 @@ pub struct RecorderCounters {
     pub recorded: u64,
     /// Were forgotten because nobody took them in time.
     pub forgotten: u64,
-    /// Were of a kind that can't be repeated as one packet.
+    /// Were no TCP, or of a kind that can't be repeated as one packet.
     pub skipped: u64,
 }
 
@@ -136,8 +141,8 @@ impl Shared {
         }
     }
 
-    fn record(&self, frame: &[u8]) {
-        let packet = whole::packet(frame);
+    fn record(&self, led: &[u8]) {
+        let packet = whole::packet(led);
         let mut state = self.lock();
         let Some(packet) = packet else {
             state.counters.skipped += 1;
