@@ -153,7 +153,8 @@ impl engine::CellNetwork for Raising {
         self.network.let_in();
         self.done = true;
         let packets: Vec<&[u8]> = self.packets.iter().map(|recorded| recorded.packet.as_slice()).collect();
-        match replay(self.network.namespace().as_fd(), &packets) {
+        let address = self.network.spec().address.ip();
+        match replay(self.network.namespace().as_fd(), address, &packets) {
             Ok(replayed) => tracing::debug!(?replayed, "what came in last was repeated"),
             // Their senders will repeat it themselves, later.
             Err(why) => tracing::warn!("what came in last is not repeated: {why}"),

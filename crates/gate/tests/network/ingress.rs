@@ -150,7 +150,7 @@ fn stream_that_was_recorded_is_accepted_from_the_replay() {
         while heard.len() < BYTES {
             let some = told.recv_timeout(PATIENCE).expect("packets are recorded in time");
             longest = some.iter().map(|recorded| recorded.packet.len()).max().unwrap_or(0).max(longest);
-            replay(cell.namespace(), &packets(&some)).unwrap();
+            replay(cell.namespace(), service, &packets(&some)).unwrap();
             while is_readable(&app, Duration::ZERO) {
                 let len = app.read(&mut block).unwrap();
                 assert_ne!(len, 0, "the end came too early");
@@ -181,7 +181,7 @@ fn connection_left_behind_does_not_keep_the_device() {
         let (_recorder, told) = record(&cell, 1 << 20);
         cell.shut_in();
         client.write_all(b"heard by replay only").unwrap();
-        replay(cell.namespace(), &packets(&told.recv_timeout(PATIENCE).unwrap())).unwrap();
+        replay(cell.namespace(), service, &packets(&told.recv_timeout(PATIENCE).unwrap())).unwrap();
         app.set_read_timeout(Some(PATIENCE)).unwrap();
         assert_eq!(app.read(&mut [0; 64]).unwrap(), 20);
         app.write_all(b"never acknowledged").unwrap();
@@ -225,14 +225,31 @@ fn oldest_packets_are_forgotten_when_nobody_takes_them() {
     drop(go);
 }
 
+/// Packets come from strangers: what is repeated must not go where they say.
 #[test]
-fn nonsense_is_refused_and_counted() {
+fn only_what_is_for_the_service_is_repeated() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
     let world = World::new();
     let cell = world.cell();
+    cell.let_out();
     cell.raise(Claim::Takeover).unwrap();
-    let nonsense: [&[u8]; 5] = [&[], &[0x45], &[0x45; 20], &[0x60; 40], &[0; 100]];
-    let replayed = replay(cell.namespace(), &nonsense).unwrap();
-    assert_eq!(replayed.delivered + replayed.refused, 5);
-    assert!(replayed.refused >= 3);
+    let elsewhere = IpAddr::from([10, 9, 0, 77]);
+    let mut datagram = segment(elsewhere, SERVICE, 1, 40);
+    datagram[9] = 17;
+    let refused = [
+        segment(elsewhere, CLIENT, 1, 40),
+        segment(elsewhere, IpAddr::from([10, 9, 0, 255]), 1, 40),
+        segment(SERVICE, SERVICE, 1, 40),
+        segment(IpAddr::from([127, 0, 0, 1]), SERVICE, 1, 40),
+        segment(elsewhere, SERVICE, 1, 40)[..39].to_vec(),
+        [segment(elsewhere, SERVICE, 1, 40), vec![0]].concat(),
+        datagram,
+        Vec::new(),
+    ];
+    let ear = world.ear();
+    let replayed = replay(cell.namespace(), SERVICE, &refused).unwrap();
+    assert_eq!((replayed.delivered, replayed.refused), (0, refused.len()));
+    ear.assert_no_packet(cell.mac());
+    let taken = replay(cell.namespace(), SERVICE, &[segment(elsewhere, SERVICE, 1, 40)]).unwrap();
+    assert_eq!((taken.delivered, taken.refused), (1, 0));
 }

@@ -151,6 +151,15 @@ impl Ear {
         }
     }
 
+    /// Questions about neighbours and answers to such may be heard.
+    #[track_caller]
+    pub fn assert_no_packet(&self, mac: Mac) {
+        let end = Instant::now() + SILENCE;
+        while let Some(frame) = self.next_from(mac, end.saturating_duration_since(Instant::now())) {
+            assert_eq!(frame[12..14], [8, 6], "the cell was heard: {frame:02x?}");
+        }
+    }
+
     #[track_caller]
     pub fn assert_silent(&self, mac: Mac) {
         if let Some(frame) = self.next_from(mac, SILENCE) {
