@@ -268,7 +268,8 @@ impl Actor {
         }
         let engine = match &self.target {
             Target::Command { program, arguments } => {
-                let mut kit = CellKit::new(self.fence.handle()).context("cannot prepare a cell")?;
+                let new = if self.settings.is_strong() { CellKit::gated } else { CellKit::new };
+                let mut kit = new(self.fence.handle()).context("cannot prepare a cell")?;
                 let namespace = self.network.as_ref().map(AppNetwork::namespace).transpose();
                 kit.spec.network = namespace.context("cannot give the app its network")?;
                 let log = self.settings.shared.state.as_ref();
