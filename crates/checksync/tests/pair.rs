@@ -275,11 +275,29 @@ fn unprotected_app_outlives_its_manager() {
     });
     let pid = i32::try_from(trouble["app_pid"].as_i64().unwrap()).unwrap();
     let app = rustix::process::Pid::from_raw(pid).unwrap();
+    let guard = PathBuf::from(format!("/proc/{}", parent(pid)));
     primary.signal(Signal::KILL);
     primary.wait(SOON);
     client.advance(0, 1).unwrap();
     rustix::process::kill_process(app, Signal::KILL).unwrap();
     wait_until("the app's end", SOON, || Client::connect(&Server::Python, address).is_err());
+    wait_until("the guard's end", SOON, || !guard.exists());
+    world.end();
+}
+
+fn parent(pid: i32) -> i32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+    line.trim().parse().unwrap()
+}
+
+#[test]
+fn app_begins_with_no_signal_blocked() {
+    needs!("root", "pagemap-scan");
+    let world = World::new(Fencing::None);
+    let mut primary = world.run(&["grep", "SigBlk", "/proc/self/status"].map(str::to_owned));
+    assert_eq!(primary.line(SOON).as_deref(), Some("SigBlk:\t0000000000000000"));
+    primary.wait(SOON);
     world.end();
 }
 
