@@ -15,7 +15,7 @@ use replica::primary::Output;
 const RECORD_BYTES_MAX: usize = 16 << 20;
 
 /// Called with what came in since an epoch's barrier.
-pub type OnPackets = Box<dyn FnMut(Vec<Recorded>) + Send>;
+pub type OnPackets = Box<dyn FnMut(gate::Batch) + Send>;
 
 /// The primary's side.
 #[derive(Debug)]

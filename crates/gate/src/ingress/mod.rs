@@ -49,7 +49,30 @@ pub struct Recorded {
 }
 
 /// Called with packets in the order in which they came, by a thread of the recorder's own.
-pub type OnPackets = Box<dyn FnMut(Vec<Recorded>) + Send>;
+pub type OnPackets = Box<dyn FnMut(Batch) + Send>;
+
+/// Packets in the order in which they came. They count as waiting until this is dropped, wherever it lies by
+/// then: a receiver that does not keep up makes the recorder forget, and no queue grow.
+#[derive(Debug)]
+pub struct Batch {
+    packets: Vec<Recorded>,
+    bytes: usize,
+    shared: Arc<Shared>,
+}
+
+impl std::ops::Deref for Batch {
+    type Target = [Recorded];
+
+    fn deref(&self) -> &[Recorded] {
+        &self.packets
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.shared.lock().bytes_out -= self.bytes;
+    }
+}
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RecorderCounters {
@@ -79,13 +102,15 @@ struct Shared {
 struct State {
     since: Option<CheckpointId>,
     waiting: VecDeque<Recorded>,
-    bytes: usize,
+    bytes_waiting: usize,
+    /// In batches that are not dropped yet.
+    bytes_out: usize,
     counters: RecorderCounters,
     over: bool,
 }
 
 impl Recorder {
-    /// Records on the cell's device; at most `bytes_max` bytes wait for `on_packets`.
+    /// Records on the cell's device; at most `bytes_max` bytes wait, for `on_packets` or in its batches.
     pub fn start(network: &CellNetwork, bytes_max: usize, on_packets: OnPackets) -> io::Result<Self> {
         let socket = namespace::within(network.namespace(), || open(network.device()))?;
         let shared = Arc::new(Shared { bytes_max, state: Mutex::default(), arrived: Condvar::new() });
@@ -149,20 +174,20 @@ impl Shared {
             return;
         };
         state.counters.recorded += 1;
-        state.bytes += packet.len() + OVERHEAD_BYTES;
+        state.bytes_waiting += packet.len() + OVERHEAD_BYTES;
         let since = state.since;
         state.waiting.push_back(Recorded { since, packet });
-        while state.bytes > self.bytes_max
+        while state.bytes_waiting + state.bytes_out > self.bytes_max
             && let Some(oldest) = state.waiting.pop_front()
         {
-            state.bytes -= oldest.packet.len() + OVERHEAD_BYTES;
+            state.bytes_waiting -= oldest.packet.len() + OVERHEAD_BYTES;
             state.counters.forgotten += 1;
         }
         drop(state);
         self.arrived.notify_one();
     }
 
-    fn deliver(&self, mut on_packets: OnPackets) {
+    fn deliver(self: Arc<Self>, mut on_packets: OnPackets) {
         loop {
             let idle = |state: &mut State| state.waiting.is_empty() && !state.over;
             let state = self.arrived.wait_while(self.lock(), idle);
@@ -170,10 +195,11 @@ impl Shared {
             if state.over {
                 return;
             }
-            let batch = std::mem::take(&mut state.waiting);
-            state.bytes = 0;
+            let packets = std::mem::take(&mut state.waiting).into();
+            let bytes = std::mem::take(&mut state.bytes_waiting);
+            state.bytes_out += bytes;
             drop(state);
-            on_packets(batch.into());
+            on_packets(Batch { packets, bytes, shared: Arc::clone(&self) });
         }
     }
 }

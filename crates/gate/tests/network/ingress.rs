@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use gate::{CellNetwork, Claim, Recorded, Recorder, replay};
+use gate::{Batch, CellNetwork, Claim, Recorded, Recorder, replay};
 use image::CheckpointId;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with};
 use testkit::needs;
@@ -17,7 +17,7 @@ use crate::world::{
     pattern,
 };
 
-fn record(cell: &CellNetwork, bytes_max: usize) -> (Recorder, Receiver<Vec<Recorded>>) {
+fn record(cell: &CellNetwork, bytes_max: usize) -> (Recorder, Receiver<Batch>) {
     let (tell, told) = channel();
     // The test may be over when the last packet comes.
     let on_packets = Box::new(move |packets| drop(tell.send(packets)));
@@ -25,10 +25,10 @@ fn record(cell: &CellNetwork, bytes_max: usize) -> (Recorder, Receiver<Vec<Recor
 }
 
 /// Takes packets until `enough`.
-fn take(told: &Receiver<Vec<Recorded>>, mut enough: impl FnMut(&[Recorded]) -> bool) -> Vec<Recorded> {
+fn take(told: &Receiver<Batch>, mut enough: impl FnMut(&[Recorded]) -> bool) -> Vec<Recorded> {
     let mut all = Vec::new();
     while !enough(&all) {
-        all.extend(told.recv_timeout(PATIENCE).expect("packets are recorded in time"));
+        all.extend_from_slice(&told.recv_timeout(PATIENCE).expect("packets are recorded in time"));
     }
     all
 }
@@ -202,7 +202,7 @@ fn oldest_packets_are_forgotten_when_nobody_takes_them() {
     cell.raise(Claim::Takeover).unwrap();
     let (go, gone) = channel::<()>();
     let (tell, told) = channel();
-    let on_packets = Box::new(move |packets: Vec<Recorded>| {
+    let on_packets = Box::new(move |packets: Batch| {
         tell.send(packets).unwrap();
         // Whoever takes them is busy until the test says otherwise.
         let _ = gone.recv_timeout(PATIENCE);
@@ -223,6 +223,33 @@ fn oldest_packets_are_forgotten_when_nobody_takes_them() {
     assert!(counters.forgotten > 300);
     assert_eq!(counters.recorded, counters.forgotten + (first + kept.len()) as u64);
     drop(go);
+}
+
+/// The receiver may be a queue that somebody looks at when they have the time.
+#[test]
+fn batches_that_lie_about_count_as_waiting() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    const BYTES_MAX: usize = 100_000;
+    const SEGMENTS: u32 = 500;
+    let world = World::new();
+    let cell = world.cell();
+    cell.let_out();
+    cell.raise(Claim::Takeover).unwrap();
+    let (recorder, told) = record(&cell, BYTES_MAX);
+    let client = Segments::new(&world);
+    client.say(0);
+    wait_until("the neighbours know each other", PATIENCE, || recorder.counters().recorded == 1);
+    (1..=SEGMENTS).for_each(|number| client.say(number));
+    wait_until("all are recorded", PATIENCE, || recorder.counters().recorded > SEGMENTS.into());
+    let forgotten = recorder.counters().forgotten;
+    assert!(forgotten > 300, "only {forgotten} are forgotten");
+    // Dropped, they make room again.
+    let kept = (u64::from(SEGMENTS) + 1 - forgotten) as usize;
+    let all = take(&told, |all| all.len() == kept);
+    assert!(all.iter().map(|one| one.packet.len()).sum::<usize>() <= BYTES_MAX);
+    client.say(SEGMENTS + 1);
+    take(&told, |all| numbers(all).contains(&(SEGMENTS + 1)));
+    assert_eq!(recorder.counters().forgotten, forgotten);
 }
 
 /// Packets come from strangers: what is repeated must not go where they say.
