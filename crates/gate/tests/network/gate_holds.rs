@@ -188,6 +188,31 @@ fn passing_gate_sends_what_was_held_and_then_at_once() {
     assert_eq!(talk.hear(), 4);
 }
 
+/// A link without a carrier is as full as can be, and stays so.
+fn lets_go_onto_a_link_that_is_gone(let_go: impl Fn(&TapGate)) {
+    const COUNT: u8 = 200;
+    // A patience of 20 ms for each would be four seconds.
+    const SOON: Duration = Duration::from_secs(1);
+    let talk = Talk::holding();
+    (0..COUNT).for_each(|number| talk.say(&[number]));
+    talk.gate.barrier(epoch(1)).unwrap();
+    talk.world.unplug("checksync");
+    let begun = Instant::now();
+    let_go(&talk.gate);
+    talk.gate.barrier(epoch(2)).unwrap();
+    wait_until("all are lost", PATIENCE, || talk.gate.counters().lost_frames >= COUNT.into());
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    let counters = talk.gate.counters();
+    assert_eq!((counters.held_frames, counters.held_bytes), (0, 0), "{counters:?}");
+}
+
+#[test]
+fn nobody_waits_for_each_frame_on_a_link_that_is_gone() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    lets_go_onto_a_link_that_is_gone(|gate| gate.release(epoch(1)).unwrap());
+    lets_go_onto_a_link_that_is_gone(|gate| gate.pass().unwrap());
+}
+
 #[test]
 fn discarded_gate_stays_shut_for_good() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
