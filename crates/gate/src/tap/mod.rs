@@ -142,7 +142,7 @@ pub struct TapCounters {
     pub held_bytes_peak: usize,
     /// Sent, by a release or at once.
     pub released_frames: u64,
-    /// Came while the gate was closed, or were held when it was discarded.
+    /// Came while the gate was closed, or were held when it was discarded or forgot them.
     pub dropped_frames: u64,
     /// Came while there was no room.
     pub overflowed_frames: u64,
@@ -238,6 +238,16 @@ impl TapHandle {
     /// As [`Gate::release`]. What the device has no room for leaves later.
     pub fn release(&self, epoch: CheckpointId) -> Result<(), GateError> {
         self.0.release(epoch)
+    }
+
+    /// Throws away what waits, and what the kernel has not handed over yet: for an app that is started afresh, so
+    /// that nothing that its predecessor said uncovered leaves under a later epoch. What was released leaves all
+    /// the same. The gate goes on as it was.
+    ///
+    /// Call it when no process of the predecessor's is left. N.B. connections that it left behind repeat what they
+    /// had said, and say that they end: those have to be ended, or be left in a network of their own.
+    pub fn forget(&self) -> Result<(), GateError> {
+        self.0.forget()
     }
 
     /// As [`Gate::discard`], and it can't fail: when this returns, nothing leaves any more.

@@ -13,7 +13,7 @@ use sys::tun::HEADER_BYTES;
 
 use super::outlet::{Outlet, Sent, WayOut};
 use super::queue::{Chunk, Marked, Spares, Unmarked};
-use super::{TapCounters, TapOptions, TapState};
+use super::{QUEUE_FRAMES, TapCounters, TapOptions, TapState};
 use crate::packet::await_readable;
 use crate::{GateError, frame};
 
@@ -400,6 +400,20 @@ impl Shared {
         way_out.clear();
         self.set_stuck(false);
         self.throw_away(&mut intake, &way_out);
+    }
+
+    pub fn forget(&self) -> Result<(), GateError> {
+        let _turn = lock(&self.turnstile);
+        let mut intake = lock(&self.intake);
+        self.still_open()?;
+        if self.state() == TapState::Holding {
+            // Each round takes one frame at least, unless the device is empty.
+            let urgent = self.drain(&mut intake, QUEUE_FRAMES as usize);
+            self.throw_away(&mut intake, &lock(&self.way_out));
+            drop(intake);
+            urgent.iter().for_each(|urgent| self.send_urgent(urgent));
+        }
+        Ok(())
     }
 
     /// What waits for a barrier or a release; not what has been let go.
