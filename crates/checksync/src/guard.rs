@@ -7,7 +7,11 @@
 //! |---|---|---|
 //! | none | a program that has not begun, or a copy | kill it |
 //! | `Live`, `Disarm` | an app that nobody could take over | let it live, and keep its output from filling up |
+//! | `Live`, `Disarm` | the same in a gated cell | kill it |
 //! | `Arm` | an app whose standby can go on | revoke its permit, kill it, and say so to the standby |
+//!
+//! A gated cell's output leaves through a device that its manager held, and that is gone now: the app would
+//! live on, heard by nobody, with a second one started beside it.
 //!
 //! The order of the last line is what makes the word true: after the revocation nothing of the app can be
 //! heard, however long its sockets take to be torn down. Without a permit (`--fencing none`) the word waits
@@ -21,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use engine::cell::Init;
 use gate::PermitHandle;
 use image::Term;
@@ -40,11 +44,14 @@ pub const ERROR: i32 = 13;
 /// The first of its arguments: whether there is a permit.
 pub const WITH_PERMIT: &str = "permit";
 pub const WITHOUT_PERMIT: &str = "no-permit";
+/// The second: whether the manager itself holds the way out of the cell.
+pub const GATED: &str = "gated";
+pub const UNGATED: &str = "ungated";
 
 /// One line of JSON each.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
-    /// The app runs, and outlives its manager.
+    /// The app runs, and outlives its manager unless its cell is gated.
     Live,
     Arm(Arm),
     /// As `Live`, after `Arm`.
@@ -64,11 +71,11 @@ pub struct Arm {
 }
 
 pub fn run(words: &[OsString]) -> anyhow::Result<()> {
-    let (kind, engine) = words.split_first().context("cell-init is not for people")?;
+    let [permit, way_out, engine @ ..] = words else { bail!("cell-init is not for people") };
     // The engine's thread is real-time, and the app must not inherit that.
     sys::task::set_scheduling(0, &sys::task::SchedulingAttributes::default())?;
     Init::enter(engine).context("cannot set up the cell")?;
-    let guard = Guard::inherit(kind == WITH_PERMIT)?;
+    let guard = Guard::inherit(permit == WITH_PERMIT, way_out == GATED)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(guard.keep())
 }
@@ -76,6 +83,7 @@ pub fn run(words: &[OsString]) -> anyhow::Result<()> {
 struct Guard {
     orders: Option<OwnedFd>,
     permit: Option<PermitHandle>,
+    gated: bool,
     streams: [OwnedFd; 2],
     last: Option<Order>,
     /// A connection that waits for the word.
@@ -83,12 +91,13 @@ struct Guard {
 }
 
 impl Guard {
-    fn inherit(with_permit: bool) -> anyhow::Result<Self> {
+    fn inherit(with_permit: bool, gated: bool) -> anyhow::Result<Self> {
         let adopt = sys::spawn::adopt_descriptor;
         let permit = with_permit.then(|| PermitHandle::from_inherited(PERMIT)).transpose()?;
         let guard = Self {
             orders: Some(adopt(ORDERS)),
             permit,
+            gated,
             streams: [adopt(OUTPUT), adopt(ERROR)],
             last: None,
             line: Arc::default(),
@@ -109,6 +118,7 @@ impl Guard {
         }
         match self.last.take() {
             None => kill_everybody(),
+            Some(Order::Live | Order::Disarm) if self.gated => kill_everybody(),
             Some(Order::Live | Order::Disarm) => self.outlive(children).await?,
             Some(Order::Arm(arm)) => self.silence(&arm, children).await,
         }

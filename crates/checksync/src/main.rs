@@ -23,8 +23,11 @@ use arguments::{Cli, PkiVerb, Verb};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start(cli.log);
-    // Before there is a second thread. Without it the pauses are only longer.
-    if let Err(why) = sys::bell::mute() {
+    // Before there is a second thread. Without it the pauses are only longer. A cell's first process traces nobody,
+    // reaps, and is the parent of an app that inherits what it hears.
+    if !matches!(cli.verb, Verb::CellInit(_))
+        && let Err(why) = sys::bell::mute()
+    {
         tracing::debug!("stops of the app are announced to every thread: {why}");
     }
     dispatch(cli.verb).unwrap_or_else(|error| {

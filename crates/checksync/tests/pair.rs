@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use gate::netlink::Netlink;
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -65,9 +66,13 @@ impl World {
     }
 
     fn run_command(&self, pki: &str, program: &[String]) -> Command {
+        self.run_command_with(pki, &[], program)
+    }
+
+    fn run_command_with(&self, pki: &str, options: &[&str], program: &[String]) -> Command {
         let mut command = checksync(self.dir.path());
         command.args(["run", "--app", "kv", "--host", "a", "--standby", &self.standby_address, "--pki"]);
-        command.arg(self.dir.path().join(pki)).args(&self.fencing).arg("--").args(program);
+        command.arg(self.dir.path().join(pki)).args(&self.fencing).args(options).arg("--").args(program);
         command
     }
 
@@ -270,12 +275,55 @@ fn unprotected_app_outlives_its_manager() {
     });
     let pid = i32::try_from(trouble["app_pid"].as_i64().unwrap()).unwrap();
     let app = rustix::process::Pid::from_raw(pid).unwrap();
+    let guard = PathBuf::from(format!("/proc/{}", parent(pid)));
     primary.signal(Signal::KILL);
     primary.wait(SOON);
     client.advance(0, 1).unwrap();
     rustix::process::kill_process(app, Signal::KILL).unwrap();
     wait_until("the app's end", SOON, || Client::connect(&Server::Python, address).is_err());
+    wait_until("the guard's end", SOON, || !guard.exists());
     world.end();
+}
+
+fn parent(pid: i32) -> i32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+    line.trim().parse().unwrap()
+}
+
+#[test]
+fn app_begins_with_no_signal_blocked() {
+    needs!("root", "pagemap-scan");
+    let world = World::new(Fencing::None);
+    let mut primary = world.run(&["grep", "SigBlk", "/proc/self/status"].map(str::to_owned));
+    assert_eq!(primary.line(SOON).as_deref(), Some("SigBlk:\t0000000000000000"));
+    primary.wait(SOON);
+    world.end();
+}
+
+/// Its output left by way of its manager: alive, it would be mute, and in the way of a second one.
+#[test]
+fn gated_app_ends_with_its_manager_also_when_it_is_unprotected() {
+    needs!("root", "pagemap-scan", CAP_BPF);
+    let in_a_network_of_its_own = || {
+        gate::Namespace::new().and_then(|namespace| namespace.enter()).unwrap();
+        Netlink::open().and_then(|netlink| netlink.add_bridge("br0")).unwrap();
+        let world = World::new(Fencing::Register);
+        foreign_pki(&world);
+        let strong = ["--consistency", "strong", "--address", "10.9.0.9/24", "--link", "br0"];
+        let command = world.run_command_with("foreign", &strong, &shell("exec sleep 1000"));
+        let mut primary = Primary(Running::start(command));
+        let report = world.wait_for_app("primary", "trouble", |app| {
+            app["app_pid"].is_i64() && app["why_not"].as_str().is_some_and(|why| why.contains("certificate"))
+        });
+        let app = PathBuf::from(format!("/proc/{}", report["app_pid"]));
+        assert!(app.exists());
+        primary.signal(Signal::KILL);
+        primary.wait(SOON);
+        wait_until("the app's end", SOON, || !app.exists());
+        world.end();
+    };
+    std::thread::spawn(in_a_network_of_its_own).join().unwrap();
 }
 
 /// Certificates of an authority that the standby does not know.

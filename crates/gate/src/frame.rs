@@ -18,6 +18,10 @@ const ARP_REPLY: u8 = 2;
 
 const ETHERNET_BYTES: usize = 14;
 const IPV6_BYTES: usize = 40;
+const IPV4_BYTES: usize = 20;
+const DO_NOT_FRAGMENT: usize = 0x4000;
+const TCP: u8 = 6;
+const TCP_BYTES: usize = 20;
 const HOP_BY_HOP: u8 = 0;
 const ICMPV6: u8 = 58;
 const ROUTER_SOLICITATION: u8 = 133;
@@ -161,11 +165,36 @@ pub fn ip_packet(frame: &[u8]) -> Option<&[u8]> {
     let packet = frame.get(ETHERNET_BYTES..)?;
     let field = |at: usize| Some(usize::from(u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?)));
     let len = match frame.get(12..14)? {
-        kind if kind == TYPE_IPV4 => field(2).filter(|len| *len >= 20),
+        kind if kind == TYPE_IPV4 => field(2).filter(|len| *len >= IPV4_BYTES),
         kind if kind == TYPE_IPV6 => field(4).map(|payload| payload + IPV6_BYTES),
         _ => None,
     }?;
     packet.get(..len)
+}
+
+/// Who sent an IP packet, and to whom, if it is one whole TCP segment and nothing else: no fragment, and no
+/// options or further headers of IP, which could lead it elsewhere.
+pub fn tcp_ends(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    let field = |at: usize| Some(usize::from(u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?)));
+    let (len, header, protocol) = match packet.first()? {
+        0x45 if field(6)? & !DO_NOT_FRAGMENT == 0 => (field(2)?, IPV4_BYTES, *packet.get(9)?),
+        version if version >> 4 == 6 => (field(4)? + IPV6_BYTES, IPV6_BYTES, *packet.get(6)?),
+        _ => return None,
+    };
+    let segment = packet.get(header..).filter(|_| protocol == TCP && packet.len() == len)?;
+    let tcp_header = usize::from(*segment.get(12)? >> 4) * 4;
+    if tcp_header < TCP_BYTES || tcp_header > segment.len() {
+        return None;
+    }
+    if header == IPV4_BYTES { ends::<4>(packet, 12) } else { ends::<16>(packet, 8) }
+}
+
+fn ends<const N: usize>(packet: &[u8], at: usize) -> Option<(IpAddr, IpAddr)>
+where
+    IpAddr: From<[u8; N]>,
+{
+    let address = |at: usize| Some(IpAddr::from(<[u8; N]>::try_from(packet.get(at..at + N)?).ok()?));
+    Some((address(at)?, address(at + N)?))
 }
 
 /// The internet checksum of the parts together; each but the last has an even length.
@@ -232,6 +261,51 @@ mod tests {
                     let _ = (is_about_neighbours(cut), rival(cut, address, OURS), ip_packet(cut));
                 }
             }
+        }
+    }
+
+    fn segment_v4() -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 41, 0, 0, 0x40, 0, 64, TCP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 9];
+        packet.extend([0; 12]);
+        packet.extend([0x50, 0, 0, 0, 0, 0, 0, 0, b'x']);
+        packet
+    }
+
+    fn segment_v6() -> Vec<u8> {
+        let IpAddr::V6(to) = V6 else { unreachable!() };
+        let mut packet = vec![0x60, 0, 0, 0, 0, 20, TCP, 64];
+        packet.extend(Ipv6Addr::LOCALHOST.octets());
+        packet.extend(to.octets());
+        packet.extend([0; 12]);
+        packet.extend([0x50, 0, 0, 0, 0, 0, 0, 0]);
+        packet
+    }
+
+    #[test]
+    fn ends_of_a_tcp_segment_are_read() {
+        assert_eq!(tcp_ends(&segment_v4()), Some((IpAddr::from([10, 0, 0, 1]), V4)));
+        assert_eq!(tcp_ends(&segment_v6()), Some((Ipv6Addr::LOCALHOST.into(), V6)));
+    }
+
+    #[test]
+    fn what_is_no_whole_tcp_segment_has_no_ends() {
+        for whole in [segment_v4(), segment_v6()] {
+            for len in 0..whole.len() {
+                assert_eq!(tcp_ends(&whole[..len]), None, "{len}");
+            }
+            assert_eq!(tcp_ends(&[&whole[..], &[0]].concat()), None, "padded");
+        }
+        let (udp, more_fragments, offset, options, hop_by_hop) = (17, 0x20, 1, 0x46, 0);
+        for (at, value) in [(9, udp), (6, more_fragments), (7, offset), (0, options), (32, 0x40), (32, 0x60)]
+        {
+            let mut packet = segment_v4();
+            packet[at] = value;
+            assert_eq!(tcp_ends(&packet), None, "byte {at}");
+        }
+        for (at, value) in [(6, udp), (6, hop_by_hop), (0, 0x50)] {
+            let mut packet = segment_v6();
+            packet[at] = value;
+            assert_eq!(tcp_ends(&packet), None, "byte {at}");
         }
     }
 

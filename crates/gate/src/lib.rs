@@ -28,7 +28,7 @@ mod tap;
 use image::CheckpointId;
 
 pub use cgroup::{CellCgroup, CgroupError};
-pub use ingress::{OnPackets, Recorded, Recorder, RecorderCounters, Replayed, replay};
+pub use ingress::{Batch, OnPackets, Recorded, Recorder, RecorderCounters, Replayed, replay};
 pub use namespace::Namespace;
 pub use network::{CellNetwork, Claim, NetworkError, NetworkSpec, ServiceAddress, SpecError};
 pub use permit::{Permit, PermitError, PermitHandle, Revoked, boot_clock_ns};

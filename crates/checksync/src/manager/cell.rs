@@ -25,6 +25,15 @@ pub struct CellKit {
 
 impl CellKit {
     pub fn new(permit: Option<&PermitHandle>) -> io::Result<Self> {
+        Self::make(permit, guard::UNGATED)
+    }
+
+    /// For an app whose output this process holds back: it is not to outlive us, as nobody would hear it.
+    pub fn gated(permit: Option<&PermitHandle>) -> io::Result<Self> {
+        Self::make(permit, guard::GATED)
+    }
+
+    fn make(permit: Option<&PermitHandle>, way_out: &str) -> io::Result<Self> {
         let pipe = || pipe_with(PipeFlags::CLOEXEC);
         let ((orders, ours), (output, output_end), (error, error_end)) = (pipe()?, pipe()?, pipe()?);
         let mut inherited = vec![
@@ -42,7 +51,7 @@ impl CellKit {
         }
         let spec = CellSpec {
             program: "/proc/self/exe".into(),
-            arguments: vec!["cell-init".into(), kind.into()],
+            arguments: vec!["cell-init".into(), kind.into(), way_out.into()],
             inherited,
             network: None,
             cgroup: None,

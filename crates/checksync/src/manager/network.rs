@@ -15,7 +15,7 @@ use replica::primary::Output;
 const RECORD_BYTES_MAX: usize = 16 << 20;
 
 /// Called with what came in since an epoch's barrier.
-pub type OnPackets = Box<dyn FnMut(Vec<Recorded>) + Send>;
+pub type OnPackets = Box<dyn FnMut(gate::Batch) + Send>;
 
 /// The primary's side.
 #[derive(Debug)]
@@ -174,7 +174,8 @@ impl engine::CellNetwork for Raising {
     fn let_in(&mut self) -> io::Result<()> {
         self.network.let_in();
         let packets: Vec<&[u8]> = self.packets.iter().map(|recorded| recorded.packet.as_slice()).collect();
-        match replay(self.network.namespace().as_fd(), &packets) {
+        let address = self.network.spec().address.ip();
+        match replay(self.network.namespace().as_fd(), address, &packets) {
             Ok(replayed) => tracing::debug!(?replayed, "what came in last was repeated"),
             // Their senders will repeat it themselves, later.
             Err(why) => tracing::warn!("what came in last is not repeated: {why}"),

@@ -62,7 +62,7 @@ pub enum Input {
     /// Output of the app waits for an epoch.
     OutputWaits,
     /// What came in for the app.
-    Arrived(Vec<gate::Recorded>),
+    Arrived(gate::Batch),
     /// The engine has let go of this full sync's sink.
     SyncOver(CheckpointId),
     /// The operator asks us to stop.
@@ -278,7 +278,8 @@ impl Actor {
         }
         let engine = match &self.target {
             Target::Command { program, arguments } => {
-                let mut kit = CellKit::new(self.fence.handle()).context("cannot prepare a cell")?;
+                let new = if self.settings.is_strong() { CellKit::gated } else { CellKit::new };
+                let mut kit = new(self.fence.handle()).context("cannot prepare a cell")?;
                 let namespace = self.network.as_ref().map(AppNetwork::namespace).transpose();
                 kit.spec.network = namespace.context("cannot give the app its network")?;
                 let log = self.settings.shared.state.as_ref();
@@ -604,7 +605,7 @@ impl Actor {
     }
 
     /// To the standby, which may have to take over before the app has acted on them.
-    fn pass_on(&self, packets: Vec<gate::Recorded>) {
+    fn pass_on(&self, packets: gate::Batch) {
         let Some(session) = &self.session else { return };
         for packets in packets.chunks(ARRIVED_PER_MESSAGE) {
             let packet = |recorded: &gate::Recorded| ArrivedPacket {

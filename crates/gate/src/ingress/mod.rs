@@ -3,8 +3,13 @@
 //! the wait for its own retransmission timer.
 //!
 //! Recording is best effort: it never delays a packet, and when nobody takes the packets away the oldest are
-//! forgotten, which costs their senders a retransmission. Only IP is recorded, each packet whole and with its
-//! checksum computed, so that it can go anywhere.
+//! forgotten, which costs their senders a retransmission. Each packet is whole and has its checksum computed, so
+//! that it can go anywhere.
+//!
+//! *Only TCP is recorded.* A packet is labelled when our thread reads it, and may have waited for that: the copy
+//! may have seen it before the barrier that it is said to come after. TCP tells a repetition from news by its
+//! sequence numbers; a datagram would ask the app the same thing twice. Datagrams that came since the barrier
+//! are lost in a takeover, as they are on any network.
 
 mod replay;
 mod whole;
@@ -37,21 +42,44 @@ const OVERHEAD_BYTES: usize = size_of::<Recorded>();
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recorded {
     /// The last barrier before it was read. It may have come in a moment earlier, never later: repeating what
-    /// the app has seen already is harmless.
+    /// the app has seen already is harmless, as it is TCP.
     pub since: Option<CheckpointId>,
     /// From the IP header on.
     pub packet: Vec<u8>,
 }
 
 /// Called with packets in the order in which they came, by a thread of the recorder's own.
-pub type OnPackets = Box<dyn FnMut(Vec<Recorded>) + Send>;
+pub type OnPackets = Box<dyn FnMut(Batch) + Send>;
+
+/// Packets in the order in which they came. They count as waiting until this is dropped, wherever it lies by
+/// then: a receiver that does not keep up makes the recorder forget, and no queue grow.
+#[derive(Debug)]
+pub struct Batch {
+    packets: Vec<Recorded>,
+    bytes: usize,
+    shared: Arc<Shared>,
+}
+
+impl std::ops::Deref for Batch {
+    type Target = [Recorded];
+
+    fn deref(&self) -> &[Recorded] {
+        &self.packets
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.shared.lock().bytes_out -= self.bytes;
+    }
+}
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RecorderCounters {
     pub recorded: u64,
     /// Were forgotten because nobody took them in time.
     pub forgotten: u64,
-    /// Were of a kind that can't be repeated as one packet.
+    /// Were no TCP, or of a kind that can't be repeated as one packet.
     pub skipped: u64,
 }
 
@@ -74,13 +102,15 @@ struct Shared {
 struct State {
     since: Option<CheckpointId>,
     waiting: VecDeque<Recorded>,
-    bytes: usize,
+    bytes_waiting: usize,
+    /// In batches that are not dropped yet.
+    bytes_out: usize,
     counters: RecorderCounters,
     over: bool,
 }
 
 impl Recorder {
-    /// Records on the cell's device; at most `bytes_max` bytes wait for `on_packets`.
+    /// Records on the cell's device; at most `bytes_max` bytes wait, for `on_packets` or in its batches.
     pub fn start(network: &CellNetwork, bytes_max: usize, on_packets: OnPackets) -> io::Result<Self> {
         let socket = namespace::within(network.namespace(), || open(network.device()))?;
         let shared = Arc::new(Shared { bytes_max, state: Mutex::default(), arrived: Condvar::new() });
@@ -136,28 +166,28 @@ impl Shared {
         }
     }
 
-    fn record(&self, frame: &[u8]) {
-        let packet = whole::packet(frame);
+    fn record(&self, led: &[u8]) {
+        let packet = whole::packet(led);
         let mut state = self.lock();
         let Some(packet) = packet else {
             state.counters.skipped += 1;
             return;
         };
         state.counters.recorded += 1;
-        state.bytes += packet.len() + OVERHEAD_BYTES;
+        state.bytes_waiting += packet.len() + OVERHEAD_BYTES;
         let since = state.since;
         state.waiting.push_back(Recorded { since, packet });
-        while state.bytes > self.bytes_max
+        while state.bytes_waiting + state.bytes_out > self.bytes_max
             && let Some(oldest) = state.waiting.pop_front()
         {
-            state.bytes -= oldest.packet.len() + OVERHEAD_BYTES;
+            state.bytes_waiting -= oldest.packet.len() + OVERHEAD_BYTES;
             state.counters.forgotten += 1;
         }
         drop(state);
         self.arrived.notify_one();
     }
 
-    fn deliver(&self, mut on_packets: OnPackets) {
+    fn deliver(self: Arc<Self>, mut on_packets: OnPackets) {
         loop {
             let idle = |state: &mut State| state.waiting.is_empty() && !state.over;
             let state = self.arrived.wait_while(self.lock(), idle);
@@ -165,10 +195,11 @@ impl Shared {
             if state.over {
                 return;
             }
-            let batch = std::mem::take(&mut state.waiting);
-            state.bytes = 0;
+            let packets = std::mem::take(&mut state.waiting).into();
+            let bytes = std::mem::take(&mut state.bytes_waiting);
+            state.bytes_out += bytes;
             drop(state);
-            on_packets(batch.into());
+            on_packets(Batch { packets, bytes, shared: Arc::clone(&self) });
         }
     }
 }

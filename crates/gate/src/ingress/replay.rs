@@ -1,5 +1,9 @@
 //! Recorded packets, given to the kernel of a cell as if they had come in just now. They go to the cell's own
 //! address by its loopback device, past what [`shut_in`](crate::CellNetwork::shut_in) drops.
+//!
+//! The packets come from strangers by way of the primary, and the kernel would route one wherever it says. So
+//! only TCP to the service's address is given to it, and none that claims to come from the cell itself: at the
+//! device the kernel would have dropped that, and here it does not look.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,22 +17,33 @@ use crate::{frame, namespace, packet};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Replayed {
     pub delivered: usize,
-    /// Make no sense, or are for an address that the cell does not have.
+    /// Are no whole TCP packet from elsewhere to the service's address, or were refused by the kernel.
     pub refused: usize,
 }
 
-/// Gives `packets` to the kernel of `namespace` in their order. The cell has its address by then. Fails only
+/// Gives `packets` to the kernel of `namespace` in their order. The cell has `address` by then. Fails only
 /// before the first.
-pub fn replay(namespace: BorrowedFd<'_>, packets: &[impl AsRef<[u8]>]) -> io::Result<Replayed> {
-    let is_v6 = |packet: &[u8]| destination(packet).is_some_and(|to| to.is_ipv6());
-    let with_v6 = packets.iter().any(|packet| is_v6(packet.as_ref()));
-    let way_in = namespace::within(namespace, || WayIn::open(with_v6))?;
+pub fn replay(
+    namespace: BorrowedFd<'_>,
+    address: IpAddr,
+    packets: &[impl AsRef<[u8]>],
+) -> io::Result<Replayed> {
+    if packets.is_empty() {
+        // Closing the way in for IPv6 takes milliseconds.
+        return Ok(Replayed::default());
+    }
+    let way_in = namespace::within(namespace, || WayIn::open(address))?;
     let mut replayed = Replayed::default();
-    for packet in packets {
-        let sent = way_in.send(packet.as_ref());
+    for packet in packets.iter().map(AsRef::as_ref) {
+        let sent = is_for(address, packet) && way_in.send(packet);
         *(if sent { &mut replayed.delivered } else { &mut replayed.refused }) += 1;
     }
     Ok(replayed)
+}
+
+fn is_for(address: IpAddr, packet: &[u8]) -> bool {
+    let is_elsewhere = |from: IpAddr| from != address && !from.is_loopback() && !from.is_multicast();
+    frame::tcp_ends(packet).is_some_and(|(from, to)| to == address && is_elsewhere(from))
 }
 
 /// IPv4 packets go through a raw socket: on the loopback device itself they would be dropped where `rp_filter`
@@ -36,56 +51,28 @@ pub fn replay(namespace: BorrowedFd<'_>, packets: &[impl AsRef<[u8]>]) -> io::Re
 /// gives them stays in the socket that gets them, and keeps the cell's device from being removed while that
 /// lives.
 #[derive(Debug)]
-struct WayIn {
-    v4: OwnedFd,
-    /// Only where it is wanted: to close it takes milliseconds.
-    v6: Option<OwnedFd>,
+enum WayIn {
+    V4(OwnedFd, SocketAddr),
+    V6(OwnedFd),
 }
 
 impl WayIn {
-    fn open(with_v6: bool) -> io::Result<Self> {
-        let v4 = socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::RAW))?;
-        let v6 = with_v6.then(|| packet::sender(namespace::LOOPBACK, false)).transpose()?;
-        Ok(Self { v4, v6 })
+    fn open(address: IpAddr) -> io::Result<Self> {
+        if address.is_ipv6() {
+            return Ok(Self::V6(packet::sender(namespace::LOOPBACK, false)?));
+        }
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::RAW))?;
+        Ok(Self::V4(socket, SocketAddr::new(address, 0)))
     }
 
     /// Whether the kernel took it.
     fn send(&self, packet: &[u8]) -> bool {
-        match destination(packet) {
-            Some(IpAddr::V4(to)) => {
-                let to = SocketAddr::new(to.into(), 0);
-                sendto(&self.v4, packet, SendFlags::empty(), &to).is_ok()
+        match self {
+            Self::V4(socket, to) => sendto(socket, packet, SendFlags::empty(), to).is_ok(),
+            Self::V6(socket) => {
+                rustix::net::send(socket, &frame::ipv6_to_nobody(packet), SendFlags::empty()).is_ok()
             }
-            Some(IpAddr::V6(_)) => {
-                let send = |v6| rustix::net::send(v6, &frame::ipv6_to_nobody(packet), SendFlags::empty());
-                self.v6.as_ref().is_some_and(|v6| send(v6).is_ok())
-            }
-            None => false,
         }
-    }
-}
-
-fn destination(packet: &[u8]) -> Option<IpAddr> {
-    match packet.first()? >> 4 {
-        4 => Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(16..20)?).ok()?)),
-        6 => Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(24..40)?).ok()?)),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn destinations_are_read_and_nonsense_is_not() {
-        let mut v4 = [0; 20];
-        v4[0] = 0x45;
-        v4[16..].copy_from_slice(&[10, 0, 0, 9]);
-        assert_eq!(destination(&v4), Some([10, 0, 0, 9].into()));
-        assert_eq!(destination(&v4[..19]), None);
-        assert_eq!(destination(&[]), None);
-        assert_eq!(destination(&[0; 64]), None);
-        assert_eq!(destination(&[0x60; 39]), None);
     }
 }

@@ -12,16 +12,15 @@ const NOT_SEGMENTED: u8 = 0;
 const CONGESTION_SEEN: u8 = 0x80;
 const ETHERNET_BYTES: usize = 14;
 
-/// The IP packet in a frame that is led by a `virtio_net_hdr`. TCP segments that the kernel has put together
-/// stay together, as one packet of up to 64 KiB. `None` for datagrams that were put together, which would be
-/// one datagram then, and for what is no whole packet.
+/// The TCP packet in a frame that is led by a `virtio_net_hdr`. Segments that the kernel has put together stay
+/// together, as one packet of up to 64 KiB. `None` for what is no whole packet of TCP.
 pub fn packet(led: &[u8]) -> Option<Vec<u8>> {
     let (header, frame) = led.split_at_checked(HEADER_BYTES)?;
     let segmented = header[1] & !CONGESTION_SEEN;
     if ![NOT_SEGMENTED, SEGMENTED_TCP_V4, SEGMENTED_TCP_V6].contains(&segmented) {
         return None;
     }
-    let mut packet = frame::ip_packet(frame)?.to_vec();
+    let mut packet = frame::ip_packet(frame).filter(|packet| frame::tcp_ends(packet).is_some())?.to_vec();
     if header[0] & NEEDS_CHECKSUM != 0 {
         let start = usize::from(u16::from_ne_bytes([header[6], header[7]]));
         let offset = usize::from(u16::from_ne_bytes([header[8], header[9]]));
@@ -34,9 +33,6 @@ pub fn packet(led: &[u8]) -> Option<Vec<u8>> {
 fn complete(packet: &mut [u8], start: usize, offset: usize) -> Option<()> {
     let at = start.checked_add(offset)?;
     let sum = checksum(&[packet.get(start..)?]);
-    // A UDP datagram with the sum zero would say that it has none.
-    let udp = 6;
-    let sum = if sum == 0 && offset == udp { 0xffff } else { sum };
     packet.get_mut(at..at + 2)?.copy_from_slice(&sum.to_be_bytes());
     Some(())
 }
@@ -53,37 +49,43 @@ mod tests {
         led
     }
 
-    /// An IPv4 packet with 8 bytes of payload, and 4 of padding behind it.
-    fn padded() -> Vec<u8> {
+    /// Where the checksum is in a TCP header.
+    const CHECKSUM: u16 = 16;
+
+    /// An IPv4 packet of TCP with no payload, and 4 bytes of padding behind it.
+    fn padded(protocol: u8) -> Vec<u8> {
         let mut frame = vec![0; 12];
-        frame.extend([8, 0, 0x45, 0, 0, 28]);
-        frame.extend([0; 16]);
-        frame.extend([1, 2, 3, 4, 5, 6, 0, 7]);
+        frame.extend([8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, protocol]);
+        frame.extend([0; 10]);
+        frame.extend([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0x50, 0, 0, 0, 0, 7, 0, 0]);
         frame.extend([9; 4]);
         frame
     }
 
     #[test]
     fn padding_is_left_behind_and_the_checksum_is_computed() {
-        let whole = packet(&led(NEEDS_CHECKSUM, 0, 34, 6, &padded())).unwrap();
-        assert_eq!(whole.len(), 28);
-        assert_eq!(checksum(&[&whole[20..26], &[0, 7], &[]]), u16::from_be_bytes([whole[26], whole[27]]));
-        let untouched = packet(&led(0, 0, 34, 6, &padded())).unwrap();
-        assert_eq!(untouched[26..], [0, 7]);
+        let whole = packet(&led(NEEDS_CHECKSUM, 0, 34, CHECKSUM, &padded(6))).unwrap();
+        assert_eq!(whole.len(), 40);
+        assert_eq!(checksum(&[&whole[20..36], &[0, 7], &whole[38..]]).to_be_bytes(), whole[36..38]);
+        let untouched = packet(&led(0, 0, 34, CHECKSUM, &padded(6))).unwrap();
+        assert_eq!(untouched[36..38], [0, 7]);
     }
 
     #[test]
-    fn datagrams_put_together_are_skipped() {
-        let datagrams = 5;
-        assert_eq!(packet(&led(0, datagrams, 0, 0, &padded())), None);
+    fn datagrams_are_skipped() {
+        let (udp, put_together) = (17, 5);
+        for kind in [NOT_SEGMENTED, put_together] {
+            assert_eq!(packet(&led(0, kind, 0, 0, &padded(udp))), None);
+        }
+        assert_eq!(packet(&led(0, put_together, 0, 0, &padded(6))), None);
     }
 
     #[test]
     fn no_header_panics() {
-        for start in [0, 13, 14, 34, 46, 200, u16::MAX] {
-            for offset in [0, 6, 27, u16::MAX] {
-                for len in 0..padded().len() {
-                    let _ = packet(&led(NEEDS_CHECKSUM, SEGMENTED_TCP_V4, start, offset, &padded()[..len]));
+        for start in [0, 13, 14, 34, 53, 54, 200, u16::MAX] {
+            for offset in [0, 6, 16, 27, 39, u16::MAX] {
+                for len in 0..padded(6).len() {
+                    let _ = packet(&led(NEEDS_CHECKSUM, SEGMENTED_TCP_V4, start, offset, &padded(6)[..len]));
                 }
             }
         }

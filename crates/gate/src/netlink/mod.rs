@@ -25,6 +25,7 @@ const CREATE: u16 = 0x400;
 const ERROR: u16 = 2;
 const NESTED: u16 = 1 << 15;
 const HEADER_BYTES: usize = 16;
+const ATTRIBUTE_BYTES: usize = 4;
 /// A device with many virtual functions has a long description.
 const ANSWER_BYTES: usize = 64 << 10;
 
@@ -60,7 +61,7 @@ impl Netlink {
 
     fn exchange(&self, request: Message) -> io::Result<Vec<u8>> {
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        send(&*socket, &request.finish(), SendFlags::empty())?;
+        send(&*socket, &request.finish()?, SendFlags::empty())?;
         let mut answer = vec![0; ANSWER_BYTES];
         let (_, len) = recv(&*socket, &mut answer, RecvFlags::empty())?;
         answer.truncate(len);
@@ -88,13 +89,15 @@ fn error_in(answer: &[u8]) -> Option<i32> {
 /// A request as it grows: `struct nlmsghdr`, the family's own header, attributes.
 struct Message {
     bytes: Vec<u8>,
+    /// Something in it can't be said: a length has 16 bits, and a text ends at a zero.
+    unspeakable: bool,
 }
 
 impl Message {
     fn new(kind: u16, flags: u16) -> Self {
         let mut bytes = vec![0; HEADER_BYTES];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
-        let mut message = Self { bytes };
+        let mut message = Self { bytes, unspeakable: false };
         message.add_flags(REQUEST | flags);
         message
     }
@@ -109,10 +112,18 @@ impl Message {
     }
 
     fn attribute(&mut self, kind: u16, value: &[u8]) {
-        self.raw(&(value.len() as u16 + 4).to_ne_bytes());
+        let len = self.len_of(value.len() + ATTRIBUTE_BYTES);
+        self.raw(&len.to_ne_bytes());
         self.raw(&kind.to_ne_bytes());
         self.raw(value);
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn len_of(&mut self, len: usize) -> u16 {
+        u16::try_from(len).unwrap_or_else(|_| {
+            self.unspeakable = true;
+            0
+        })
     }
 
     fn number(&mut self, kind: u16, value: u32) {
@@ -120,6 +131,7 @@ impl Message {
     }
 
     fn text(&mut self, kind: u16, value: &str) {
+        self.unspeakable |= value.contains('\0');
         self.attribute(kind, &[value.as_bytes(), b"\0"].concat());
     }
 
@@ -127,14 +139,18 @@ impl Message {
         let start = self.bytes.len();
         self.attribute(kind | NESTED, &[]);
         fill(self);
-        let len = (self.bytes.len() - start) as u16;
+        let len = self.len_of(self.bytes.len() - start);
         self.bytes[start..start + 2].copy_from_slice(&len.to_ne_bytes());
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    /// `EINVAL` if something in it can't be said.
+    fn finish(mut self) -> io::Result<Vec<u8>> {
+        if self.unspeakable {
+            return Err(rustix::io::Errno::INVAL.into());
+        }
         let len = self.bytes.len() as u32;
         self.bytes[..4].copy_from_slice(&len.to_ne_bytes());
-        self.bytes
+        Ok(self.bytes)
     }
 }
 
@@ -162,11 +178,26 @@ mod tests {
         let mut message = Message::new(1, 0);
         message.text(3, "eth0");
         message.nest(18, |inner| inner.number(1, 7));
-        let bytes = message.finish();
+        let bytes = message.finish().unwrap();
         let body = &bytes[HEADER_BYTES..];
         assert_eq!(attribute(body, 3), Some(&b"eth0\0"[..]));
         let inner = attribute(body, 18).unwrap();
         assert_eq!(attribute(inner, 1), Some(&7_u32.to_ne_bytes()[..]));
+    }
+
+    #[test]
+    fn what_can_not_be_said_is_not_said_wrongly() {
+        let finish = |fill: &dyn Fn(&mut Message)| {
+            let mut message = Message::new(1, 0);
+            fill(&mut message);
+            message.finish().map(drop).map_err(|why| why.kind())
+        };
+        let longest = vec![0; usize::from(u16::MAX) - ATTRIBUTE_BYTES];
+        assert!(finish(&|message| message.attribute(1, &longest)).is_ok());
+        let too_long = Err(io::ErrorKind::InvalidInput);
+        assert_eq!(finish(&|message| message.attribute(1, &[&longest[..], &[0]].concat())), too_long);
+        assert_eq!(finish(&|message| message.nest(1, |inner| inner.attribute(1, &longest))), too_long);
+        assert_eq!(finish(&|message| message.text(3, "br0\0x")), too_long);
     }
 
     #[test]

@@ -14,6 +14,11 @@ pub enum SpecError {
         "gateway {gateway} and address {address} are not of one family; give both as IPv4 or both as IPv6"
     )]
     Families { gateway: IpAddr, address: IpAddr },
+    #[error(
+        "{0:?} can't be the name of a network device: those have 1 to 15 bytes without '/', ':' and white space \
+         (`ip link` lists them)"
+    )]
+    Link(String),
 }
 
 /// The service's address, and how many of its leading bits name the network that it is in.
@@ -79,14 +84,22 @@ impl NetworkSpec {
         link: impl Into<String>,
         gateway: Option<IpAddr>,
     ) -> Result<Self, SpecError> {
-        let ip = address.ip;
+        let (ip, link) = (address.ip, link.into());
         match gateway {
             Some(gateway) if gateway.is_ipv4() != ip.is_ipv4() => {
                 Err(SpecError::Families { gateway, address: ip })
             }
-            _ => Ok(Self { address, link: link.into(), gateway }),
+            _ if !names_a_device(&link) => Err(SpecError::Link(link)),
+            _ => Ok(Self { address, link, gateway }),
         }
     }
+}
+
+/// As the kernel has it (`dev_valid_name`).
+fn names_a_device(name: &str) -> bool {
+    const BYTES_MAX: usize = 15;
+    let odd = |c: char| c.is_whitespace() || "/:\0".contains(c);
+    !name.is_empty() && name.len() <= BYTES_MAX && name != "." && name != ".." && !name.contains(odd)
 }
 
 #[cfg(test)]
@@ -108,6 +121,21 @@ mod tests {
         for text in ["127.0.0.1/8", "0.0.0.0/8", "::1/128", "224.0.0.1/4", "255.255.255.255/32", "ff02::1/16"]
         {
             assert!(matches!(text.parse::<ServiceAddress>(), Err(SpecError::NotOfAHost(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_that_no_device_can_have_are_refused() {
+        let address: ServiceAddress = "10.0.0.9/24".parse().unwrap();
+        let spec = |name: &str| NetworkSpec::new(address, name, None);
+        for name in
+            ["", ".", "..", "a/b", "a b", "br0\n", "br0\0x", "eth0:1", "sixteen-letters!", "brücke-brücke-"]
+        {
+            assert_eq!(spec(name), Err(SpecError::Link(name.to_owned())));
+        }
+        assert_eq!(spec(&"x".repeat(70_000)), Err(SpecError::Link("x".repeat(70_000))));
+        for name in ["br0", "fifteen-letters", "x", "...", "brücke"] {
+            assert_eq!(spec(name).unwrap().link, name);
         }
     }
 

@@ -22,9 +22,10 @@
 //! - *Bounded.* Beyond [`TapOptions::held_bytes_max`] frames are lost as on a full link, counted; TCP then sends
 //!   less. They are still read, because neighbours must be answered all the same. What waits in the kernel
 //!   before us is bounded by [`QUEUE_FRAMES`], and is TCP's own send buffer, shared, as far as it is TCP.
-//! - *Who waits for whom.* `intake` covers reading and marking, for a bounded number of frames at a time; `outlet`
-//!   sending, for as long as a release takes. The barrier never waits for a release. Locks are taken in this
-//!   order: `turnstile`, `intake`, `outlet`, `side_outlet`, `marked`, `spares`.
+//! - *Who waits for whom.* `intake` covers reading and marking, for a bounded number of frames at a time;
+//!   `way_out` sending, for as long as a release takes. The barrier never waits for a release, and nobody waits
+//!   for a full device: whoever releases sends what there is room for, and the gate's thread the rest. Locks are
+//!   taken in this order: `turnstile`, `intake`, `way_out`, `side_outlet`, `marked`, `spares`.
 
 mod outlet;
 mod queue;
@@ -141,7 +142,7 @@ pub struct TapCounters {
     pub held_bytes_peak: usize,
     /// Sent, by a release or at once.
     pub released_frames: u64,
-    /// Came while the gate was closed, or were held when it was discarded.
+    /// Came while the gate was closed, or were held when it was discarded or forgot them.
     pub dropped_frames: u64,
     /// Came while there was no room.
     pub overflowed_frames: u64,
@@ -222,7 +223,7 @@ impl TapHandle {
         self.0.hold()
     }
 
-    /// From now on output leaves at once, and first, in order, what was held. Only for whoever holds the term
+    /// From now on output leaves at once, behind what was held. Only for whoever holds the term
     /// *and* has the arbiter's word that no standby can take over from an epoch before this.
     pub fn pass(&self) -> Result<(), GateError> {
         self.0.pass()
@@ -234,9 +235,19 @@ impl TapHandle {
         self.0.barrier(epoch)
     }
 
-    /// As [`Gate::release`].
+    /// As [`Gate::release`]. What the device has no room for leaves later.
     pub fn release(&self, epoch: CheckpointId) -> Result<(), GateError> {
         self.0.release(epoch)
+    }
+
+    /// Throws away what waits, and what the kernel has not handed over yet: for an app that is started afresh, so
+    /// that nothing that its predecessor said uncovered leaves under a later epoch. What was released leaves all
+    /// the same. The gate goes on as it was.
+    ///
+    /// Call it when no process of the predecessor's is left. N.B. connections that it left behind repeat what they
+    /// had said, and say that they end: those have to be ended, or be left in a network of their own.
+    pub fn forget(&self) -> Result<(), GateError> {
+        self.0.forget()
     }
 
     /// As [`Gate::discard`], and it can't fail: when this returns, nothing leaves any more.

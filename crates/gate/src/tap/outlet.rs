@@ -1,10 +1,10 @@
 //! The way out: frames go back to the cell's device, behind the filter that led them away.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::event::Timespec;
 use rustix::io::Errno;
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, send, sendmmsg};
 
@@ -13,13 +13,17 @@ use crate::packet;
 
 /// Frames of one call.
 const TOGETHER_MAX: usize = 64;
-/// How long a full device is waited for before a frame is lost, as it is on any full link.
+/// How long a full device is waited for before its frames are lost, as they are on any full link. Counted from the
+/// last frame that it took: a link that is gone costs this once, and not for every frame.
 const FULL_PATIENCE: Duration = Duration::from_millis(20);
 const BUFFER_BYTES: i32 = 32 << 20;
 
 #[derive(Debug)]
 pub struct Outlet {
     socket: OwnedFd,
+    patience: Duration,
+    /// Since when the device has taken nothing.
+    full_since: Option<Instant>,
 }
 
 /// What became of frames.
@@ -27,6 +31,8 @@ pub struct Outlet {
 pub struct Sent {
     pub frames: u64,
     pub lost: u64,
+    /// The device has no room for these now, or they may not be sent.
+    pub left: usize,
 }
 
 impl Outlet {
@@ -34,37 +40,36 @@ impl Outlet {
     pub fn open(device: u32) -> io::Result<Self> {
         let socket = packet::sender(device, true)?;
         packet::set_buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, BUFFER_BYTES)?;
-        Ok(Self { socket })
+        Ok(Self { socket, patience: FULL_PATIENCE, full_since: None })
     }
 
-    /// Sends a chunk's frames in order while `may` allows it, which is asked again and again. A frame that the
-    /// kernel refuses (its header makes no sense, the device is down) is lost, and stops no other.
-    pub fn send(&self, chunk: &Chunk, may: &dyn Fn() -> bool) -> Sent {
-        let frames: Vec<&[u8]> = chunk.frames().collect();
+    /// Sends a chunk's frames from `first` on, in order, while `may` allows it, which is asked again and again. A
+    /// frame that the kernel refuses (its header makes no sense, the device is down) is lost, and stops no other.
+    /// Never waits.
+    pub fn send(&mut self, chunk: &Chunk, first: usize, may: &dyn Fn() -> bool) -> Sent {
+        let frames: Vec<&[u8]> = chunk.frames().skip(first).collect();
         let mut sent = Sent::default();
         let mut left = &frames[..];
-        let mut full_since = None;
         while !left.is_empty() && may() {
             match self.send_some(left) {
                 Ok(count) => {
                     sent.frames += count as u64;
                     left = &left[count.clamp(1, left.len())..];
-                    full_since = None;
+                    self.full_since = None;
                 }
                 Err(Errno::INTR) => (),
                 Err(Errno::AGAIN | Errno::NOBUFS)
-                    if full_since.get_or_insert_with(Instant::now).elapsed() < FULL_PATIENCE =>
+                    if self.full_since.get_or_insert_with(Instant::now).elapsed() < self.patience =>
                 {
-                    self.wait_for_room();
+                    break;
                 }
                 Err(_) => {
                     sent.lost += 1;
                     left = &left[1..];
-                    full_since = None;
                 }
             }
         }
-        sent.lost += left.len() as u64;
+        sent.left = left.len();
         sent
     }
 
@@ -79,19 +84,82 @@ impl Outlet {
             slices.iter().zip(&mut controls).map(|(slice, control)| MMsgHdr::new(slice, control)).collect();
         sendmmsg(&self.socket, &mut messages, SendFlags::DONTWAIT)
     }
+}
 
-    /// A full device does not say when it has room again.
-    fn wait_for_room(&self) {
-        const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000 };
-        // A signal only makes the moment shorter.
-        let _ = rustix::event::poll(&mut [], Some(&MOMENT));
+/// Frames that may leave, in order, and their way.
+#[derive(Debug)]
+pub struct WayOut {
+    outlet: Outlet,
+    leaving: VecDeque<Chunk>,
+    /// How many frames of the first chunk have left.
+    gone: usize,
+}
+
+impl WayOut {
+    pub fn new(outlet: Outlet) -> Self {
+        Self { outlet, leaving: VecDeque::new(), gone: 0 }
+    }
+
+    /// Nothing waits for room.
+    pub fn is_clear(&self) -> bool {
+        self.leaving.is_empty()
+    }
+
+    pub fn add(&mut self, chunks: impl IntoIterator<Item = Chunk>) {
+        self.leaving.extend(chunks);
+    }
+
+    /// Sends until nothing is left or the device is full; `done` gets the chunks that have left. Never waits.
+    pub fn send(&mut self, may: &dyn Fn() -> bool, mut done: impl FnMut(Chunk)) -> Sent {
+        let mut all = Sent::default();
+        while let Some(chunk) = self.leaving.pop_front() {
+            let sent = self.outlet.send(&chunk, self.gone, may);
+            all.frames += sent.frames;
+            all.lost += sent.lost;
+            if sent.left > 0 {
+                self.gone = chunk.count() - sent.left;
+                self.leaving.push_front(chunk);
+                break;
+            }
+            self.gone = 0;
+            done(chunk);
+        }
+        all.left = self.count();
+        all
+    }
+
+    /// Sends a chunk behind all that waits. What is left of it does not wait here.
+    pub fn send_last(&mut self, chunk: &Chunk, may: &dyn Fn() -> bool) -> Sent {
+        if self.is_clear() {
+            self.outlet.send(chunk, 0, may)
+        } else {
+            Sent { left: chunk.count(), ..Sent::default() }
+        }
+    }
+
+    /// How many frames wait for room.
+    pub fn count(&self) -> usize {
+        self.leaving.iter().map(Chunk::count).sum::<usize>() - self.gone
+    }
+
+    /// How much memory they take.
+    pub fn cost(&self) -> usize {
+        self.leaving.iter().map(Chunk::cost).sum()
+    }
+
+    pub fn clear(&mut self) {
+        self.leaving.clear();
+        self.gone = 0;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
+
     use crate::namespace::{LOOPBACK, Namespace};
+    use crate::netlink::Netlink;
     use sys::tun::HEADER_BYTES;
 
     fn frame(header: [u8; HEADER_BYTES], len: usize) -> Vec<u8> {
@@ -118,8 +186,56 @@ mod tests {
             chunk.append(&frame);
         }
         let namespace = Namespace::new().unwrap();
-        let outlet = namespace.within(|| Outlet::open(LOOPBACK)).unwrap();
-        assert_eq!(outlet.send(&chunk, &|| true), Sent { frames: 2, lost: 4 });
-        assert_eq!(outlet.send(&chunk, &|| false), Sent { frames: 0, lost: 6 });
+        let mut outlet = namespace.within(|| Outlet::open(LOOPBACK)).unwrap();
+        assert_eq!(outlet.send(&chunk, 0, &|| true), Sent { frames: 2, lost: 4, left: 0 });
+        assert_eq!(outlet.send(&chunk, 2, &|| false), Sent { frames: 0, lost: 0, left: 4 });
+    }
+
+    /// A cable, and the way out at its near end.
+    fn cable(patience: Duration) -> (Namespace, WayOut) {
+        let namespace = Namespace::new().unwrap();
+        let open = || {
+            let netlink = Netlink::open()?;
+            netlink.add_veth("near", "far", namespace.as_fd())?;
+            let near = netlink.link("near")?.index;
+            netlink.set_up(near)?;
+            Ok(WayOut::new(Outlet { patience, ..Outlet::open(near)? }))
+        };
+        let way = namespace.within(open).unwrap();
+        (namespace, way)
+    }
+
+    fn chunks() -> [Chunk; 2] {
+        [1, 2].map(|_| {
+            let mut chunk = Chunk::default();
+            (0..100).for_each(|_| chunk.append(&frame([0; HEADER_BYTES], 60)));
+            chunk
+        })
+    }
+
+    #[test]
+    fn frames_wait_for_a_link_that_comes_back() {
+        testkit::needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW);
+        let (namespace, mut way) = cable(Duration::MAX);
+        way.add(chunks());
+        let all = Sent { left: 200, ..Sent::default() };
+        assert_eq!(way.send(&|| true, |_| panic!("nothing has left")), all);
+        assert_eq!(way.send_last(&chunks()[0], &|| true), Sent { left: 100, ..Sent::default() });
+        let plug_in = || {
+            let netlink = Netlink::open()?;
+            netlink.set_up(netlink.link("far")?.index)
+        };
+        namespace.within(plug_in).unwrap();
+        let mut done = 0;
+        assert_eq!(way.send(&|| true, |_| done += 1), Sent { frames: 200, ..Sent::default() });
+        assert!(way.is_clear() && done == 2);
+    }
+
+    #[test]
+    fn link_that_is_gone_loses_everything_once_patience_is_over() {
+        testkit::needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW);
+        let (_namespace, mut way) = cable(Duration::ZERO);
+        way.add(chunks());
+        assert_eq!(way.send(&|| true, drop), Sent { lost: 200, ..Sent::default() });
     }
 }

@@ -1,7 +1,7 @@
 //! What the gate's thread and its handles share: reading, marking and sending.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,9 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use sys::tun::HEADER_BYTES;
 
-use super::outlet::{Outlet, Sent};
+use super::outlet::{Outlet, Sent, WayOut};
 use super::queue::{Chunk, Marked, Spares, Unmarked};
-use super::{TapCounters, TapOptions, TapState};
+use super::{QUEUE_FRAMES, TapCounters, TapOptions, TapState};
 use crate::packet::await_readable;
 use crate::{GateError, frame};
 
@@ -22,6 +22,8 @@ const ROUND_FRAMES: usize = 32;
 const ROUND_BYTES: usize = 256 << 10;
 /// A barrier drains the device, but no flow can keep it busy for ever: what is left counts to the next epoch.
 const BARRIER_ROUNDS: usize = 8;
+/// A full device does not say when it has room again.
+const MOMENT: Duration = Duration::from_micros(50);
 /// As the tracer's, so that neither waits long for the other.
 const PRIORITY: i32 = 10;
 /// Later than any epoch.
@@ -36,7 +38,10 @@ pub struct Shared {
     /// Whoever wants `intake` next waits in here, so that the thread that reads can't take it again and again.
     turnstile: Mutex<()>,
     intake: Mutex<Unmarked>,
-    outlet: Mutex<Outlet>,
+    way_out: Mutex<WayOut>,
+    /// Something waits for room on the way out: the gate's thread sees to it.
+    stuck: AtomicBool,
+    over: AtomicBool,
     /// For what leaves at once: it must not wait until a release is over.
     side_outlet: Mutex<Outlet>,
     marked: Mutex<Marked>,
@@ -78,7 +83,7 @@ struct Round {
 impl Shared {
     pub fn new(tap: OwnedFd, outlets: [Outlet; 2], options: TapOptions) -> std::io::Result<Self> {
         let mut spares = Spares::default();
-        let [outlet, side_outlet] = outlets.map(Mutex::new);
+        let [outlet, side_outlet] = outlets;
         Ok(Self {
             options,
             tap,
@@ -87,8 +92,10 @@ impl Shared {
             state: AtomicU8::new(TapState::Closed as u8),
             turnstile: Mutex::new(()),
             intake: Mutex::new(Unmarked::new(&mut spares)),
-            outlet,
-            side_outlet,
+            way_out: Mutex::new(WayOut::new(outlet)),
+            stuck: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            side_outlet: Mutex::new(side_outlet),
             marked: Mutex::default(),
             spares: Mutex::new(spares),
             counts: Counts::default(),
@@ -121,16 +128,28 @@ impl Shared {
     pub fn run(&self) {
         // Without the right it is as fast as the app lets it be.
         let _ = sys::task::become_real_time(PRIORITY);
-        loop {
-            match await_readable([&self.tap, &self.wake], None) {
-                Ok([_, true]) | Err(_) => return,
-                Ok([true, false]) => self.look(),
-                Ok([false, false]) => (),
+        while !self.over.load(Ordering::SeqCst) {
+            let patience = self.stuck.load(Ordering::SeqCst).then_some(MOMENT);
+            let Ok([spoken, woken]) = await_readable([&self.tap, &self.wake], patience) else { return };
+            if woken {
+                // It may have been heard already.
+                let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+            }
+            if spoken {
+                self.look();
+            }
+            if self.stuck.load(Ordering::SeqCst) {
+                self.send_on(&mut lock(&self.way_out));
             }
         }
     }
 
     pub fn stop(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
         // A full counter is as loud as a ring.
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
@@ -140,17 +159,34 @@ impl Shared {
         let mut intake = lock(&self.intake);
         let round = self.read_round(&mut intake);
         if self.state() == TapState::Passing {
-            let outlet = lock(&self.outlet);
-            let sent = outlet.send(&intake.last, &|| self.may_send());
-            intake.last.clear();
-            drop(outlet);
-            self.count_sent(sent);
+            self.pass_on(&mut intake.last);
         }
         drop(intake);
         self.send_urgent(&round.urgent);
         if let (Some(since), Some(tell)) = (round.first, &self.options.on_waiting) {
             tell(since);
         }
+    }
+
+    /// Sends what was just read, behind all that waits for room.
+    fn pass_on(&self, last: &mut Chunk) {
+        let mut way_out = lock(&self.way_out);
+        let mut sent = way_out.send_last(last, &|| self.may_send());
+        if sent.left > 0 {
+            let mut rest = Chunk::default();
+            last.frames().skip(last.count() - sent.left).for_each(|frame| rest.append(frame));
+            if self.has_room_for(rest.cost()) {
+                self.counts.held_frames.fetch_add(rest.count() as u64, Ordering::Relaxed);
+                self.add_held_bytes(rest.cost());
+                way_out.add([rest]);
+                self.set_stuck(true);
+            } else {
+                sent.lost += sent.left as u64;
+            }
+        }
+        last.clear();
+        drop(way_out);
+        self.count_sent(sent);
     }
 
     fn read_round(&self, intake: &mut Unmarked) -> Round {
@@ -262,26 +298,35 @@ impl Shared {
         self.waiting_since_ns.store(0, Ordering::Release);
     }
 
-    fn send_up_to(&self, epoch: CheckpointId) {
-        let outlet = lock(&self.outlet);
-        while let Some(chunks) = self.next_marked(epoch) {
-            for chunk in chunks {
-                self.count_sent(outlet.send(&chunk, &|| self.may_send()));
-                self.counts.held_frames.fetch_sub(chunk.count() as u64, Ordering::Relaxed);
-                self.counts.held_bytes.fetch_sub(chunk.cost(), Ordering::Relaxed);
-                lock(&self.spares).give(chunk);
-            }
+    /// Puts what `epoch` covers on the way out.
+    fn let_go(&self, epoch: CheckpointId, way_out: &mut WayOut) {
+        while let Some(chunks) = lock(&self.marked).pop(epoch) {
+            way_out.add(chunks);
         }
     }
 
-    fn next_marked(&self, epoch: CheckpointId) -> Option<Vec<Chunk>> {
-        if self.may_send() { lock(&self.marked).pop(epoch) } else { None }
+    /// Sends what there is room for. The rest is left to the gate's thread, so that nobody else waits for a device.
+    fn send_on(&self, way_out: &mut WayOut) {
+        let sent = way_out.send(&|| self.may_send(), |chunk| {
+            self.counts.held_bytes.fetch_sub(chunk.cost(), Ordering::Relaxed);
+            lock(&self.spares).give(chunk);
+        });
+        self.counts.held_frames.fetch_sub(sent.frames + sent.lost, Ordering::Relaxed);
+        self.count_sent(sent);
+        self.set_stuck(sent.left > 0 && self.may_send());
+    }
+
+    /// The caller holds `way_out`.
+    fn set_stuck(&self, stuck: bool) {
+        if !self.stuck.swap(stuck, Ordering::SeqCst) && stuck {
+            self.wake();
+        }
     }
 
     fn send_urgent(&self, urgent: &Chunk) {
         if !urgent.is_empty() {
             // Whatever becomes of it, neighbours ask again.
-            let _ = lock(&self.side_outlet).send(urgent, &|| self.may_send());
+            let _ = lock(&self.side_outlet).send(urgent, 0, &|| self.may_send());
         }
     }
 
@@ -292,38 +337,56 @@ impl Shared {
     }
 
     pub fn pass(&self) -> Result<(), GateError> {
-        let _turn = lock(&self.turnstile);
+        let turn = lock(&self.turnstile);
         let mut intake = lock(&self.intake);
         self.still_open()?;
         self.mark(&mut intake, LAST);
-        self.send_up_to(LAST);
-        self.set_state(TapState::Passing)
+        let mut way_out = lock(&self.way_out);
+        self.let_go(LAST, &mut way_out);
+        self.set_state(TapState::Passing)?;
+        // What comes from now on lines up behind.
+        drop((intake, turn));
+        self.send_on(&mut way_out);
+        Ok(())
     }
 
     pub fn barrier(&self, epoch: CheckpointId) -> Result<(), GateError> {
+        self.still_open()?;
+        if self.state() != TapState::Holding {
+            return Ok(());
+        }
         let _turn = lock(&self.turnstile);
         let mut intake = lock(&self.intake);
         self.still_open()?;
         if self.state() != TapState::Holding {
             return Ok(());
         }
-        let mut urgent = Vec::new();
-        for _ in 0..BARRIER_ROUNDS {
-            let round = self.read_round(&mut intake);
-            urgent.push(round.urgent);
-            if !round.more {
-                break;
-            }
-        }
+        let urgent = self.drain(&mut intake, BARRIER_ROUNDS);
         self.mark(&mut intake, epoch);
         drop(intake);
         urgent.iter().for_each(|urgent| self.send_urgent(urgent));
         Ok(())
     }
 
+    /// Reads what is in the device, in so many rounds at most. What is urgent in it is the caller's to send.
+    fn drain(&self, intake: &mut Unmarked, rounds_max: usize) -> Vec<Chunk> {
+        let mut urgent = Vec::new();
+        for _ in 0..rounds_max {
+            let round = self.read_round(intake);
+            urgent.push(round.urgent);
+            if !round.more {
+                break;
+            }
+        }
+        urgent
+    }
+
     pub fn release(&self, epoch: CheckpointId) -> Result<(), GateError> {
         self.still_open()?;
-        self.send_up_to(epoch);
+        let mut way_out = lock(&self.way_out);
+        self.let_go(epoch, &mut way_out);
+        self.send_on(&mut way_out);
+        drop(way_out);
         self.still_open()
     }
 
@@ -332,13 +395,35 @@ impl Shared {
         self.state.store(TapState::Discarded as u8, Ordering::SeqCst);
         let _turn = lock(&self.turnstile);
         let mut intake = lock(&self.intake);
-        let _outlet = lock(&self.outlet);
+        let mut way_out = lock(&self.way_out);
         let _side_outlet = lock(&self.side_outlet);
+        way_out.clear();
+        self.set_stuck(false);
+        self.throw_away(&mut intake, &way_out);
+    }
+
+    pub fn forget(&self) -> Result<(), GateError> {
+        let _turn = lock(&self.turnstile);
+        let mut intake = lock(&self.intake);
+        self.still_open()?;
+        if self.state() == TapState::Holding {
+            // Each round takes one frame at least, unless the device is empty.
+            let urgent = self.drain(&mut intake, QUEUE_FRAMES as usize);
+            self.throw_away(&mut intake, &lock(&self.way_out));
+            drop(intake);
+            urgent.iter().for_each(|urgent| self.send_urgent(urgent));
+        }
+        Ok(())
+    }
+
+    /// What waits for a barrier or a release; not what has been let go.
+    fn throw_away(&self, intake: &mut Unmarked, way_out: &WayOut) {
         drop(intake.seal(&mut lock(&self.spares)));
         lock(&self.marked).clear();
-        let held = self.counts.held_frames.swap(0, Ordering::Relaxed);
-        self.counts.dropped.fetch_add(held, Ordering::Relaxed);
-        self.counts.held_bytes.store(0, Ordering::Relaxed);
+        let left = way_out.count() as u64;
+        let held = self.counts.held_frames.swap(left, Ordering::Relaxed);
+        self.counts.dropped.fetch_add(held - left, Ordering::Relaxed);
+        self.counts.held_bytes.store(way_out.cost(), Ordering::Relaxed);
         self.nothing_waits();
     }
 

@@ -188,6 +188,66 @@ fn passing_gate_sends_what_was_held_and_then_at_once() {
     assert_eq!(talk.hear(), 4);
 }
 
+/// What an app said before it died, in every place where it may wait.
+#[test]
+fn what_is_forgotten_never_leaves() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (gone, (tell, told)) = (std::sync::Mutex::new(gone), std::sync::mpsc::channel());
+    // Keeps the gate's thread from reading until the test lets it go.
+    let on_waiting = Box::new(move |since: Instant| {
+        let _ = tell.send(since);
+        let _ = gone.lock().unwrap().recv_timeout(PATIENCE);
+    });
+    let talk = Talk::new(TapOptions { on_waiting: Some(on_waiting), ..TapOptions::default() });
+    talk.gate.hold().unwrap();
+    talk.say(&[1]);
+    told.recv_timeout(PATIENCE).expect("the waiting is told");
+    talk.gate.barrier(epoch(1)).unwrap();
+    talk.say(&[2]);
+    talk.gate.barrier(epoch(2)).unwrap();
+    // More than a few rounds of reading.
+    (0..500).for_each(|_| talk.say(&[3]));
+    talk.gate.release(epoch(1)).unwrap();
+    talk.gate.forget().unwrap();
+    assert_eq!(talk.gate.waiting(), None);
+    let counters = talk.gate.counters();
+    assert_eq!((counters.held_frames, counters.held_bytes, counters.dropped_frames), (0, 0, 501));
+    drop(go);
+    talk.say(&[4]);
+    talk.gate.barrier(epoch(3)).unwrap();
+    talk.gate.release(epoch(3)).unwrap();
+    assert_eq!(talk.hear_all(2), [1, 4]);
+    talk.assert_nothing_heard();
+    talk.gate.discard();
+    assert_eq!(talk.gate.forget(), Err(GateError::Discarded));
+}
+
+/// A link without a carrier is as full as can be, and stays so.
+fn lets_go_onto_a_link_that_is_gone(let_go: impl Fn(&TapGate)) {
+    const COUNT: u8 = 200;
+    // A patience of 20 ms for each would be four seconds.
+    const SOON: Duration = Duration::from_secs(1);
+    let talk = Talk::holding();
+    (0..COUNT).for_each(|number| talk.say(&[number]));
+    talk.gate.barrier(epoch(1)).unwrap();
+    talk.world.unplug("checksync");
+    let begun = Instant::now();
+    let_go(&talk.gate);
+    talk.gate.barrier(epoch(2)).unwrap();
+    wait_until("all are lost", PATIENCE, || talk.gate.counters().lost_frames >= COUNT.into());
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    let counters = talk.gate.counters();
+    assert_eq!((counters.held_frames, counters.held_bytes), (0, 0), "{counters:?}");
+}
+
+#[test]
+fn nobody_waits_for_each_frame_on_a_link_that_is_gone() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    lets_go_onto_a_link_that_is_gone(|gate| gate.release(epoch(1)).unwrap());
+    lets_go_onto_a_link_that_is_gone(|gate| gate.pass().unwrap());
+}
+
 #[test]
 fn discarded_gate_stays_shut_for_good() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);

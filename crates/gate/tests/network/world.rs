@@ -76,6 +76,15 @@ impl World {
         inside(&self.street, || CellNetwork::create(spec, "test"))
     }
 
+    /// Switches off the one port of the bridge whose name begins so.
+    pub fn unplug(&self, name: &str) {
+        let devices = inside(&self.street, || std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        let named = |line: &str| Some(line.trim().split_once(':')?.0.to_owned());
+        let port = devices.lines().filter_map(named).find(|port| port.starts_with(name)).unwrap();
+        let set_down = || Netlink::open().and_then(|netlink| netlink.set_down(netlink.link(&port)?.index));
+        self.street.within(set_down).unwrap();
+    }
+
     /// What the street hears of the client's neighbours.
     pub fn ear(&self) -> Ear {
         Ear::new(&self.client)
@@ -148,6 +157,15 @@ impl Ear {
         let end = Instant::now() + SILENCE;
         while let Some(frame) = self.next_from(mac, end.saturating_duration_since(Instant::now())) {
             assert_eq!(frame[..6], REPORTS, "the cell was heard: {frame:02x?}");
+        }
+    }
+
+    /// Questions about neighbours and answers to such may be heard.
+    #[track_caller]
+    pub fn assert_no_packet(&self, mac: Mac) {
+        let end = Instant::now() + SILENCE;
+        while let Some(frame) = self.next_from(mac, end.saturating_duration_since(Instant::now())) {
+            assert_eq!(frame[12..14], [8, 6], "the cell was heard: {frame:02x?}");
         }
     }
 
