@@ -130,7 +130,8 @@ impl Outcome {
     fn lost_outside_the_window(&self) -> bool {
         let Some(forgiven) = &self.forgiven else { return self.seen.lost_writes() > 0 };
         let frozen_at = self.takeover["frozen_at_ns"].as_u64().unwrap();
-        self.seen.first_lost_at_ns().is_some_and(|first| first < frozen_at) || forgiven["linearizable"] != "yes"
+        self.seen.first_lost_at_ns().is_some_and(|first| first < frozen_at)
+            || forgiven["linearizable"] != "yes"
     }
 
     /// What timeline consistency promises.
