@@ -111,6 +111,10 @@ impl Load {
         Self { running, history }
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        !self.running.is_running()
+    }
+
     /// Waits for answers to requests that are made from now on.
     pub fn wait_for_answers(&self) {
         const A_FEW: u64 = 20_000;
