@@ -6,6 +6,7 @@
 //!
 //! - [`pause`] and [`overhead`] drive a pair of engines in this process ([`pair`], [`side`], [`cell`]).
 //! - [`failover`] drives the program that people use, in two network namespaces ([`hosts`]).
+//! - [`takeover`] has the tests of that program play rounds, and counts what their judge found.
 
 mod cell;
 mod collections;
@@ -20,6 +21,7 @@ mod row;
 mod side;
 mod spin;
 mod table;
+mod takeover;
 
 use std::fs;
 use std::path::PathBuf;
@@ -54,6 +56,11 @@ const EVALS: &[Eval] = &[
         name: "failover",
         what: "from the death of a host or of the app to the first answer of the copy, with the real programs",
         measure: failover::rows,
+    },
+    Eval {
+        name: "takeover",
+        what: "what concurrent clients notice of deaths at random instants, judged over their whole history",
+        measure: takeover::rows,
     },
     Eval {
         name: "published",

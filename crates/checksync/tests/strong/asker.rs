@@ -2,8 +2,8 @@
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -64,11 +64,16 @@ pub struct Pesterer {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Answers to requests that were made in this period or a later one.
-    answers: AtomicUsize,
-    period: AtomicUsize,
+    tally: Mutex<Tally>,
     over: AtomicBool,
     failure: Mutex<Option<String>>,
+}
+
+/// Answers to requests that were made in this period.
+#[derive(Debug, Default)]
+struct Tally {
+    period: usize,
+    answers: usize,
 }
 
 impl Pesterer {
@@ -86,8 +91,8 @@ impl Pesterer {
 
     /// From now on only the answers to requests count that are made from now on.
     pub fn begin_period(&self) {
-        self.shared.period.fetch_add(1, Ordering::SeqCst);
-        self.shared.answers.store(0, Ordering::SeqCst);
+        let mut tally = self.shared.tally();
+        *tally = Tally { period: tally.period + 1, answers: 0 };
     }
 
     /// Since the period began.
@@ -95,20 +100,21 @@ impl Pesterer {
     pub fn answers(&self) -> usize {
         let failure = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner);
         assert_eq!(*failure, None, "a connection broke");
-        self.shared.answers.load(Ordering::SeqCst)
+        self.shared.tally().answers
     }
 }
 
 impl Shared {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn pester(&self, asker: &mut Asker) -> io::Result<()> {
-        const PAUSE: Duration = Duration::from_millis(2);
         while !self.over.load(Ordering::SeqCst) {
-            let period = self.period.load(Ordering::SeqCst);
+            let period = self.tally().period;
             asker.ask("GET k")?;
-            if period == self.period.load(Ordering::SeqCst) {
-                self.answers.fetch_add(1, Ordering::SeqCst);
-            }
-            thread::sleep(PAUSE);
+            let mut tally = self.tally();
+            tally.answers += usize::from(tally.period == period);
         }
         Ok(())
     }

@@ -36,7 +36,9 @@ impl Store {
 
     pub fn command_line(self) -> Vec<String> {
         match self {
-            Self::Kv => vec![go_app("kv").display().to_string(), "serve".into(), "--listen".into(), self.address()],
+            Self::Kv => {
+                vec![go_app("kv").display().to_string(), "serve".into(), "--listen".into(), self.address()]
+            }
             Self::Redis => Server::Redis.command_line(self.address().parse().unwrap()),
         }
     }
@@ -109,6 +111,10 @@ impl Load {
         Self { running, history }
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        !self.running.is_running()
+    }
+
     /// Waits for answers to requests that are made from now on.
     pub fn wait_for_answers(&self) {
         const A_FEW: u64 = 20_000;
@@ -162,7 +168,12 @@ pub struct Streams(Running);
 
 impl Streams {
     pub fn serve() -> Vec<String> {
-        vec![go_app("stream").display().to_string(), "serve".into(), "--listen".into(), format!("{SERVICE}:7000")]
+        vec![
+            go_app("stream").display().to_string(),
+            "serve".into(),
+            "--listen".into(),
+            format!("{SERVICE}:7000"),
+        ]
     }
 
     /// Returns once all connections are open.

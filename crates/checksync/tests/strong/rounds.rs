@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use testkit::wait::Deadline;
 
 use super::clients::{Load, Seen, Store, forgiven, judge};
 use super::street::{Pair, SOON, Side};
@@ -78,11 +79,11 @@ pub fn play(store: Store, mode: Mode, death: Death, seed: &mut Seed) -> Outcome 
         Mode::Timeline => (&[], &["--clients", "6", "--keys", "12", "--reconnect"]),
     };
     let mut pair = Pair::protecting(options, &store.command_line());
-    let load = Load::start(&pair.clients, pair.dir.path(), store, words);
+    let mut load = Load::start(&pair.clients, pair.dir.path(), store, words);
     let instant = seed.up_to(LONGEST);
     println!("{} {mode:?}: death of {} after {instant:?}", store.name(), death.name());
-    // Not a wait for anything: the death may come at any moment.
-    std::thread::sleep(instant);
+    let over = Deadline::after(instant).poll(|| load.has_ended().then_some(()));
+    assert_eq!(over, None, "the clients ended by themselves");
     strike(&mut pair, death);
     let takeover = pair.takeover();
     load.wait_for_answers();
@@ -130,7 +131,8 @@ impl Outcome {
     fn lost_outside_the_window(&self) -> bool {
         let Some(forgiven) = &self.forgiven else { return self.seen.lost_writes() > 0 };
         let frozen_at = self.takeover["frozen_at_ns"].as_u64().unwrap();
-        self.seen.first_lost_at_ns().is_some_and(|first| first < frozen_at) || forgiven["linearizable"] != "yes"
+        self.seen.first_lost_at_ns().is_some_and(|first| first < frozen_at)
+            || forgiven["linearizable"] != "yes"
     }
 
     /// What timeline consistency promises.
