@@ -83,7 +83,9 @@ fn save_stream(
     describe(saver, number, stolen, identity, Vec::new(), true).map(FileKind::Unconnected)
 }
 
-/// Adds what a connection needs to go on. One that ends at this moment stays a reset one.
+/// Adds what a connection needs to go on. One that ends at this moment stays a reset one, and so does one with
+/// an urgent byte (`MSG_OOB`) in what the app has not read: none can be put into another socket, and what the
+/// kernel says of the queue ends at it. (To refuse the app would let any client end its protection.)
 fn keep(
     saver: &mut Saver<'_, '_>,
     number: i32,
@@ -94,11 +96,18 @@ fn keep(
     let dump = stream::dump(stolen.as_fd(), &mut saver.cache.queue)
         .map_err(|source| saver.kernel(number, "read the connection", source))?;
     let Some(Dump { mut state, missed }) = dump else { return Ok(()) };
-    let ended = polled(stolen.as_fd()).contains(PollFlags::RDHUP);
-    state.read_shut = ended && !stream::peer_has_finished(state.state);
-    socket.options = match need {
-        Need::State(Some((options, _))) => options.clone(),
-        _ => chosen_options(saver, number, stolen, socket)?,
+    let (events, known, unread_min) = match need {
+        Need::State { known, unread_min } => (polled(stolen.as_fd()), known.as_ref(), *unread_min),
+        Need::Nothing(..) => return Ok(()),
+    };
+    if events.contains(PollFlags::PRI) || (state.unread.len() as u32) < unread_min {
+        saver.cache.watch.name_urgent(saver.subject.pid, number, &socket.remote);
+        return Ok(());
+    }
+    state.read_shut = events.contains(PollFlags::RDHUP) && !stream::peer_has_finished(state.state);
+    socket.options = match known {
+        Some((options, _)) => options.clone(),
+        None => chosen_options(saver, number, stolen, socket)?,
     };
     if missed {
         ask_again(saver, number, socket, &state)?;

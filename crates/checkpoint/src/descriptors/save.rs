@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use image::descriptor::{AsyncOwner, Descriptor, FileKind, Lock, OpenFile, Pipe};
+use image::descriptor::{AsyncOwner, Descriptor, FileKind, Lock, OpenFile, Pipe, Stray};
 use image::layout::ObjectKey;
 
 use crate::Unsupported;
@@ -63,6 +63,7 @@ pub struct Saved {
     pub files: Vec<OpenFile>,
     pub pipes: Vec<Pipe>,
     pub objects: Vec<ObjectKey>,
+    pub strays: Vec<Stray>,
 }
 
 /// Captures the descriptors of a frozen process. On failure nothing has changed either.
@@ -215,6 +216,9 @@ impl<'t> Saver<'_, 't> {
         self.saved.descriptors = self.descriptors();
         self.saved.objects.sort_unstable();
         self.saved.objects.dedup();
+        if self.subject.connections == Connections::Keep {
+            self.saved.strays = self.cache.watch.strays();
+        }
         Ok(self.saved)
     }
 

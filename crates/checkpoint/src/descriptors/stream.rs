@@ -91,7 +91,7 @@ struct Deaf<'a> {
 }
 
 impl<'a> Deaf<'a> {
-    /// `None` for a socket that has a filter of the app's.
+    /// `None` for a socket that has a filter of the app's, or takes none (`SO_LOCK_FILTER`).
     fn make(socket: BorrowedFd<'a>) -> io::Result<Option<Self>> {
         /// `BPF_RET | BPF_K`, zero bytes.
         const NOTHING: [u8; 8] = [6, 0, 0, 0, 0, 0, 0, 0];
@@ -100,8 +100,11 @@ impl<'a> Deaf<'a> {
             return Ok(None);
         }
         let dropped = Memory::read(socket)?.dropped();
-        sys::sockets::attach_filter(socket, &NOTHING)?;
-        Ok(Some(Self { socket, dropped }))
+        match sys::sockets::attach_filter(socket, &NOTHING) {
+            Ok(()) => Ok(Some(Self { socket, dropped })),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// It hears again; whether something was kept away.
@@ -128,13 +131,18 @@ pub(super) struct Dump {
     pub missed: bool,
 }
 
-/// The connection's state, `None` if it has ended meanwhile. The app's thread stands still. `buffer` is room
+/// The connection's state, `None` if it has ended meanwhile or has urgent data to be read. The app's thread stands still. `buffer` is room
 /// for the queues, kept from call to call. On success and on failure the socket is what it was.
 pub(super) fn dump(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<Dump>> {
+    in_repair(socket, || dump_in_repair(socket, buffer))
+}
+
+/// Whatever comes of `work`, the socket is what it was.
+fn in_repair<T>(socket: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let repair = Repair::enter(socket)?;
-    let state = dump_in_repair(socket, buffer);
+    let done = work();
     drop(repair);
-    state
+    done
 }
 
 fn dump_in_repair(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<Dump>> {
@@ -143,7 +151,7 @@ fn dump_in_repair(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Op
     if state != ESTABLISHED && !peer_has_finished(state) && !app_has_finished(state) {
         return Ok(None);
     }
-    let unread = inwards.peek(socket, buffer)?;
+    let Some(unread) = inwards.peek(socket, buffer)? else { return Ok(None) };
     let (outwards, missed) = Outwards::read(socket, state, buffer)?;
     let number = |level, name| get_number(socket, level, name);
     let memory = Memory::read(socket)?;
@@ -203,19 +211,20 @@ impl Inwards {
         Err(io::Error::other("segments come in faster than they can be counted"))
     }
 
-    /// What waits to be read. More of it may have come; a FIN may have, which counts as not come.
-    fn peek(&mut self, socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<ByteBuf> {
+    /// What waits to be read, `None` if urgent data came into it. More of it may have come; a FIN may have,
+    /// which counts as not come.
+    fn peek(&mut self, socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<ByteBuf>> {
         if self.waiting == 0 {
-            return Ok(ByteBuf::new());
+            return Ok(Some(ByteBuf::new()));
         }
         grow(buffer, self.waiting);
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let (len, _) = rustix::net::recv(socket, &mut buffer[..], flags)?;
         if len < self.waiting {
-            return Err(io::Error::other("urgent data (MSG_OOB) waits in it"));
+            return Ok(None);
         }
         self.read_sequence = self.copied_sequence.wrapping_add(len as u32);
-        Ok(ByteBuf::from(&buffer[..len]))
+        Ok(Some(ByteBuf::from(&buffer[..len])))
     }
 }
 
@@ -354,4 +363,30 @@ impl Info {
 
 pub(super) fn state_of(socket: BorrowedFd<'_>) -> io::Result<u8> {
     Info::read(socket).map(|info| info.state())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// Needs root, as the manager does.
+    #[test]
+    fn a_reading_that_fails_gives_the_socket_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let number = |level, name| get_number(client.as_fd(), level, name).unwrap();
+        for reuse in [0, 1] {
+            set_number(client.as_fd(), SOL_SOCKET, libc::SO_REUSEADDR, reuse).unwrap();
+            let failed: io::Result<()> = in_repair(client.as_fd(), || {
+                assert_eq!(number(IPPROTO_TCP, libc::TCP_REPAIR), 1);
+                Err(io::ErrorKind::Other.into())
+            });
+            failed.unwrap_err();
+            assert_eq!(number(IPPROTO_TCP, libc::TCP_REPAIR), 0);
+            assert_eq!(number(SOL_SOCKET, libc::SO_REUSEADDR), reuse);
+        }
+    }
 }

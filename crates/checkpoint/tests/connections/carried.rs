@@ -136,12 +136,14 @@ fn a_thousand_connections_go_on() {
     let saving = Instant::now();
     let saved = circumstances().save(&app, &mut cache).expect("all are saved");
     let first = saving.elapsed();
-    let saving = Instant::now();
-    assert_eq!(circumstances().save(&app, &mut cache).expect("all are saved").files.len(), saved.files.len());
-    let again = saving.elapsed();
+    let again = [(); 5].map(|()| {
+        let saving = Instant::now();
+        assert_eq!(circumstances().save(&app, &mut cache).expect("all are saved"), saved);
+        saving.elapsed()
+    });
     let restoring = Instant::now();
     let (mut copy, counts) = world.take_over(app, &saved);
-    println!("saved in {first:?}, again in {again:?}; all back in {:?}: {counts:?}", restoring.elapsed());
+    println!("saved in {first:?}, again in {again:?}, all back in {:?}: {counts:?}", restoring.elapsed());
     assert_eq!((counts.kept, counts.unanswered, counts.reset), (COUNT as u32, 0, 0));
     for (n, (number, client)) in connections.iter_mut().enumerate() {
         talk(&mut copy, *number, client, format!("after {n}").as_bytes());
