@@ -63,6 +63,18 @@ fn save_stream(
     need: &Need,
 ) -> Result<FileKind, SaveError> {
     let fd = stolen.as_fd();
+    if let Need::State { known: Some(known), .. } = need {
+        let SocketIdentity { family, socket_type, protocol } = *identity;
+        let (local, remote) = (known.local.clone(), known.remote.clone());
+        let (backlog, options, tcp) = (0, Vec::new(), None);
+        let mut socket =
+            InternetSocket { family, socket_type, protocol, local, remote, backlog, options, tcp };
+        keep(saver, number, stolen, need, &mut socket)?;
+        // Otherwise it may have ended, and has no peer any more.
+        if socket.tcp.is_some() {
+            return Ok(FileKind::Connection(socket));
+        }
+    }
     if let Ok(remote) = peer_address(fd) {
         let mut socket = describe(saver, number, stolen, identity, remote, false)?;
         if saver.subject.connections == Connections::Keep && identity.protocol == libc::IPPROTO_TCP {
@@ -93,20 +105,21 @@ fn keep(
     need: &Need,
     socket: &mut InternetSocket,
 ) -> Result<(), SaveError> {
-    let dump = stream::dump(stolen.as_fd(), &mut saver.cache.queue)
-        .map_err(|source| saver.kernel(number, "read the connection", source))?;
-    let Some(Dump { mut state, missed }) = dump else { return Ok(()) };
-    let (events, known, unread_min) = match need {
-        Need::State { known, unread_min } => (polled(stolen.as_fd()), known.as_ref(), *unread_min),
+    let (known, unread_min) = match need {
+        Need::State { known, unread_min } => (known.as_ref(), *unread_min),
         Need::Nothing(..) => return Ok(()),
     };
+    let dump = stream::dump(stolen.as_fd(), known, &mut saver.cache.queue)
+        .map_err(|source| saver.kernel(number, "read the connection", source))?;
+    let Some(Dump { mut state, missed }) = dump else { return Ok(()) };
+    let events = polled(stolen.as_fd());
     if events.contains(PollFlags::PRI) || (state.unread.len() as u32) < unread_min {
         saver.cache.watch.name_urgent(saver.subject.pid, number, &socket.remote);
         return Ok(());
     }
     state.read_shut = events.contains(PollFlags::RDHUP) && !stream::peer_has_finished(state.state);
     socket.options = match known {
-        Some((options, _)) => options.clone(),
+        Some(known) => known.options.clone(),
         None => chosen_options(saver, number, stolen, socket)?,
     };
     if missed {

@@ -37,7 +37,7 @@ pub(super) fn save(
     let owner = match &kind {
         // A reset connection tells nobody any more.
         FileKind::Connection(socket) if socket.tcp.is_none() => None,
-        FileKind::Connection(_) if let Need::State { known: Some((_, owner)), .. } = &need => *owner,
+        FileKind::Connection(_) if let Need::State { known: Some(known), .. } = &need => known.owner,
         _ => saver.owner(number, &stolen)?,
     };
     if let FileKind::Connection(socket) = &kind

@@ -21,6 +21,8 @@ use rustix::net::RecvFlags;
 use serde_bytes::ByteBuf;
 use sys::sockets::{get_number, get_option, set_number};
 
+use super::watch::Settled;
+
 pub(super) const ESTABLISHED: u8 = 1;
 pub(super) const FIN_WAIT1: u8 = 4;
 pub(super) const FIN_WAIT2: u8 = 5;
@@ -131,10 +133,15 @@ pub(super) struct Dump {
     pub missed: bool,
 }
 
-/// The connection's state, `None` if it has ended meanwhile or has urgent data to be read. The app's thread stands still. `buffer` is room
-/// for the queues, kept from call to call. On success and on failure the socket is what it was.
-pub(super) fn dump(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<Dump>> {
-    in_repair(socket, || dump_in_repair(socket, buffer))
+/// The connection's state, `None` if it has ended meanwhile or has urgent data to be read. The app's
+/// thread stands still. What is `known` is not asked again. `buffer` is room for the queues, kept from call to
+/// call. On success and on failure the socket is what it was.
+pub(super) fn dump(
+    socket: BorrowedFd<'_>,
+    known: Option<&Settled>,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<Dump>> {
+    in_repair(socket, || dump_in_repair(socket, known, buffer))
 }
 
 /// Whatever comes of `work`, the socket is what it was.
@@ -145,7 +152,11 @@ fn in_repair<T>(socket: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<T>) ->
     done
 }
 
-fn dump_in_repair(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<Dump>> {
+fn dump_in_repair(
+    socket: BorrowedFd<'_>,
+    known: Option<&Settled>,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<Dump>> {
     let (mut inwards, info) = Inwards::read(socket)?;
     let state = info.state();
     if state != ESTABLISHED && !peer_has_finished(state) && !app_has_finished(state) {
@@ -154,6 +165,11 @@ fn dump_in_repair(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Op
     let Some(unread) = inwards.peek(socket, buffer)? else { return Ok(None) };
     let (outwards, missed) = Outwards::read(socket, state, buffer)?;
     let number = |level, name| get_number(socket, level, name);
+    // In repair mode the first is what was agreed on, elsewhere what fits the path.
+    let (segment_max, buffers_locked) = match known {
+        Some(known) => (known.segment_max, known.buffers_locked),
+        None => (number(IPPROTO_TCP, libc::TCP_MAXSEG)? as u32, number(SOL_SOCKET, SO_BUF_LOCK)?),
+    };
     let memory = Memory::read(socket)?;
     let timestamp = match info.has(HAS_TIMESTAMPS) {
         true => Some(number(IPPROTO_TCP, libc::TCP_TIMESTAMP)? as u32),
@@ -167,8 +183,7 @@ fn dump_in_repair(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Op
         unsent: outwards.unsent,
         unread,
         read_shut: false,
-        // In repair mode this is what was agreed on, elsewhere what fits the path.
-        segment_max: number(IPPROTO_TCP, libc::TCP_MAXSEG)? as u32,
+        segment_max,
         selective_acknowledgements: info.has(HAS_SELECTIVE_ACKNOWLEDGEMENTS),
         window_scales: info.has(HAS_WINDOW_SCALES).then(|| info.window_scales()),
         timestamp,
@@ -176,7 +191,7 @@ fn dump_in_repair(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Op
         round_trip_us: info.round_trip_us(),
         send_buffer: memory.send_buffer(),
         receive_buffer: memory.receive_buffer(),
-        buffers_locked: number(SOL_SOCKET, SO_BUF_LOCK)?,
+        buffers_locked,
     };
     Ok(Some(Dump { state, missed }))
 }
@@ -242,8 +257,10 @@ impl Outwards {
         let unsent = if waiting == 0 { 0 } else { sys::sockets::unsent(socket)? };
         let deaf = if unsent == 0 { None } else { Deaf::make(socket)? };
         let read = Self::look(socket, state, waiting, unsent, buffer);
-        // Before it hears again.
-        set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, NO_QUEUE)?;
+        if unsent > 0 {
+            // Before it hears again.
+            set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, NO_QUEUE)?;
+        }
         let missed = deaf.is_some_and(Deaf::missed);
         Ok((read?, missed))
     }

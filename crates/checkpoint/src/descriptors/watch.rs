@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use image::descriptor::{AsyncOwner, InternetSocket, SocketOption, Stray};
 use rustix::net::{AddressFamily, SocketType};
+use serde_bytes::ByteBuf;
 
 use super::cache::SocketIdentity;
 use super::diagnosis::{self, Mark, Report};
@@ -51,7 +52,33 @@ pub(super) enum Need {
     /// Nothing: this is it.
     Nothing(InternetSocket, Option<AsyncOwner>),
     /// Its state, and its options unless they are given. That much at least waits to be read.
-    State { known: Option<(Vec<SocketOption>, Option<AsyncOwner>)>, unread_min: u32 },
+    State { known: Option<Settled>, unread_min: u32 },
+}
+
+/// What of a connection never changes, and what its app chooses in silence.
+#[derive(Debug, Clone)]
+pub(super) struct Settled {
+    pub local: ByteBuf,
+    pub remote: ByteBuf,
+    pub segment_max: u32,
+    pub options: Vec<SocketOption>,
+    pub buffers_locked: i32,
+    pub owner: Option<AsyncOwner>,
+}
+
+impl Known {
+    fn settled(&self) -> Option<Settled> {
+        let InternetSocket { local, remote, options, tcp, .. } = &self.socket;
+        let tcp = tcp.as_ref()?;
+        Some(Settled {
+            local: local.clone(),
+            remote: remote.clone(),
+            segment_max: tcp.segment_max,
+            options: options.clone(),
+            buffers_locked: tcp.buffers_locked,
+            owner: self.owner,
+        })
+    }
 }
 
 impl Watch {
@@ -110,7 +137,7 @@ impl Watch {
         if known.mark.is_some() && known.mark == report.map(|report| report.mark) {
             return Need::Nothing(known.socket.clone(), known.owner);
         }
-        Need::State { known: Some((known.socket.options.clone(), known.owner)), unread_min }
+        Need::State { known: known.settled(), unread_min }
     }
 
     /// After how many freezes a connection's options are read again.

@@ -35,7 +35,7 @@ fn read(client: &mut TcpStream, len: usize) -> Vec<u8> {
 }
 
 impl Scene {
-    /// A connection that has seen some traffic: its windows are wide.
+    /// A connection that has seen such traffic: both windows are so wide that all of it goes at once.
     fn new(ip: &str) -> Self {
         let world = World::new();
         let mut app = world.app();
@@ -43,9 +43,9 @@ impl Scene {
         let mut client = client(address);
         let number = accept(&mut app, port);
         set_option(app.borrow(number).as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 2 << 20);
-        for _ in 0..100 {
-            write(&mut app, number, &pattern(0, 40_000));
-            read(&mut client, 40_000);
+        for _ in 0..30 {
+            write(&mut app, number, &pattern(0, LEN));
+            read(&mut client, LEN);
         }
         Self { world, app, number, client }
     }
