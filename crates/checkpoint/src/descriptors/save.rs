@@ -69,17 +69,11 @@ pub struct Saved {
 /// Captures the descriptors of a frozen process. On failure nothing has changed either.
 pub fn save(subject: &Subject<'_>, cache: &mut Cache) -> Result<Saved, SaveError> {
     let list = |source| SaveError::List { pid: subject.pid, source };
-    let numbers = cache.list(subject.pid).map_err(list)?;
+    cache.belongs_to(subject.pid).map_err(list)?;
     if subject.connections == Connections::Keep {
         cache.begin_watch(subject.pidfd).map_err(list)?;
     }
-    let mut text = String::with_capacity(numbers.len() * 128);
-    let mut ranges = Vec::with_capacity(numbers.len());
-    for number in numbers {
-        let start = text.len();
-        cache.append_info(number, &mut text).map_err(list)?;
-        ranges.push((number, start..text.len()));
-    }
+    let (text, ranges) = cache.infos().map_err(list)?;
     let mut table = Table::build(subject, parse_infos(subject, &text, ranges)?)?;
     table.note_sockets(cache);
     Saver { subject, cache, table: &table, pipes: pipes::PipeTable::default(), saved: Saved::default() }.run()
