@@ -51,7 +51,12 @@ fn go_to(namespace: &OwnedFd) {
 
 impl World {
     pub fn new() -> Self {
-        let [primary, standby, home] = [(); 3].map(|()| new_namespace());
+        // Small tables, as a cell has them, are the heritage of the namespace before.
+        sys::netns::unshare_network().expect("a network namespace");
+        let [primary, standby, home] = [(); 3].map(|()| {
+            std::fs::write("/proc/sys/net/ipv4/tcp_child_ehash_entries", "4096").expect("a setting");
+            new_namespace()
+        });
         let world = Self { home, primary, standby };
         run("ip link add br0 type bridge").expect("a bridge");
         run("ip addr add 10.77.0.1/24 dev br0").expect("an address");
