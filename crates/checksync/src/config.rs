@@ -122,6 +122,12 @@ impl PrimarySettings {
         let grace = args.grace.or(file.grace).unwrap_or(GRACE);
         let shared = Shared::resolve(args.shared, file)?;
         check_strong(consistency, network.as_ref(), shared.fencing)?;
+        if strong && on_crash == OnCrashArg::Restart {
+            bail!(
+                "strong consistency keeps the connections, and a program that is started afresh knows none of them; \
+                 give --on-crash failover or stop"
+            );
+        }
         Ok(Self {
             consistency,
             abandon_standby: args.abandon_standby,

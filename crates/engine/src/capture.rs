@@ -405,6 +405,7 @@ impl Capturer {
             spaces: vec![space],
             files: saved.files,
             pipes: saved.pipes,
+            strays: saved.strays,
         })
     }
 

@@ -228,6 +228,25 @@ pub struct TcpWindow {
     pub own_from: u32,
 }
 
+/// A TCP connection that no descriptor leads to: it ends at a takeover, and its peer must be told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stray {
+    pub kind: StrayKind,
+    /// `sockaddr` bytes.
+    pub local: ByteBuf,
+    pub remote: ByteBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StrayKind {
+    /// The app has not accepted it yet.
+    Unaccepted,
+    /// The app has closed it, and the kernel has still something to say.
+    Closed,
+    /// It has ended lately; what tells the peer so may not have left.
+    Gone,
+}
+
 /// One `setsockopt` that makes a new socket like the old one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketOption {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::descriptor::{OpenFile, Pipe};
+use crate::descriptor::{OpenFile, Pipe, Stray};
 use crate::process::{MemoryMap, Process};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,6 +14,8 @@ pub struct State {
     pub spaces: Vec<MemoryMap>,
     pub files: Vec<OpenFile>,
     pub pipes: Vec<Pipe>,
+    #[serde(default)]
+    pub strays: Vec<Stray>,
 }
 
 /// The clocks as the app saw them at the freeze.

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, SeekFrom};
@@ -55,7 +56,12 @@ struct Opened {
     links: OwnedFd,
     infos: OwnedFd,
     files: HashMap<i32, OwnedFd>,
+    /// As they were listed last.
+    numbers: Vec<i32>,
 }
+
+/// Texts of `fdinfo` one after the other, and which part of them is whose.
+pub(super) type Infos = (String, Vec<(i32, Range<usize>)>);
 
 impl Cache {
     /// Asks the kernel where sockets and pipes live, by looking at some of our own.
@@ -102,8 +108,8 @@ impl Cache {
         known.filter(|_| info.mount == self.anonymous_mount).map(|(_, kind)| *kind)
     }
 
-    /// Which descriptors process `pid` has, in order. Forgets what belonged to another process.
-    pub(super) fn list(&mut self, pid: i32) -> io::Result<Vec<i32>> {
+    /// Forgets what belonged to another process than `pid`.
+    pub(super) fn belongs_to(&mut self, pid: i32) -> io::Result<()> {
         if self.opened.as_ref().is_none_or(|opened| opened.pid != pid) {
             self.opened = Some(Opened::new(pid)?);
             self.sockets.clear();
@@ -111,13 +117,48 @@ impl Cache {
             self.watch.forget();
             self.raw = None;
         }
+        Ok(())
+    }
+
+    /// The texts of `/proc/PID/fdinfo` for all descriptors, in order. If there are as many as before, and each
+    /// of those before is still there, they are the same, and need not be listed, which costs as much as half
+    /// of the reading.
+    pub(super) fn infos(&mut self) -> io::Result<Infos> {
+        let opened = opened(&mut self.opened)?;
+        if opened.count()? == opened.numbers.len() {
+            match self.read_infos() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+                read => return read,
+            }
+        }
+        self.list()?;
+        self.read_infos()
+    }
+
+    fn list(&mut self) -> io::Result<()> {
         let opened = opened(&mut self.opened)?;
         let mut numbers = opened.list()?;
         numbers.sort_unstable();
-        if opened.files.len() > numbers.len() {
-            opened.files.retain(|number, _| numbers.binary_search(number).is_ok());
+        opened.files.retain(|number, _| numbers.binary_search(number).is_ok());
+        opened.numbers = numbers;
+        Ok(())
+    }
+
+    fn read_infos(&mut self) -> io::Result<Infos> {
+        let numbers = std::mem::take(&mut opened(&mut self.opened)?.numbers);
+        let mut text = String::with_capacity(numbers.len() * 128);
+        let mut ranges = Vec::with_capacity(numbers.len());
+        let mut read = Ok(());
+        for &number in &numbers {
+            let start = text.len();
+            read = self.append_info(number, &mut text);
+            if read.is_err() {
+                break;
+            }
+            ranges.push((number, start..text.len()));
         }
-        Ok(numbers)
+        opened(&mut self.opened)?.numbers = numbers;
+        read.map(|()| (text, ranges))
     }
 
     /// Appends the text of `/proc/PID/fdinfo/number` to `text`.
@@ -192,7 +233,18 @@ impl Opened {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::open(format!("/proc/{pid}/{name}"), flags, Mode::empty())
         };
-        Ok(Self { pid, links: open("fd")?, infos: open("fdinfo")?, files: HashMap::new() })
+        Ok(Self {
+            pid,
+            links: open("fd")?,
+            infos: open("fdinfo")?,
+            files: HashMap::new(),
+            numbers: Vec::new(),
+        })
+    }
+
+    /// How many descriptors there are; none at all where the kernel does not say (before 6.2).
+    fn count(&self) -> io::Result<usize> {
+        Ok(rustix::fs::fstat(&self.links)?.st_size as usize)
     }
 
     fn list(&self) -> io::Result<Vec<i32>> {

@@ -44,14 +44,18 @@ pub enum LockLine {
 }
 
 impl<'a> Info<'a> {
-    /// `None` where a line that every kernel since 5.14 writes is missing.
+    /// `None` where a line that every kernel since 5.14 writes is not in its place.
     pub fn parse(text: &'a str) -> Option<Self> {
+        let (position, text) = first(text, "pos:")?;
+        let (flags, text) = first(text, "flags:")?;
+        let (mount, text) = first(text, "mnt_id:")?;
+        let (inode, details) = first(text, "ino:")?;
         Some(Self {
-            position: value(text, "pos:")?.parse().ok()?,
-            flags: u32::from_str_radix(value(text, "flags:")?, 8).ok()?,
-            mount: value(text, "mnt_id:")?.parse().ok()?,
-            inode: value(text, "ino:")?.parse().ok()?,
-            details: after_line(text, "ino:")?,
+            position: position.parse().ok()?,
+            flags: u32::from_str_radix(flags, 8).ok()?,
+            mount: mount.parse().ok()?,
+            inode: inode.parse().ok()?,
+            details,
         })
     }
 
@@ -110,10 +114,10 @@ fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
-fn after_line<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    let start = if text.starts_with(name) { 0 } else { text.find(&format!("\n{name}"))? + 1 };
-    let end = text[start..].find('\n')?;
-    Some(&text[start + end + 1..])
+/// What stands after `name` in the first line, and the other lines.
+fn first<'a>(text: &'a str, name: &str) -> Option<(&'a str, &'a str)> {
+    let (line, others) = text.split_once('\n')?;
+    Some((line.strip_prefix(name)?.trim(), others))
 }
 
 /// `(12, 500)`: seconds and nanoseconds.

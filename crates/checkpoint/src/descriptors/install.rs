@@ -13,14 +13,14 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use image::descriptor::{AsyncOwner, Descriptor, EpollTarget, FileKind, Lock, UnixName};
+use image::descriptor::{AsyncOwner, Descriptor, EpollTarget, FileKind, Lock, Stray, UnixName};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
 use super::error::{Doing, RebuildError};
 use super::moves::{Step, plan};
 use super::prepare::Prepared;
-use super::revive::{CellNetwork, Kept, Revival};
+use super::revive::{CellNetwork, Ending, Kept, Revival};
 use super::target::{Call, Target, all, put, with_bytes};
 use super::{anonymous, files, internet, options, pipes, revive, unix};
 
@@ -39,6 +39,8 @@ pub struct Skeleton<'a> {
     pub channel_number: i32,
     /// How much the app's own clocks have gone on since the freeze.
     pub elapsed: Duration,
+    /// Connections that end now; their peers are told where the cell has a network of its own.
+    pub strays: &'a [Stray],
 }
 
 /// Opens everything in the target. Its file limit must allow two numbers more than the app had open. On
@@ -351,7 +353,8 @@ impl<'a, 'i> Installer<'a, 'i> {
                 None => (),
             }
         }
-        Revival::build(self.skeleton.pidfd, kept, forgotten, self.skeleton.elapsed)
+        let strays = if networked { self.skeleton.strays } else { &[] };
+        Revival::build(self.skeleton.pidfd, kept, Ending { forgotten, strays }, self.skeleton.elapsed)
     }
 
     /// In the target, for which the path means what it meant to the app.

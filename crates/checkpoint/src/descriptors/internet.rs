@@ -63,6 +63,18 @@ fn save_stream(
     need: &Need,
 ) -> Result<FileKind, SaveError> {
     let fd = stolen.as_fd();
+    if let Need::State { known: Some(known), .. } = need {
+        let SocketIdentity { family, socket_type, protocol } = *identity;
+        let (local, remote) = (known.local.clone(), known.remote.clone());
+        let (backlog, options, tcp) = (0, Vec::new(), None);
+        let mut socket =
+            InternetSocket { family, socket_type, protocol, local, remote, backlog, options, tcp };
+        keep(saver, number, stolen, need, &mut socket)?;
+        // Otherwise it may have ended, and has no peer any more.
+        if socket.tcp.is_some() {
+            return Ok(FileKind::Connection(socket));
+        }
+    }
     if let Ok(remote) = peer_address(fd) {
         let mut socket = describe(saver, number, stolen, identity, remote, false)?;
         if saver.subject.connections == Connections::Keep && identity.protocol == libc::IPPROTO_TCP {
@@ -83,7 +95,9 @@ fn save_stream(
     describe(saver, number, stolen, identity, Vec::new(), true).map(FileKind::Unconnected)
 }
 
-/// Adds what a connection needs to go on. One that ends at this moment stays a reset one.
+/// Adds what a connection needs to go on. One that ends at this moment stays a reset one, and so does one with
+/// an urgent byte (`MSG_OOB`) in what the app has not read: none can be put into another socket, and what the
+/// kernel says of the queue ends at it. (To refuse the app would let any client end its protection.)
 fn keep(
     saver: &mut Saver<'_, '_>,
     number: i32,
@@ -91,14 +105,22 @@ fn keep(
     need: &Need,
     socket: &mut InternetSocket,
 ) -> Result<(), SaveError> {
-    let dump = stream::dump(stolen.as_fd(), &mut saver.cache.queue)
+    let (known, unread_min) = match need {
+        Need::State { known, unread_min } => (known.as_ref(), *unread_min),
+        Need::Nothing(..) => return Ok(()),
+    };
+    let dump = stream::dump(stolen.as_fd(), known, &mut saver.cache.queue)
         .map_err(|source| saver.kernel(number, "read the connection", source))?;
     let Some(Dump { mut state, missed }) = dump else { return Ok(()) };
-    let ended = polled(stolen.as_fd()).contains(PollFlags::RDHUP);
-    state.read_shut = ended && !stream::peer_has_finished(state.state);
-    socket.options = match need {
-        Need::State(Some((options, _))) => options.clone(),
-        _ => chosen_options(saver, number, stolen, socket)?,
+    let events = polled(stolen.as_fd());
+    if events.contains(PollFlags::PRI) || (state.unread.len() as u32) < unread_min {
+        saver.cache.watch.name_urgent(saver.subject.pid, number, &socket.remote);
+        return Ok(());
+    }
+    state.read_shut = events.contains(PollFlags::RDHUP) && !stream::peer_has_finished(state.state);
+    socket.options = match known {
+        Some(known) => known.options.clone(),
+        None => chosen_options(saver, number, stolen, socket)?,
     };
     if missed {
         ask_again(saver, number, socket, &state)?;

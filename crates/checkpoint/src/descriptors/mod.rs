@@ -7,12 +7,13 @@
 //!
 //! Each kind has one module that both saves and restores it. What cannot be captured is refused by name.
 //!
-//! Known limits, all of them chosen: what waits unread in an inotify, in a datagram socket or in a
-//! listener's queue of connections is not carried (it is like what arrives between the last epoch and the
-//! takeover); multicast memberships and TCP-MD5 keys cannot be read from a socket at all.
+//! Known limits, all of them chosen: what waits unread in an inotify or in a datagram socket is not carried
+//! (it is like what arrives between the last epoch and the takeover); connections without descriptor end at
+//! a takeover, and their peers are told ([`strays`]); multicast memberships and TCP-MD5 keys cannot be read from a socket at all.
 
 mod anonymous;
 mod cache;
+mod diagnosis;
 mod error;
 mod fdinfo;
 mod files;
@@ -27,6 +28,7 @@ mod revive;
 mod save;
 mod segments;
 mod sockets;
+mod strays;
 mod stream;
 mod target;
 mod unix;

@@ -108,7 +108,8 @@ fn has_outside_end(ends: Ends, stolen: BorrowedFd<'_>) -> bool {
 
 /// What `poll` says now.
 pub(super) fn polled(fd: BorrowedFd<'_>) -> PollFlags {
-    let mut asked = [PollFd::from_borrowed_fd(fd, PollFlags::IN | PollFlags::OUT | PollFlags::RDHUP)];
+    let events = PollFlags::IN | PollFlags::OUT | PollFlags::RDHUP | PollFlags::PRI;
+    let mut asked = [PollFd::from_borrowed_fd(fd, events)];
     let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
     match rustix::event::poll(&mut asked, Some(&now)) {
         Ok(_) => asked[0].revents(),

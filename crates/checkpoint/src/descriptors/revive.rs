@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use image::descriptor::{InternetSocket, TcpState};
+use image::descriptor::{InternetSocket, Stray, StrayKind, TcpState};
 use libc::{IPPROTO_TCP, SOL_SOCKET};
 use rustix::net::{SendFlags, Shutdown};
 use sys::sockets::{bind, connect, set_number, set_option};
@@ -20,7 +20,7 @@ use sys::sockets::{bind, connect, set_number, set_option};
 use super::error::{Doing, RebuildError};
 use super::internet::name;
 use super::options;
-use super::probe::{Answer, Prober, Question};
+use super::probe::{Answer, Prober, Question, Raw};
 use super::segments::{ACKNOWLEDGEMENT, FIN, Flow, RESET, Segment, address};
 use super::stream::{
     CLOSE_WAIT, ESTABLISHED, NO_QUEUE, RECEIVE_QUEUE, SEND_QUEUE, SO_BUF_LOCK, app_has_finished,
@@ -46,6 +46,10 @@ pub struct Connections {
     pub unanswered: u32,
     /// Are reset at both ends.
     pub reset: u32,
+    /// The app had not accepted them: their peers are reset.
+    pub unaccepted: u32,
+    /// The app had closed them, and their peers may not have heard all of it: they are reset.
+    pub closed: u32,
     /// How long it took to ask the peers.
     pub asking: Duration,
 }
@@ -63,9 +67,40 @@ pub struct Revival<'a> {
     /// `None`: there is nobody to speak to.
     prober: Option<Prober>,
     built: Vec<Built<'a>>,
-    /// Connections that were captured as reset ones; their peers do not know yet.
-    forgotten: Vec<Flow>,
+    /// Connections that have no socket any more; their peers do not know yet.
+    ending: Vec<Flow>,
     connections: Connections,
+}
+
+/// Connections that do not go on.
+#[derive(Debug)]
+pub(super) struct Ending<'a> {
+    /// Were captured as reset ones.
+    pub forgotten: Vec<Flow>,
+    pub strays: &'a [Stray],
+}
+
+impl Ending<'_> {
+    /// Whom to tell. An address that cannot be read is nobody's.
+    fn count(self, connections: &mut Connections) -> Vec<Flow> {
+        let mut flows = self.forgotten;
+        connections.reset = flows.len() as u32;
+        for stray in self.strays {
+            let (Some(local), Some(remote)) = (address(&stray.local), address(&stray.remote)) else {
+                continue;
+            };
+            if local.is_ipv4() != remote.is_ipv4() {
+                continue;
+            }
+            flows.push(Flow { local, remote });
+            match stray.kind {
+                StrayKind::Unaccepted => connections.unaccepted += 1,
+                StrayKind::Closed => connections.closed += 1,
+                StrayKind::Gone => (),
+            }
+        }
+        flows
+    }
 }
 
 #[derive(Debug)]
@@ -79,6 +114,7 @@ struct Built<'a> {
     /// Of the first byte of it.
     acknowledged: u32,
     window: u16,
+    answered: bool,
     /// The peer has another past, or none.
     reset: bool,
 }
@@ -88,12 +124,13 @@ impl<'a> Revival<'a> {
     pub(super) fn build(
         pidfd: BorrowedFd<'_>,
         kept: Vec<Kept<'a>>,
-        forgotten: Vec<Flow>,
+        ending: Ending<'_>,
         elapsed: Duration,
     ) -> Result<Self, RebuildError> {
-        let mut connections = Connections { reset: forgotten.len() as u32, ..Connections::default() };
-        if kept.is_empty() && forgotten.is_empty() {
-            return Ok(Self { prober: None, built: Vec::new(), forgotten, connections });
+        let mut connections = Connections::default();
+        let ending = ending.count(&mut connections);
+        if kept.is_empty() && ending.is_empty() {
+            return Ok(Self { prober: None, built: Vec::new(), ending, connections });
         }
         let prober = Prober::beside(pidfd).doing(|| "open raw sockets in the cell's network".to_owned())?;
         let flows = kept.iter().map(|kept| flow(kept.image)).collect::<Result<Vec<_>, _>>()?;
@@ -105,14 +142,9 @@ impl<'a> Revival<'a> {
         let mut built = Vec::with_capacity(kept.len());
         for ((kept, flow), answer) in kept.into_iter().zip(flows).zip(answers) {
             let one = Built::new(kept, flow, answer, elapsed)?;
-            match answer {
-                _ if one.reset => connections.reset += 1,
-                Some(_) => connections.kept += 1,
-                None => connections.unanswered += 1,
-            }
             built.push(one);
         }
-        Ok(Self { prober: Some(prober), built, forgotten, connections })
+        Ok(Self { prober: Some(prober), built, ending, connections })
     }
 
     /// Everything goes on: call it when the way in is open. A connection that cannot go on is reset, and
@@ -120,15 +152,42 @@ impl<'a> Revival<'a> {
     pub fn finish(mut self) -> Connections {
         let Some(prober) = self.prober.take() else { return self.connections };
         for one in &self.built {
-            if let Err(why) = one.go_on(&prober) {
+            let gone_on = if one.reset { Ok(false) } else { one.go_on(&prober.raw).map(|()| true) };
+            match gone_on {
+                Ok(true) if one.answered => self.connections.kept += 1,
+                Ok(true) => self.connections.unanswered += 1,
+                Ok(false) | Err(_) => {
+                    self.connections.reset += 1;
+                    self.ending.push(one.flow);
+                    one.end(&prober.raw);
+                }
+            }
+            if let Err(why) = gone_on {
                 tracing::warn!(peer = %one.flow.remote, "a connection cannot go on and is reset: {why}");
-                self.connections.reset += 1;
             }
         }
-        for flow in &self.forgotten {
-            provoke(&prober, *flow);
-        }
+        farewell(prober.raw, self.ending);
         self.connections
+    }
+}
+
+/// Tells peers that their connections are no more: at once, and then again, for who missed it or, having been
+/// spoken to wrongly just before, did not answer.
+fn farewell(raw: Raw, flows: Vec<Flow>) {
+    /// Kernels answer no more than twice a second.
+    const AGAIN: [Duration; 2] = [Duration::from_millis(600), Duration::from_secs(2)];
+    if flows.is_empty() {
+        return;
+    }
+    flows.iter().for_each(|flow| provoke(&raw, *flow));
+    let repeat = move || {
+        for pause in AGAIN {
+            std::thread::sleep(pause);
+            flows.iter().for_each(|flow| provoke(&raw, *flow));
+        }
+    };
+    if let Err(why) = std::thread::Builder::new().name("farewell".to_owned()).spawn(repeat) {
+        tracing::warn!("peers of connections that end are told only once: {why}");
     }
 }
 
@@ -179,6 +238,7 @@ impl<'a> Built<'a> {
             rest: &tcp.unacknowledged[sent..],
             acknowledged: first,
             window,
+            answered: answer.is_some(),
             reset: false,
         };
         let mut queued = &tcp.unacknowledged[..sent];
@@ -259,21 +319,31 @@ impl<'a> Built<'a> {
         connect(socket, &self.image.remote)
     }
 
-    fn go_on(&self, prober: &Prober) -> io::Result<()> {
+    /// The app's side of a connection that ends: what was read is read, then there is an error. The peer is
+    /// told by [`farewell`].
+    fn end(&self, raw: &Raw) {
+        if let Err(why) = self.reset_socket(raw) {
+            tracing::error!(peer = %self.flow.remote, "a connection that ends cannot be reset: {why}");
+        }
+    }
+
+    fn reset_socket(&self, raw: &Raw) -> io::Result<()> {
         let socket = self.socket.as_fd();
-        // Only a RST with this very number is believed.
+        // Only a RST with this very number is believed, and only repair mode tells it.
+        set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR, 1)?;
         set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, RECEIVE_QUEUE)?;
         let next = queue_sequence(socket)?;
         leave_repair(socket, self.reuse_address())?;
+        raw.send(&self.of_peer(next, RESET), &[])
+    }
+
+    fn go_on(&self, raw: &Raw) -> io::Result<()> {
+        let socket = self.socket.as_fd();
+        leave_repair(socket, self.reuse_address())?;
         set_number(socket, SOL_SOCKET, SO_BUF_LOCK, self.tcp.buffers_locked)?;
-        if self.reset {
-            prober.raw.send(&self.of_peer(next, RESET), &[])?;
-            provoke(prober, self.flow);
-            return Ok(());
-        }
         send_all(socket, self.rest)?;
         if peer_has_finished(self.tcp.state) {
-            prober.raw.send(&self.of_peer(self.tcp.read_sequence, FIN | ACKNOWLEDGEMENT), &[])?;
+            raw.send(&self.of_peer(self.tcp.read_sequence, FIN | ACKNOWLEDGEMENT), &[])?;
             self.await_end()?;
         }
         if app_has_finished(self.tcp.state) {
@@ -325,18 +395,22 @@ impl<'a> Built<'a> {
 }
 
 /// Has the peer send a segment for which there is no connection here: the kernel answers it with a RST at the
-/// very number that the peer expects, the only one that it believes.
-fn provoke(prober: &Prober, flow: Flow) {
-    let stray = Segment {
-        from: flow.local,
-        to: flow.remote,
-        sequence: 0,
-        acknowledgement: 0,
-        flags: ACKNOWLEDGEMENT,
-        window: 0,
-    };
-    if let Err(why) = prober.raw.send(&stray, &[]) {
-        tracing::debug!(peer = %flow.remote, "cannot tell a peer of the end of its connection: {why}");
+/// very number that the peer expects, the only one that it believes. Any number out of its window will do, and
+/// two that are so far apart are never both in it. One that is still connecting answers that it knows of no
+/// such connection, and goes on connecting.
+fn provoke(raw: &Raw, flow: Flow) {
+    for sequence in [0, 1 << 31] {
+        let stray = Segment {
+            from: flow.local,
+            to: flow.remote,
+            sequence,
+            acknowledgement: 0,
+            flags: ACKNOWLEDGEMENT,
+            window: 0,
+        };
+        if let Err(why) = raw.send(&stray, &[]) {
+            tracing::debug!(peer = %flow.remote, "cannot tell a peer of the end of its connection: {why}");
+        }
     }
 }
 

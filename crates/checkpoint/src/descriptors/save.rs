@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use image::descriptor::{AsyncOwner, Descriptor, FileKind, Lock, OpenFile, Pipe};
+use image::descriptor::{AsyncOwner, Descriptor, FileKind, Lock, OpenFile, Pipe, Stray};
 use image::layout::ObjectKey;
 
 use crate::Unsupported;
@@ -63,22 +63,17 @@ pub struct Saved {
     pub files: Vec<OpenFile>,
     pub pipes: Vec<Pipe>,
     pub objects: Vec<ObjectKey>,
+    pub strays: Vec<Stray>,
 }
 
 /// Captures the descriptors of a frozen process. On failure nothing has changed either.
 pub fn save(subject: &Subject<'_>, cache: &mut Cache) -> Result<Saved, SaveError> {
     let list = |source| SaveError::List { pid: subject.pid, source };
-    let numbers = cache.list(subject.pid).map_err(list)?;
+    cache.belongs_to(subject.pid).map_err(list)?;
     if subject.connections == Connections::Keep {
         cache.begin_watch(subject.pidfd).map_err(list)?;
     }
-    let mut text = String::with_capacity(numbers.len() * 128);
-    let mut ranges = Vec::with_capacity(numbers.len());
-    for number in numbers {
-        let start = text.len();
-        cache.append_info(number, &mut text).map_err(list)?;
-        ranges.push((number, start..text.len()));
-    }
+    let (text, ranges) = cache.infos().map_err(list)?;
     let mut table = Table::build(subject, parse_infos(subject, &text, ranges)?)?;
     table.note_sockets(cache);
     Saver { subject, cache, table: &table, pipes: pipes::PipeTable::default(), saved: Saved::default() }.run()
@@ -215,6 +210,9 @@ impl<'t> Saver<'_, 't> {
         self.saved.descriptors = self.descriptors();
         self.saved.objects.sort_unstable();
         self.saved.objects.dedup();
+        if self.subject.connections == Connections::Keep {
+            self.saved.strays = self.cache.watch.strays();
+        }
         Ok(self.saved)
     }
 

@@ -37,13 +37,14 @@ pub(super) fn save(
     let owner = match &kind {
         // A reset connection tells nobody any more.
         FileKind::Connection(socket) if socket.tcp.is_none() => None,
-        FileKind::Connection(_) if let Need::State(Some((_, owner))) = &need => *owner,
+        FileKind::Connection(_) if let Need::State { known: Some(known), .. } = &need => known.owner,
         _ => saver.owner(number, &stolen)?,
     };
     if let FileKind::Connection(socket) = &kind
         && socket.tcp.is_some()
     {
-        saver.cache.watch.note(info.inode, socket, owner, matches!(need, Need::State(None)));
+        let whole = matches!(need, Need::State { known: None, .. });
+        saver.cache.watch.note(info.inode, socket, owner, whole);
     }
     Ok((kind, owner))
 }

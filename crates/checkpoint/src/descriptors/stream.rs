@@ -21,6 +21,8 @@ use rustix::net::RecvFlags;
 use serde_bytes::ByteBuf;
 use sys::sockets::{get_number, get_option, set_number};
 
+use super::watch::Settled;
+
 pub(super) const ESTABLISHED: u8 = 1;
 pub(super) const FIN_WAIT1: u8 = 4;
 pub(super) const FIN_WAIT2: u8 = 5;
@@ -91,7 +93,7 @@ struct Deaf<'a> {
 }
 
 impl<'a> Deaf<'a> {
-    /// `None` for a socket that has a filter of the app's.
+    /// `None` for a socket that has a filter of the app's, or takes none (`SO_LOCK_FILTER`).
     fn make(socket: BorrowedFd<'a>) -> io::Result<Option<Self>> {
         /// `BPF_RET | BPF_K`, zero bytes.
         const NOTHING: [u8; 8] = [6, 0, 0, 0, 0, 0, 0, 0];
@@ -100,8 +102,11 @@ impl<'a> Deaf<'a> {
             return Ok(None);
         }
         let dropped = Memory::read(socket)?.dropped();
-        sys::sockets::attach_filter(socket, &NOTHING)?;
-        Ok(Some(Self { socket, dropped }))
+        match sys::sockets::attach_filter(socket, &NOTHING) {
+            Ok(()) => Ok(Some(Self { socket, dropped })),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// It hears again; whether something was kept away.
@@ -128,24 +133,43 @@ pub(super) struct Dump {
     pub missed: bool,
 }
 
-/// The connection's state, `None` if it has ended meanwhile. The app's thread stands still. `buffer` is room
-/// for the queues, kept from call to call. On success and on failure the socket is what it was.
-pub(super) fn dump(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<Dump>> {
-    let repair = Repair::enter(socket)?;
-    let state = dump_in_repair(socket, buffer);
-    drop(repair);
-    state
+/// The connection's state, `None` if it has ended meanwhile or has urgent data to be read. The app's
+/// thread stands still. What is `known` is not asked again. `buffer` is room for the queues, kept from call to
+/// call. On success and on failure the socket is what it was.
+pub(super) fn dump(
+    socket: BorrowedFd<'_>,
+    known: Option<&Settled>,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<Dump>> {
+    in_repair(socket, || dump_in_repair(socket, known, buffer))
 }
 
-fn dump_in_repair(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<Dump>> {
+/// Whatever comes of `work`, the socket is what it was.
+fn in_repair<T>(socket: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let repair = Repair::enter(socket)?;
+    let done = work();
+    drop(repair);
+    done
+}
+
+fn dump_in_repair(
+    socket: BorrowedFd<'_>,
+    known: Option<&Settled>,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<Dump>> {
     let (mut inwards, info) = Inwards::read(socket)?;
     let state = info.state();
     if state != ESTABLISHED && !peer_has_finished(state) && !app_has_finished(state) {
         return Ok(None);
     }
-    let unread = inwards.peek(socket, buffer)?;
+    let Some(unread) = inwards.peek(socket, buffer)? else { return Ok(None) };
     let (outwards, missed) = Outwards::read(socket, state, buffer)?;
     let number = |level, name| get_number(socket, level, name);
+    // In repair mode the first is what was agreed on, elsewhere what fits the path.
+    let (segment_max, buffers_locked) = match known {
+        Some(known) => (known.segment_max, known.buffers_locked),
+        None => (number(IPPROTO_TCP, libc::TCP_MAXSEG)? as u32, number(SOL_SOCKET, SO_BUF_LOCK)?),
+    };
     let memory = Memory::read(socket)?;
     let timestamp = match info.has(HAS_TIMESTAMPS) {
         true => Some(number(IPPROTO_TCP, libc::TCP_TIMESTAMP)? as u32),
@@ -159,8 +183,7 @@ fn dump_in_repair(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Op
         unsent: outwards.unsent,
         unread,
         read_shut: false,
-        // In repair mode this is what was agreed on, elsewhere what fits the path.
-        segment_max: number(IPPROTO_TCP, libc::TCP_MAXSEG)? as u32,
+        segment_max,
         selective_acknowledgements: info.has(HAS_SELECTIVE_ACKNOWLEDGEMENTS),
         window_scales: info.has(HAS_WINDOW_SCALES).then(|| info.window_scales()),
         timestamp,
@@ -168,7 +191,7 @@ fn dump_in_repair(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Op
         round_trip_us: info.round_trip_us(),
         send_buffer: memory.send_buffer(),
         receive_buffer: memory.receive_buffer(),
-        buffers_locked: number(SOL_SOCKET, SO_BUF_LOCK)?,
+        buffers_locked,
     };
     Ok(Some(Dump { state, missed }))
 }
@@ -203,19 +226,20 @@ impl Inwards {
         Err(io::Error::other("segments come in faster than they can be counted"))
     }
 
-    /// What waits to be read. More of it may have come; a FIN may have, which counts as not come.
-    fn peek(&mut self, socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<ByteBuf> {
+    /// What waits to be read, `None` if urgent data came into it. More of it may have come; a FIN may have,
+    /// which counts as not come.
+    fn peek(&mut self, socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<ByteBuf>> {
         if self.waiting == 0 {
-            return Ok(ByteBuf::new());
+            return Ok(Some(ByteBuf::new()));
         }
         grow(buffer, self.waiting);
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let (len, _) = rustix::net::recv(socket, &mut buffer[..], flags)?;
         if len < self.waiting {
-            return Err(io::Error::other("urgent data (MSG_OOB) waits in it"));
+            return Ok(None);
         }
         self.read_sequence = self.copied_sequence.wrapping_add(len as u32);
-        Ok(ByteBuf::from(&buffer[..len]))
+        Ok(Some(ByteBuf::from(&buffer[..len])))
     }
 }
 
@@ -233,8 +257,10 @@ impl Outwards {
         let unsent = if waiting == 0 { 0 } else { sys::sockets::unsent(socket)? };
         let deaf = if unsent == 0 { None } else { Deaf::make(socket)? };
         let read = Self::look(socket, state, waiting, unsent, buffer);
-        // Before it hears again.
-        set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, NO_QUEUE)?;
+        if unsent > 0 {
+            // Before it hears again.
+            set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, NO_QUEUE)?;
+        }
         let missed = deaf.is_some_and(Deaf::missed);
         Ok((read?, missed))
     }
@@ -354,4 +380,30 @@ impl Info {
 
 pub(super) fn state_of(socket: BorrowedFd<'_>) -> io::Result<u8> {
     Info::read(socket).map(|info| info.state())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// Needs root, as the manager does.
+    #[test]
+    fn a_reading_that_fails_gives_the_socket_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let number = |level, name| get_number(client.as_fd(), level, name).unwrap();
+        for reuse in [0, 1] {
+            set_number(client.as_fd(), SOL_SOCKET, libc::SO_REUSEADDR, reuse).unwrap();
+            let failed: io::Result<()> = in_repair(client.as_fd(), || {
+                assert_eq!(number(IPPROTO_TCP, libc::TCP_REPAIR), 1);
+                Err(io::ErrorKind::Other.into())
+            });
+            failed.unwrap_err();
+            assert_eq!(number(IPPROTO_TCP, libc::TCP_REPAIR), 0);
+            assert_eq!(number(SOL_SOCKET, libc::SO_REUSEADDR), reuse);
+        }
+    }
 }

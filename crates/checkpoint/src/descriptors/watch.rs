@@ -5,27 +5,32 @@
 //! of are options that the app sets in silence: those are read in turns, [`OPTIONS_PER_FREEZE`] connections
 //! at each freeze, so with few connections they are always right.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use image::descriptor::{AsyncOwner, InternetSocket, SocketOption};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType};
+use image::descriptor::{AsyncOwner, InternetSocket, SocketOption, Stray};
+use rustix::net::{AddressFamily, SocketType};
+use serde_bytes::ByteBuf;
 
 use super::cache::SocketIdentity;
+use super::diagnosis::{self, Mark, Report};
 use super::options;
+use super::strays::Strays;
 
 const OPTIONS_PER_FREEZE: usize = 2;
-/// Reading so many costs no more than asking which of them have changed.
-const FEW: usize = 4;
 
 /// What a freeze knows of connections from the ones before it.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     freeze: usize,
     known: HashMap<u64, Known>,
-    marks: HashMap<u64, Mark>,
+    /// This freeze's, by inode.
+    reports: HashMap<u64, Report>,
+    strays: Strays,
+    /// The peers that were named for their urgent data.
+    urgent: HashSet<Vec<u8>>,
     /// What a new socket has, by family: only what differs is carried.
     defaults: HashMap<i32, Arc<Vec<SocketOption>>>,
     buffer: Vec<u8>,
@@ -41,57 +46,98 @@ struct Known {
     owner: Option<AsyncOwner>,
 }
 
-/// What the diagnosis says; it changes when the connection does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Mark {
-    cookie: [u8; 8],
-    state: u8,
-    shut: u8,
-    /// Both queues.
-    waiting: [u8; 8],
-    /// Bytes acknowledged and received, segments out and in.
-    counts: [u8; 24],
-}
-
 /// How much of a connection must be read.
 #[derive(Debug)]
 pub(super) enum Need {
     /// Nothing: this is it.
     Nothing(InternetSocket, Option<AsyncOwner>),
-    /// Its state, and its options unless they are given.
-    State(Option<(Vec<SocketOption>, Option<AsyncOwner>)>),
+    /// Its state, and its options unless they are given. That much at least waits to be read.
+    State { known: Option<Settled>, unread_min: u32 },
+}
+
+/// What of a connection never changes, and what its app chooses in silence.
+#[derive(Debug, Clone)]
+pub(super) struct Settled {
+    pub local: ByteBuf,
+    pub remote: ByteBuf,
+    pub segment_max: u32,
+    pub options: Vec<SocketOption>,
+    pub buffers_locked: i32,
+    pub owner: Option<AsyncOwner>,
+}
+
+impl Known {
+    fn settled(&self) -> Option<Settled> {
+        let InternetSocket { local, remote, options, tcp, .. } = &self.socket;
+        let tcp = tcp.as_ref()?;
+        Some(Settled {
+            local: local.clone(),
+            remote: remote.clone(),
+            segment_max: tcp.segment_max,
+            options: options.clone(),
+            buffers_locked: tcp.buffers_locked,
+            owner: self.owner,
+        })
+    }
 }
 
 impl Watch {
-    /// A freeze begins. `diagnosis` is a socket of the app's network namespace.
+    /// A freeze begins. `diagnosis` is a socket of the app's network namespace. N.B. output is marked before
+    /// this: whoever knows of a connection that comes later than the dump has heard nothing that is covered.
     pub(super) fn begin(&mut self, diagnosis: io::Result<&OwnedFd>) -> io::Result<()> {
         let last = self.freeze;
         self.known.retain(|_, known| known.seen == last);
         self.freeze += 1;
-        self.marks.clear();
-        if self.known.len() > FEW {
-            self.buffer.resize(ANSWER_BYTES, 0);
-            ask(diagnosis?, &mut self.buffer, &mut self.marks)?;
-        }
+        self.reports.clear();
+        let (reports, strays) = (&mut self.reports, &mut self.strays);
+        strays.begin();
+        diagnosis::ask(diagnosis?, &mut self.buffer, |report| {
+            strays.see(&report);
+            if report.inode != 0 {
+                reports.insert(report.inode, report);
+            }
+        })?;
+        strays.end();
         Ok(())
+    }
+
+    /// Connections that no descriptor leads to.
+    pub(super) fn strays(&self) -> Vec<Stray> {
+        self.strays.list()
     }
 
     pub(super) fn forget(&mut self) {
         self.known.clear();
+        self.strays = Strays::default();
+        self.urgent.clear();
+    }
+
+    /// Says once that a connection has urgent data in its queue, and will not go on.
+    pub(super) fn name_urgent(&mut self, pid: i32, number: i32, remote: &[u8]) {
+        let peer = super::internet::name(remote);
+        if self.urgent.insert(remote.to_vec()) {
+            tracing::warn!(
+                "fd {number} of pid {pid} has urgent data (MSG_OOB) from {peer}, which cannot be carried: until \
+                 the app has read it, the connection will be reset at a takeover"
+            );
+        }
     }
 
     /// What must be read of the socket with this inode.
     pub(super) fn need(&mut self, inode: u64) -> Need {
         let turns = self.turns();
-        let Some(known) = self.known.get_mut(&inode) else { return Need::State(None) };
+        let report = self.reports.get(&inode);
+        let unread_min = report.map_or(0, Report::unread);
+        let all = Need::State { known: None, unread_min };
+        let Some(known) = self.known.get_mut(&inode) else { return all };
         known.seen = self.freeze;
         if self.freeze - known.options_read >= turns {
-            return Need::State(None);
+            return all;
         }
-        if known.mark.is_some() && known.mark == self.marks.get(&inode).copied() {
+        if known.mark.is_some() && known.mark == report.map(|report| report.mark) {
             return Need::Nothing(known.socket.clone(), known.owner);
         }
-        Need::State(Some((known.socket.options.clone(), known.owner)))
+        Need::State { known: known.settled(), unread_min }
     }
 
     /// After how many freezes a connection's options are read again.
@@ -115,7 +161,8 @@ impl Watch {
             // Many that come at once are not to have their turn at once.
             None => self.freeze.saturating_sub(self.known.len() % turns),
         };
-        let (mark, seen, socket) = (self.marks.get(&inode).copied(), self.freeze, socket.clone());
+        let (seen, socket) = (self.freeze, socket.clone());
+        let mark = self.reports.get(&inode).map(|report| report.mark);
         self.known.insert(inode, Known { mark, seen, options_read, socket, owner });
     }
 
@@ -140,89 +187,4 @@ impl Watch {
         chosen.retain(|option| options::is_of_connection(option) && !defaults.contains(option));
         Ok(())
     }
-}
-
-const ANSWER_BYTES: usize = 256 << 10;
-const HEADER_BYTES: usize = 16;
-/// `struct inet_diag_msg`.
-const REPORT_BYTES: usize = 72;
-
-/// Both families in one go: the older request has no family to choose.
-fn request() -> Vec<u8> {
-    const TCPDIAG_GETSOCK: u16 = 18;
-    const REQUEST_BYTES: usize = HEADER_BYTES + 60;
-    const WITH_INFO: u8 = 1 << 1;
-    const STATES_AT: usize = HEADER_BYTES + 52;
-    /// Established, both waits for a FIN, close-wait, last-ack, closing.
-    const STATES: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
-    let mut request = vec![0; REQUEST_BYTES];
-    request[0..4].copy_from_slice(&(REQUEST_BYTES as u32).to_ne_bytes());
-    request[4..6].copy_from_slice(&TCPDIAG_GETSOCK.to_ne_bytes());
-    request[6..8].copy_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
-    request[HEADER_BYTES + 3] = WITH_INFO;
-    request[STATES_AT..STATES_AT + 4].copy_from_slice(&STATES.to_ne_bytes());
-    request
-}
-
-fn ask(diagnosis: &OwnedFd, buffer: &mut [u8], marks: &mut HashMap<u64, Mark>) -> io::Result<()> {
-    rustix::net::send(diagnosis, &request(), SendFlags::empty())?;
-    loop {
-        let (len, _) = rustix::net::recv(diagnosis, &mut buffer[..], RecvFlags::empty())?;
-        if take(&buffer[..len], marks)? {
-            return Ok(());
-        }
-    }
-}
-
-/// True at the end of the answer.
-fn take(mut answer: &[u8], marks: &mut HashMap<u64, Mark>) -> io::Result<bool> {
-    let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
-    while answer.len() >= HEADER_BYTES {
-        let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|n| answer[at + n]));
-        let (len, kind) = (word(0) as usize, i32::from(word(4) as u16));
-        match kind {
-            libc::NLMSG_DONE => return Ok(true),
-            libc::NLMSG_ERROR if answer.len() >= HEADER_BYTES + 4 => {
-                return Err(io::Error::from_raw_os_error((word(HEADER_BYTES) as i32).wrapping_neg()));
-            }
-            _ => (),
-        }
-        let report = answer.get(HEADER_BYTES..len).ok_or_else(cut)?;
-        if let Some((inode, mark)) = read(report) {
-            marks.insert(inode, mark);
-        }
-        answer = answer.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(false)
-}
-
-/// One `struct inet_diag_msg` with what follows it. Sockets without descriptor have no inode.
-fn read(report: &[u8]) -> Option<(u64, Mark)> {
-    const INFO: u16 = 2;
-    const SHUTDOWN: u16 = 8;
-    let word = |at: usize| Some(u32::from_ne_bytes(report.get(at..at + 4)?.try_into().ok()?));
-    let inode = u64::from(word(68)?);
-    let mut mark = Mark {
-        cookie: report.get(44..52)?.try_into().ok()?,
-        state: *report.get(1)?,
-        shut: 0,
-        waiting: report.get(56..64)?.try_into().ok()?,
-        counts: [0; 24],
-    };
-    let mut told = false;
-    let mut at = REPORT_BYTES;
-    while let Some(header) = word(at) {
-        let (len, kind) = ((header & 0xffff) as usize, (header >> 16) as u16);
-        let value = report.get(at + 4..at + len.max(4))?;
-        match kind {
-            INFO => {
-                mark.counts = value.get(120..144)?.try_into().ok()?;
-                told = true;
-            }
-            SHUTDOWN => mark.shut = *value.first()?,
-            _ => (),
-        }
-        at += len.max(4).next_multiple_of(4);
-    }
-    (told && inode != 0).then_some((inode, mark))
 }

@@ -81,7 +81,7 @@ fn check_mapping(mapping: &Mapping, objects: &BTreeSet<ObjectKey>) -> Result<(),
 /// Whether a state is of the process that the skeleton stands for, and names only what it describes.
 /// `number` is the process's own in its cell.
 pub fn check_state(state: &State, number: i32) -> Result<(), ApplyError> {
-    let State { clocks: _, processes, spaces, files, pipes } = state;
+    let State { clocks: _, processes, spaces, files, pipes, strays: _ } = state;
     let ([process], [space]) = (&processes[..], &spaces[..]) else {
         return Err(ApplyError::Space(processes.len().max(spaces.len()) as u32));
     };

@@ -170,6 +170,7 @@ impl<'tree> Skeleton<'tree> {
             channel: promotion.channel,
             channel_number: promotion.channel_number,
             elapsed: elapsed_since(promotion.received_monotonic_ns),
+            strays: &state.strays,
         };
         let mut target = InSkeleton(self.frozen.remote(self.pid)?);
         let network = network.as_mut().map(|network| &mut **network as &mut dyn CellNetwork);

@@ -179,7 +179,14 @@ fn some_state(shell: &mut Frozen<'_>, pid: i32, app: i32) -> State {
     process.pid = app;
     process.threads[0].tid = app;
     let clocks = Clocks { realtime_ns: 0, monotonic_ns: 0, boottime_ns: 0 };
-    State { clocks, processes: vec![process], spaces: vec![space], files: vec![], pipes: vec![] }
+    State {
+        clocks,
+        processes: vec![process],
+        spaces: vec![space],
+        files: vec![],
+        pipes: vec![],
+        strays: vec![],
+    }
 }
 
 fn encode(encoder: &mut Encoder, capture: &Capture, id: CheckpointId, state: &State) -> Vec<Frame> {

@@ -1,6 +1,6 @@
 //! What a client notices of a takeover: nothing.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use libc::{IPPROTO_TCP, SOL_SOCKET};
@@ -84,6 +84,13 @@ fn options_of_a_connection_are_carried() {
     assert_eq!(read(&own), before);
 }
 
+/// How many went out and came in.
+fn segments(socket: BorrowedFd<'_>) -> Vec<u8> {
+    let mut info = [0; 144];
+    sys::sockets::get_option(socket, IPPROTO_TCP, libc::TCP_INFO, &mut info).expect("TCP_INFO");
+    info[136..144].to_vec()
+}
+
 /// With the timestamp restored as it was, the peer drops all segments until it has caught up.
 #[test]
 fn a_peer_that_has_seen_later_timestamps_goes_on_at_once() {
@@ -97,11 +104,11 @@ fn a_peer_that_has_seen_later_timestamps_goes_on_at_once() {
     let saved = save(&app);
     let later = Instant::now() + LATER;
     eventually("later", || Instant::now() > later);
-    // A window probe is stamped, and moves nothing else.
-    let own = app.borrow(number);
-    set_option(own.as_fd(), IPPROTO_TCP, libc::TCP_REPAIR, 1);
-    set_option(own.as_fd(), IPPROTO_TCP, libc::TCP_REPAIR, 0);
-    drop(own);
+    // The client's own window probe is answered by an acknowledgement with a stamp, which moves nothing else.
+    let before = segments(client.as_fd());
+    set_option(client.as_fd(), IPPROTO_TCP, libc::TCP_REPAIR, 1);
+    set_option(client.as_fd(), IPPROTO_TCP, libc::TCP_REPAIR, 0);
+    eventually("an acknowledgement", || segments(client.as_fd())[4..] != before[4..]);
     world.cut_off_primary();
     drop(app);
     let mut circumstances = circumstances();
@@ -136,12 +143,21 @@ fn a_thousand_connections_go_on() {
     let saving = Instant::now();
     let saved = circumstances().save(&app, &mut cache).expect("all are saved");
     let first = saving.elapsed();
+    let again = [(); 5].map(|()| {
+        let saving = Instant::now();
+        assert_eq!(circumstances().save(&app, &mut cache).expect("all are saved"), saved);
+        saving.elapsed()
+    });
+    for (number, client) in &mut connections {
+        talk(&mut app, *number, client, b"and more");
+    }
     let saving = Instant::now();
-    assert_eq!(circumstances().save(&app, &mut cache).expect("all are saved").files.len(), saved.files.len());
-    let again = saving.elapsed();
+    let saved = circumstances().save(&app, &mut cache).expect("all are saved");
+    let changed = saving.elapsed();
     let restoring = Instant::now();
     let (mut copy, counts) = world.take_over(app, &saved);
-    println!("saved in {first:?}, again in {again:?}; all back in {:?}: {counts:?}", restoring.elapsed());
+    println!("all changed: {changed:?}");
+    println!("saved in {first:?}, again in {again:?}, all back in {:?}: {counts:?}", restoring.elapsed());
     assert_eq!((counts.kept, counts.unanswered, counts.reset), (COUNT as u32, 0, 0));
     for (n, (number, client)) in connections.iter_mut().enumerate() {
         talk(&mut copy, *number, client, format!("after {n}").as_bytes());
@@ -160,11 +176,6 @@ fn a_thousand_readings_leave_the_app_and_the_wire_alone() {
     set_option(own.as_fd(), SOL_SOCKET, libc::SO_REUSEADDR, 1);
     std::io::Write::write_all(&mut client, b"unread").expect("write");
     world.until_quiet(own.as_fd());
-    let segments = |socket| {
-        let mut info = [0; 144];
-        sys::sockets::get_option(socket, IPPROTO_TCP, libc::TCP_INFO, &mut info).expect("TCP_INFO");
-        info[136..144].to_vec()
-    };
     let before = segments(own.as_fd());
     let mut cache = crate::stage::cache();
     let began = Instant::now();

@@ -10,4 +10,5 @@ mod carried;
 mod endings;
 mod queues;
 mod states;
+mod strays;
 mod world;

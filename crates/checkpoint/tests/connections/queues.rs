@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use image::descriptor::FileKind;
 
 use crate::stage::{DEADLINE, Servant, set_option};
-use crate::world::{V4, V6, World, accept, client, listener, save};
+use crate::world::{V4, V6, World, accept, client, listener, run, save};
 
 const LEN: usize = 300_000;
 
@@ -35,7 +35,7 @@ fn read(client: &mut TcpStream, len: usize) -> Vec<u8> {
 }
 
 impl Scene {
-    /// A connection that has seen some traffic: its windows are wide.
+    /// A connection that has seen such traffic: both windows are so wide that all of it goes at once.
     fn new(ip: &str) -> Self {
         let world = World::new();
         let mut app = world.app();
@@ -43,9 +43,9 @@ impl Scene {
         let mut client = client(address);
         let number = accept(&mut app, port);
         set_option(app.borrow(number).as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 2 << 20);
-        for _ in 0..100 {
-            write(&mut app, number, &pattern(0, 40_000));
-            read(&mut client, 40_000);
+        for _ in 0..30 {
+            write(&mut app, number, &pattern(0, LEN));
+            read(&mut client, LEN);
         }
         Self { world, app, number, client }
     }
@@ -146,5 +146,40 @@ fn what_the_app_has_not_read_is_read_by_the_copy() {
             got.extend(copy.read_from(scene.number, 50_000).expect("read"));
         }
         assert_eq!(got, pattern(0, LEN / 2 + 1000));
+    }
+}
+
+/// Nobody answers while the copy asks: the link is down for that long. The queue is then restored as it was
+/// captured, and what the client lacks of it comes with the kernel's timer.
+#[test]
+fn a_client_that_could_not_be_asked_gets_everything_late() {
+    #[derive(Clone, Copy, Debug)]
+    enum Has {
+        Nothing,
+        Everything,
+    }
+    for has in [Has::Nothing, Has::Everything] {
+        let mut scene = Scene::new(V4);
+        match has {
+            Has::Nothing => scene.world.mute_primary(),
+            Has::Everything => scene.world.deafen_primary(),
+        }
+        write(&mut scene.app, scene.number, &pattern(0, LEN));
+        let Scene { world, app, number, mut client } = scene;
+        if let Has::Everything = has {
+            assert_eq!(read(&mut client, LEN), pattern(0, LEN));
+        }
+        let saved = save(&app);
+        run("ip link set standby down").expect("cut the link");
+        let (mut copy, counts) = world.take_over(app, &saved);
+        run("ip link set standby up").expect("the link");
+        assert_eq!((counts.kept, counts.unanswered, counts.reset), (0, 1, 0), "{has:?}");
+        if let Has::Nothing = has {
+            assert_eq!(read(&mut client, LEN), pattern(0, LEN));
+        }
+        copy.write_to(number, b"again");
+        assert_eq!(read(&mut client, 5), b"again");
+        client.write_all(b"and back").expect("write");
+        assert_eq!(copy.read_from(number, 64), Ok(b"and back".to_vec()));
     }
 }

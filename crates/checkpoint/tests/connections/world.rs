@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use checkpoint::descriptors::{CellNetwork, ConnectionCounts, Connections, Saved};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -50,7 +51,12 @@ fn go_to(namespace: &OwnedFd) {
 
 impl World {
     pub fn new() -> Self {
-        let [primary, standby, home] = [(); 3].map(|()| new_namespace());
+        // Small tables, as a cell has them, are the heritage of the namespace before.
+        sys::netns::unshare_network().expect("a network namespace");
+        let [primary, standby, home] = [(); 3].map(|()| {
+            std::fs::write("/proc/sys/net/ipv4/tcp_child_ehash_entries", "4096").expect("a setting");
+            new_namespace()
+        });
         let world = Self { home, primary, standby };
         run("ip link add br0 type bridge").expect("a bridge");
         run("ip addr add 10.77.0.1/24 dev br0").expect("an address");
@@ -96,6 +102,14 @@ impl World {
     /// The primary hears nothing from here on; what it sends arrives.
     pub fn deafen_primary(&self) {
         self.at(&self.primary, || shut("ingress")).expect("deafen the primary");
+    }
+
+    /// Whoever connects to the primary believes to be connected, and the primary does not know.
+    pub fn lose_the_ends_of_handshakes(&self) {
+        let lost = "action mirred egress redirect dev nowhere";
+        let filter = "tc filter add dev eth0 ingress protocol ip prio 1 u32 match ip protocol 6 0xff";
+        let no_beginning = "match u8 0x00 0x02 at 33"; // After a plain IP header.
+        self.at(&self.primary, || run(&format!("{filter} {no_beginning} {lost}"))).expect("a filter");
     }
 
     /// Until what is delayed on a connection (acknowledgements) is over.
@@ -213,6 +227,15 @@ pub fn talk(app: &mut Servant, number: i32, client: &mut TcpStream, word: &[u8])
     let mut back = vec![0; word.len()];
     client.read_exact(&mut back).expect("read");
     assert_eq!(back, word);
+}
+
+/// Far below any retransmission, and the client says nothing.
+pub fn is_reset_soon(client: &mut TcpStream) {
+    const SOON: Duration = Duration::from_millis(500);
+    let began = Instant::now();
+    let why = client.read(&mut [0]).expect_err("a reset").kind();
+    assert_eq!(why, io::ErrorKind::ConnectionReset);
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
 }
 
 /// Waits until something holds.

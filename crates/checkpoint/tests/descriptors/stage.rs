@@ -281,6 +281,7 @@ impl Circumstances {
             channel: channel.as_fd(),
             channel_number,
             elapsed: self.elapsed,
+            strays: &saved.strays,
         };
         let given = network.as_mut().map(|network| &mut **network as &mut dyn CellNetwork);
         let revival = install(prepared, &mut skeleton, &place, given)?;

@@ -105,3 +105,22 @@ fn a_state_that_names_what_is_not_in_it_is_not_rebuilt() {
         assert!(error.contains("not in it"), "{error}");
     }
 }
+
+/// As many as before, and not the same.
+#[test]
+fn a_descriptor_that_came_for_one_that_went_is_found() {
+    let mut app = Servant::start();
+    let [reader, writer] = app.pipe(0);
+    let mut cache = cache();
+    let mut numbers = |app: &Servant| -> Vec<i32> {
+        let saved = Circumstances::default().save(app, &mut cache).expect("saved");
+        saved.descriptors.iter().map(|descriptor| descriptor.number).collect()
+    };
+    assert_eq!(numbers(&app), app.numbers());
+    assert_eq!(numbers(&app), app.numbers());
+    app.call(libc::SYS_dup3, &[writer as u64, 50, 0]);
+    app.close(writer);
+    assert_eq!(numbers(&app), app.numbers());
+    app.call(libc::SYS_dup3, &[reader as u64, 51, 0]);
+    assert_eq!(numbers(&app), app.numbers());
+}

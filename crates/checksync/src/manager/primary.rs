@@ -5,6 +5,7 @@
 
 mod ending;
 mod progress;
+mod report;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -16,16 +17,17 @@ use anyhow::Context;
 use bytes::Bytes;
 use engine::{Attach, Command, Connections, Engine, Event, Launch};
 use image::{CheckpointId, Member, Term};
-use replica::primary::{AppExit, Ending, Notice, Permit, Reason, Status};
+use replica::primary::{AppExit, Ending, Notice, Permit, Status};
 use replica::{Answer, Ask, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use wire::{
-    ArrivedPacket, Consistency, Exit, FromPrimary, FromStandby, GuardArmed, GuardToken, HeartbeatAnswer,
-    Hello, PROTOCOL_VERSION, RELEASE, RefusalCode, ServiceNetwork, StandbyState,
+    ArrivedPacket, Exit, FromPrimary, FromStandby, GuardArmed, GuardToken, HeartbeatAnswer, Hello,
+    RefusalCode, StandbyState,
 };
 
 use self::progress::Progress;
+use self::report::{hello, prepare_heart, wire_exit};
 use super::cell::{CellKit, GuardLine};
 use super::fence::Fence;
 use super::heart::{Heart, Pulse};
@@ -34,10 +36,10 @@ use super::link::{self, Dialling, LinkEvent, LinkSender};
 use super::network::AppNetwork;
 use super::output::Forwarding;
 use super::register::RegisterDesk;
-use super::{engine_settings, exit_of, fresh_incarnation, now, wall_clock_ns};
-use crate::config::{PrimarySettings, fencing_name, nanos};
+use super::{engine_settings, exit_of, fresh_incarnation, now};
+use crate::config::{PrimarySettings, nanos};
 use crate::guard::{Arm, Order};
-use crate::status::{AppReport, Board, PauseRing, Role};
+use crate::status::{Board, PauseRing};
 
 /// Each has at most 64 KiB, and a message a frame's size.
 const ARRIVED_PER_MESSAGE: usize = 15;
@@ -684,86 +686,6 @@ impl Actor {
                 self.app_pid = None;
             }
         }
-    }
-
-    fn say_status(&mut self, status: Status) {
-        match &status {
-            Status::Protected => tracing::info!("PROTECTED"),
-            Status::CatchingUp => tracing::info!("CATCHING-UP"),
-            Status::Unprotected(reason) => tracing::warn!("UNPROTECTED: {reason}"),
-        }
-        self.status = Some(status);
-        self.publish();
-    }
-
-    fn publish(&self) {
-        let Some(status) = &self.status else { return };
-        let (state, why_not) = match status {
-            Status::Protected => ("protected", None),
-            Status::CatchingUp => ("catching-up", None),
-            Status::Unprotected(Reason::NoStandby { .. }) if self.link_trouble.is_some() => {
-                ("unprotected", self.link_trouble.clone())
-            }
-            Status::Unprotected(reason) => ("unprotected", Some(reason.to_string())),
-        };
-        let reign = self.machine.reign();
-        self.board.set(AppReport {
-            app: self.settings.app.clone(),
-            role: Role::Primary,
-            state: state.to_owned(),
-            protected: why_not.is_none(),
-            why_not,
-            term: Some(reign.term.0),
-            epoch: self.machine.committed().map(|id| id.epoch.0),
-            lag_ms: self.committed_at_ns.map(|at| wall_clock_ns().saturating_sub(at) / 1_000_000),
-            pause_us: self.pauses.pauses(),
-            app_pid: self.app_pid,
-            peer: self.session.as_ref().map(|session| session.standby.name.clone()),
-        });
-    }
-}
-
-fn prepare_heart(settings: &PrimarySettings, post: mpsc::Sender<Input>) -> std::io::Result<Heart> {
-    let pulse = Pulse {
-        standby: settings.standby.clone(),
-        tls: settings.shared.tls.clone(),
-        app: settings.app.clone(),
-        period: Duration::from_nanos(settings.timing.heartbeat().0),
-    };
-    let on_answer = move |from: &str, answer| drop(post.send(Input::Heart { from: from.to_owned(), answer }));
-    Heart::prepare(pulse, Box::new(on_answer))
-}
-
-fn hello(settings: &PrimarySettings, me: &Member, facts: &HostFacts) -> Hello {
-    let fencing = settings.shared.fencing;
-    Hello {
-        protocol_version: PROTOCOL_VERSION,
-        release: RELEASE.to_owned(),
-        app: settings.app.clone(),
-        term: Term(0),
-        owner: me.name.clone(),
-        incarnation: me.incarnation.0,
-        primary_name: me.name.clone(),
-        host_facts: facts.encode(),
-        consistency: if settings.is_strong() { Consistency::Strong } else { Consistency::Timeline },
-        heartbeat: Duration::from_nanos(settings.timing.heartbeat().0),
-        missed: u32::try_from(settings.timing.suspicion().0 / settings.timing.heartbeat().0)
-            .unwrap_or(u32::MAX),
-        guard_token_hash: None,
-        has_register: settings.shared.arbiter.is_some(),
-        fencing: fencing_name(fencing).to_owned(),
-        network: settings.network.as_ref().map(|spec| ServiceNetwork {
-            address: spec.address.to_string(),
-            link: spec.link.clone(),
-            gateway: spec.gateway.map(|gateway| gateway.to_string()),
-        }),
-    }
-}
-
-fn wire_exit(exit: AppExit) -> Exit {
-    match exit {
-        AppExit::Code(code) => Exit::Code(code),
-        AppExit::Signal(signal) => Exit::Signal(signal),
     }
 }
 

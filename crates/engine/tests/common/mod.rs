@@ -146,7 +146,7 @@ impl Side {
 
     /// Makes the copy the app; the reason if that fails.
     pub fn promote(&self) -> Result<RestoreReport, String> {
-        let promotion = Promotion { stdio: self.output.stdio(), cgroup: None, network: None, cgroup: None };
+        let promotion = Promotion { stdio: self.output.stdio(), cgroup: None, network: None };
         self.engine.send(Command::Promote(promotion));
         loop {
             match self.next_event("end of a takeover") {
@@ -288,8 +288,7 @@ impl Pair {
     pub fn take_over(self) -> (Side, RestoreReport) {
         let Self { primary, standby, .. } = self;
         drop(primary);
-        let promotion =
-            Promotion { stdio: standby.output.stdio(), cgroup: None, network: None, cgroup: None };
+        let promotion = Promotion { stdio: standby.output.stdio(), cgroup: None, network: None };
         standby.engine.send(Command::Promote(promotion));
         let report = standby.until("a restored app", |event| match event {
             Event::Restored(report) => Some(*report),

@@ -1,0 +1,172 @@
+//! Connections that no descriptor leads to: their clients are told, and never wait.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+
+use checkpoint::descriptors::{ConnectionCounts, Saved};
+use image::descriptor::StrayKind;
+
+use crate::stage::{DEADLINE, Servant, cache};
+use crate::world::{
+    V4, V6, World, accept, circumstances, client, eventually, is_reset_soon, listener, save, talk,
+};
+
+fn kinds(saved: &Saved) -> Vec<StrayKind> {
+    saved.strays.iter().map(|stray| stray.kind).collect()
+}
+
+fn endings(counts: ConnectionCounts) -> (u32, u32, u32) {
+    (counts.unaccepted, counts.closed, counts.kept + counts.unanswered + counts.reset)
+}
+
+/// A save that finds such a connection.
+fn save_with(app: &Servant, kind: StrayKind) -> Saved {
+    let mut found = None;
+    eventually("the connection", || {
+        let saved = save(app);
+        let there = kinds(&saved) == [kind];
+        found = Some(saved);
+        there
+    });
+    found.expect("a save")
+}
+
+#[test]
+fn a_silent_client_that_was_not_accepted_is_reset() {
+    for ip in [V4, V6] {
+        let world = World::new();
+        let mut app = world.app();
+        let (port, address) = listener(&mut app, ip);
+        let mut silent = client(address);
+        let saved = save_with(&app, StrayKind::Unaccepted);
+        let (mut copy, counts) = world.take_over(app, &saved);
+        assert_eq!(endings(counts), (1, 0, 0));
+        is_reset_soon(&mut silent);
+        let mut next = client(address);
+        let number = accept(&mut copy, port);
+        talk(&mut copy, number, &mut next, b"after");
+    }
+}
+
+#[test]
+fn clients_that_asked_or_ended_before_they_were_accepted_are_reset() {
+    let world = World::new();
+    let mut app = world.app();
+    let (_, address) = listener(&mut app, V4);
+    let (mut asking, mut ended) = (client(address), client(address));
+    asking.write_all(b"question").expect("write");
+    ended.shutdown(std::net::Shutdown::Write).expect("shutdown");
+    world.until_quiet(asking.as_fd());
+    let saved = save(&app);
+    let (_copy, counts) = world.take_over(app, &saved);
+    assert_eq!(endings(counts), (2, 0, 0));
+    is_reset_soon(&mut asking);
+    is_reset_soon(&mut ended);
+}
+
+/// The last packet of the handshake is lost: the client is connected, and nobody would say a word.
+#[test]
+fn a_client_that_believes_to_be_connected_is_reset() {
+    let world = World::new();
+    let mut app = world.app();
+    let (_, address) = listener(&mut app, V4);
+    world.lose_the_ends_of_handshakes();
+    let mut silent = client(address);
+    let saved = save_with(&app, StrayKind::Unaccepted);
+    let (_copy, counts) = world.take_over(app, &saved);
+    assert_eq!(endings(counts), (1, 0, 0));
+    is_reset_soon(&mut silent);
+}
+
+#[test]
+fn a_client_that_is_still_connecting_gets_through() {
+    let world = World::new();
+    let mut app = world.app();
+    let (port, address) = listener(&mut app, V4);
+    world.mute_primary();
+    std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| TcpStream::connect_timeout(&address, DEADLINE));
+        let saved = save_with(&app, StrayKind::Unaccepted);
+        let (mut copy, _) = world.take_over(app, &saved);
+        let mut client = connecting.join().expect("the client").expect("connected");
+        client.set_read_timeout(Some(DEADLINE)).expect("a time-out");
+        let number = accept(&mut copy, port);
+        talk(&mut copy, number, &mut client, b"after");
+    });
+}
+
+/// Never an end that looks like a whole answer.
+#[test]
+fn an_answer_that_was_closed_and_not_heard_ends_in_a_reset() {
+    for (ip, heard) in [(V4, &b""[..]), (V6, b""), (V4, b"half ")] {
+        let world = World::new();
+        let mut app = world.app();
+        let (port, address) = listener(&mut app, ip);
+        let mut client = client(address);
+        let number = accept(&mut app, port);
+        talk(&mut app, number, &mut client, b"before");
+        if !heard.is_empty() {
+            app.write_to(number, heard);
+            world.until_quiet(client.as_fd());
+        }
+        world.mute_primary();
+        app.write_to(number, b"an answer");
+        app.close(number);
+        let saved = save(&app);
+        assert_eq!(kinds(&saved), [StrayKind::Closed]);
+        let (_copy, counts) = world.take_over(app, &saved);
+        assert_eq!(endings(counts), (0, 1, 0));
+        let mut got = vec![0; heard.len()];
+        client.read_exact(&mut got).expect("what was heard");
+        assert_eq!(got, heard);
+        is_reset_soon(&mut client);
+    }
+}
+
+#[test]
+fn an_answer_that_was_closed_and_heard_is_nobodys_loss() {
+    let world = World::new();
+    let mut app = world.app();
+    let (port, address) = listener(&mut app, V4);
+    let mut client = client(address);
+    let number = accept(&mut app, port);
+    talk(&mut app, number, &mut client, b"before");
+    app.write_to(number, b"an answer");
+    app.close(number);
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).expect("all of it");
+    assert_eq!(got, b"an answer");
+    world.until_quiet(client.as_fd());
+    let saved = save(&app);
+    assert_eq!(kinds(&saved), []);
+    let (_copy, counts) = world.take_over(app, &saved);
+    assert_eq!(endings(counts), (0, 0, 0));
+}
+
+/// The app throws a connection away: the kernel sends a RST once, and forgets.
+#[test]
+fn a_reset_of_the_apps_that_nobody_heard_is_repeated() {
+    let world = World::new();
+    let mut app = world.app();
+    let (port, address) = listener(&mut app, V4);
+    let mut client = client(address);
+    let number = accept(&mut app, port);
+    talk(&mut app, number, &mut client, b"before");
+    let mut cache = cache();
+    let mut save = |app: &Servant| circumstances().save(app, &mut cache).expect("everything can be saved");
+    assert_eq!(kinds(&save(&app)), []);
+    world.mute_primary();
+    let linger = [1, 0, 0, 0, 0, 0, 0, 0];
+    let own = app.borrow(number);
+    sys::sockets::set_option(own.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &linger).expect("linger");
+    drop(own);
+    app.close(number);
+    assert_eq!(kinds(&save(&app)), [StrayKind::Gone]);
+    let saved = save(&app);
+    assert_eq!(kinds(&saved), [StrayKind::Gone], "until it was released");
+    let (_copy, counts) = world.take_over(app, &saved);
+    assert_eq!(endings(counts), (0, 0, 0));
+    is_reset_soon(&mut client);
+    assert_eq!(client.read(&mut [0]).map_err(|why| why.kind()), Ok::<_, ErrorKind>(0));
+}
