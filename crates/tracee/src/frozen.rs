@@ -523,9 +523,7 @@ struct Found {
 /// would see to it, but not once the thread has run something else for us, and not on another host.
 fn abort_restartable_sequence(tid: i32, registers: Registers, configuration: &RseqConfiguration) -> Found {
     let unchanged = Found { registers, changed: false };
-    // N.B. no call may be made inside of one, so who stopped in a call is in none; most threads did.
-    let in_a_call = registers.orig_rax.cast_signed() >= 0;
-    if configuration.address == 0 || in_a_call {
+    if configuration.address == 0 {
         return unchanged;
     }
     let Ok(descriptor @ 1..) = memory::read_word(tid, configuration.address + RSEQ_CS_OFFSET) else {
