@@ -9,7 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use gate::netlink::Netlink;
-use rustix::process::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
 use testkit::needs;
@@ -275,20 +276,24 @@ fn unprotected_app_outlives_its_manager() {
     });
     let pid = i32::try_from(trouble["app_pid"].as_i64().unwrap()).unwrap();
     let app = rustix::process::Pid::from_raw(pid).unwrap();
-    let guard = PathBuf::from(format!("/proc/{}", parent(pid)));
+    // Nobody may be there to reap an orphan: its end is asked for, not the end of its entry in /proc.
+    let guard = rustix::process::pidfd_open(parent(pid), PidfdFlags::empty()).unwrap();
     primary.signal(Signal::KILL);
     primary.wait(SOON);
     client.advance(0, 1).unwrap();
     rustix::process::kill_process(app, Signal::KILL).unwrap();
     wait_until("the app's end", SOON, || Client::connect(&Server::Python, address).is_err());
-    wait_until("the guard's end", SOON, || !guard.exists());
+    wait_until("the guard's end", SOON, || {
+        let mut ended = [PollFd::new(&guard, PollFlags::IN)];
+        rustix::event::poll(&mut ended, Some(&Timespec::default())).unwrap() == 1
+    });
     world.end();
 }
 
-fn parent(pid: i32) -> i32 {
+fn parent(pid: i32) -> Pid {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
-    line.trim().parse().unwrap()
+    Pid::from_raw(line.trim().parse().unwrap()).unwrap()
 }
 
 #[test]
