@@ -62,26 +62,29 @@ impl Primary {
 
     fn audible_output(&self, now: Nanos) -> Output {
         let Consistency::Strong { on_standby_loss } = self.config.consistency else { return Output::Passing };
-        let nobody = self.desk.rivals().next().is_none() && self.config.fencing == Fencing::Register;
         let goes_on = on_standby_loss == OnStandbyLoss::Continue || !matches!(self.life, Life::Serving);
-        match nobody && goes_on && self.candidate(now).is_none() {
+        match self.alone() && goes_on && self.candidate(now).is_none() {
             true => Output::Passing,
             false => Output::Held,
         }
+    }
+
+    /// The register is known to name nobody who could take over.
+    fn alone(&self) -> bool {
+        self.desk.rivals().next().is_none() && self.config.fencing == Fencing::Register
     }
 
     pub(super) fn set_output(&mut self, output: Output, actions: &mut Vec<PrimaryAction>) {
         if self.output == output {
             return;
         }
-        let was_held = matches!(self.output, Output::Held | Output::Muted);
         self.output = output;
-        match output {
-            Output::Held | Output::Muted if was_held => {}
+        self.held_back_from = match output {
             // A capture under way may have frozen the app before this is in force.
-            Output::Held => self.held_back_from = Some(self.newest),
-            Output::Shut | Output::Passing | Output::Muted => self.held_back_from = None,
-        }
+            Output::Held => self.held_back_from.or(Some(self.newest)),
+            Output::Muted => self.held_back_from,
+            Output::Shut | Output::Passing => None,
+        };
         actions.push(PrimaryAction::SetOutput(output));
     }
 
@@ -103,9 +106,8 @@ impl Primary {
 
     /// An app that has ended has said its last words: they leave, if nobody can take over from before them.
     pub(super) fn last_output(&self, ending: &Ending) -> Output {
-        let nobody = self.desk.rivals().next().is_none() && self.config.fencing == Fencing::Register;
         match ending {
-            Ending::App(_) if nobody || self.end_confirmed => Output::Passing,
+            Ending::App(_) if self.alone() || self.end_confirmed => Output::Passing,
             Ending::App(_) | Ending::HandedOver { .. } | Ending::Fenced { .. } => Output::Shut,
         }
     }

@@ -434,3 +434,18 @@ fn a_standby_that_may_have_been_enrolled_is_told_to_keep_its_copy_during_a_full_
     let actions = bench.step(at(102), failed);
     position(&actions, |action| matches!(action, PrimaryAction::StartFullSync { eligible: true, .. }));
 }
+
+#[test]
+fn output_is_covered_by_what_is_captured_after_it_was_first_held() {
+    let mut primary = Primary::new(PrimaryConfig::new(me(), Fencing::Register), at(0));
+    let mut held_from = |output| {
+        primary.set_output(output, &mut Vec::new());
+        primary.held_back_from
+    };
+    assert_eq!(held_from(Output::Passing), None);
+    assert_eq!(held_from(Output::Muted), None, "what left before is covered by nothing");
+    let from = held_from(Output::Held);
+    assert!(from.is_some(), "held after a silence, and never to be covered");
+    assert_eq!(held_from(Output::Muted), from, "still held, and its address taken down");
+    assert_eq!(held_from(Output::Passing), None);
+}
