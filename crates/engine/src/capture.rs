@@ -10,11 +10,12 @@ use bytes::Bytes;
 use checkpoint::Unsupported;
 use checkpoint::descriptors::{self, Connections, Subject};
 use checkpoint::memory::self_test::{Kernel, SelfTestError};
-use checkpoint::memory::{Capture, CaptureError, Encoder, Ledger, Started, Tracker, Workers};
+use checkpoint::memory::{Capture, CaptureError, Encoder, Ledger, OpenObjects, Started, Tracker, Workers};
 use checkpoint::process::{self, CellNumbers, ProcessCache};
 use image::descriptor::FileKind;
 use image::frame::{FrameKind, FrameWriter};
 use image::layout::ObjectKey;
+use image::process::{MemoryMap, Process};
 use image::state::{Clocks, State};
 use image::{CheckpointId, Header, Sync};
 use tracee::{Frozen, TraceError, Tree};
@@ -65,7 +66,9 @@ impl From<CaptureError> for EngineError {
         match why {
             CaptureError::Unsupported(unsupported) => Self::Unsupported(unsupported),
             CaptureError::Trace(why) => Self::Trace(why),
-            why @ (CaptureError::Kernel { .. } | CaptureError::Maps(_)) => Self::Memory(why),
+            why @ (CaptureError::Kernel { .. } | CaptureError::Maps(_) | CaptureError::OpenObjects(_)) => {
+                Self::Memory(why)
+            }
         }
     }
 }
@@ -357,16 +360,36 @@ impl Capturer {
         let clocks = self.shift.now();
         let stop = frozen.stop_time();
         let began = Instant::now();
-        let state = self.take_state(&mut frozen, tracker, clocks)?;
+        // Other threads read the descriptors meanwhile: nothing about them needs the tracer.
+        let mut descriptors = Some(self.start_descriptors(&frozen, tracker)?);
+        let process = process::save(&mut frozen, self.pid, &mut self.numbers, &mut self.process_cache);
         let state_time = began.elapsed();
-        let (owed, layout_owed) = self.ledger.settle();
-        let memory = match tracker.capture(&mut frozen, owed.clone(), layout_owed) {
-            Ok(memory) => memory,
-            Err(why) => {
-                self.ledger.owe(owed, layout_owed);
-                return Err(why.into());
+        let mut saved = None;
+        let memory = process.map_err(EngineError::from).and_then(|process| {
+            let (owed, layout_owed) = self.ledger.settle();
+            let open_objects = |frozen: &Frozen<'_>| {
+                let saved = saved.insert(self.finish_descriptors(descriptors.take()?));
+                open_objects(frozen, self.pid, saved.as_ref().ok()?)
+            };
+            match tracker.capture(&frozen, owed.clone(), layout_owed, open_objects) {
+                Ok(memory) => Ok((process, memory)),
+                Err(why) => {
+                    self.ledger.owe(owed, layout_owed);
+                    Err(why.into())
+                }
             }
+        });
+        // N.B. nobody may look at them any more once the app runs again.
+        if let Some(descriptors) = descriptors {
+            drop(self.finish_descriptors(descriptors));
+        }
+        let ((process, memory), saved) = match (memory, saved) {
+            (_, Some(Err(why))) => return Err(why.into()),
+            (Err(why), _) => return Err(why),
+            (Ok(memory), Some(Ok(saved))) => (memory, saved),
+            (Ok(_), None) => unreachable!("a capture asks for the open objects"),
         };
+        let state = state_of(process, saved, clocks);
         let threads = frozen.threads(self.pid).len();
         let before_thaw = Instant::now();
         let pause = frozen.thaw();
@@ -383,30 +406,6 @@ impl Capturer {
             ..CaptureReport::default()
         };
         Ok(Taken { state, memory, report })
-    }
-
-    /// The descriptors are read by another thread meanwhile: nothing about them needs the tracer.
-    fn take_state(
-        &mut self,
-        frozen: &mut Frozen<'_>,
-        tracker: &mut Tracker,
-        clocks: Clocks,
-    ) -> Result<State, EngineError> {
-        let descriptors = self.start_descriptors(frozen, tracker)?;
-        let process = process::save(frozen, self.pid, &mut self.numbers, &mut self.process_cache);
-        let (saved, cache) = descriptors.join();
-        self.descriptor_cache = Some(cache);
-        let ((mut process, space), saved) = (process?, saved?);
-        self.hold_objects(frozen, tracker, &saved)?;
-        process.descriptors = saved.descriptors;
-        Ok(State {
-            clocks,
-            processes: vec![process],
-            spaces: vec![space],
-            files: saved.files,
-            pipes: saved.pipes,
-            strays: saved.strays,
-        })
     }
 
     fn start_descriptors(
@@ -442,26 +441,13 @@ impl Capturer {
         }))
     }
 
-    /// Memfds that are open and not mapped travel with the mapped ones.
-    fn hold_objects(
-        &self,
-        frozen: &Frozen<'_>,
-        tracker: &mut Tracker,
-        saved: &descriptors::Saved,
-    ) -> Result<(), EngineError> {
-        let number_of = |key: ObjectKey| {
-            saved.descriptors.iter().find(|descriptor| {
-                let kind = saved.files.get(descriptor.file as usize).map(|file| &file.kind);
-                matches!(kind, Some(FileKind::Object { key: found, .. }) if *found == key)
-            })
-        };
-        let mut open = Vec::new();
-        for &key in &saved.objects {
-            if let Some(descriptor) = number_of(key) {
-                open.push((key, frozen.steal(self.pid, descriptor.number)?));
-            }
-        }
-        tracker.hold_open_objects(open).map_err(|source| EngineError::Host { what: "hold a memfd", source })
+    fn finish_descriptors(
+        &mut self,
+        started: Started<Described>,
+    ) -> Result<descriptors::Saved, descriptors::SaveError> {
+        let (saved, cache) = started.join();
+        self.descriptor_cache = Some(cache);
+        saved
     }
 
     /// N.B. an ended child that was not waited for is no tracee any more, but still a part of the state.
@@ -481,6 +467,30 @@ impl Capturer {
         let text = std::fs::read_to_string(format!("/proc/{}/statm", self.pid)).unwrap_or_default();
         let pages = text.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
         pages.unwrap_or(0) * image::PAGE_BYTES
+    }
+}
+
+/// Memfds that are open and not mapped travel with the mapped ones.
+fn open_objects(frozen: &Frozen<'_>, pid: i32, saved: &descriptors::Saved) -> Option<OpenObjects> {
+    let number_of = |key: ObjectKey| {
+        saved.descriptors.iter().find(|descriptor| {
+            let kind = saved.files.get(descriptor.file as usize).map(|file| &file.kind);
+            matches!(kind, Some(FileKind::Object { key: found, .. }) if *found == key)
+        })
+    };
+    let open = saved.objects.iter().filter_map(|&key| Some((key, number_of(key)?.number)));
+    open.map(|(key, number)| Some((key, frozen.steal(pid, number).ok()?))).collect()
+}
+
+fn state_of((mut process, space): (Process, MemoryMap), saved: descriptors::Saved, clocks: Clocks) -> State {
+    process.descriptors = saved.descriptors;
+    State {
+        clocks,
+        processes: vec![process],
+        spaces: vec![space],
+        files: saved.files,
+        pipes: saved.pipes,
+        strays: saved.strays,
     }
 }
 

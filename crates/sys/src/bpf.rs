@@ -5,6 +5,7 @@
 //! either way. Attached programs belong to the cgroup and outlive the process that attached them, unlike
 //! links, which open the way again when their last descriptor is closed.
 
+use std::ffi::CStr;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -59,8 +60,12 @@ pub enum Register {
     R0 = 0,
     R1 = 1,
     R2 = 2,
+    R3 = 3,
     R6 = 6,
     R7 = 7,
+    R8 = 8,
+    /// The end of the stack, which grows down from there and has 512 bytes.
+    Frame = 10,
 }
 
 /// One slot of a program, as `struct bpf_insn` has it.
@@ -112,6 +117,21 @@ impl Instruction {
         Self::new(0xb7, to, 0, 0, value)
     }
 
+    /// `to += value`.
+    pub const fn add(to: Register, value: i32) -> Self {
+        Self::new(0x07, to, 0, 0, value)
+    }
+
+    /// `to += from`.
+    pub const fn add_register(to: Register, from: Register) -> Self {
+        Self::new(0x0f, to, from as u8, 0, 0)
+    }
+
+    /// `to *= value`.
+    pub const fn multiply(to: Register, value: i32) -> Self {
+        Self::new(0x27, to, 0, 0, value)
+    }
+
     /// `r0 = helper(r1, …)`.
     pub const fn call(helper: i32) -> Self {
         Self::new(0x85, Register::R0, 0, 0, helper)
@@ -125,6 +145,11 @@ impl Instruction {
     /// Skips `slots` slots if `left == value`.
     pub const fn skip_if_equal(left: Register, value: i32, slots: i16) -> Self {
         Self::new(0x15, left, 0, slots, value)
+    }
+
+    /// Skips `slots` slots if `left != right`.
+    pub const fn skip_if_different(left: Register, right: Register, slots: i16) -> Self {
+        Self::new(0x5d, left, right as u8, slots, 0)
     }
 
     /// Returns `r0`.
@@ -253,33 +278,40 @@ pub fn load_packet_filter(
     instructions: &[Instruction],
 ) -> Result<OwnedFd, LoadError> {
     // The verifier allows the egress answer 2 only if it knows the hook.
-    load(name, PROG_TYPE_CGROUP_SKB, hook as u32, instructions)
+    load(Kind { program_type: PROG_TYPE_CGROUP_SKB, attach_type: hook as u32, ..NO_GPL }, name, instructions)
 }
 
 /// Loads a program for the packets of a device, which gets the packet in `r1` and returns `TC_ACT_*`. It is
 /// freed with its last descriptor and use.
 pub fn load_traffic_filter(name: &str, instructions: &[Instruction]) -> Result<OwnedFd, LoadError> {
-    load(name, PROG_TYPE_SCHED_CLS, 0, instructions)
+    load(Kind { program_type: PROG_TYPE_SCHED_CLS, ..NO_GPL }, name, instructions)
 }
 
-fn load(
-    name: &str,
-    program_type: u32,
-    attach_type: u32,
-    instructions: &[Instruction],
-) -> Result<OwnedFd, LoadError> {
+/// What the verifier holds a program to.
+pub(crate) struct Kind<'a> {
+    pub program_type: u32,
+    pub attach_type: u32,
+    /// The number of the kernel's function that it is attached to, in the kernel's own type information.
+    pub function: u32,
+    /// Some helpers are for programs only that may be used under the GPL.
+    pub license: &'a CStr,
+}
+
+const NO_GPL: Kind<'static> = Kind { program_type: 0, attach_type: 0, function: 0, license: c"Apache-2.0" };
+
+pub(crate) fn load(kind: Kind<'_>, name: &str, instructions: &[Instruction]) -> Result<OwnedFd, LoadError> {
     let mut log = vec![0; LOG_BYTES];
     let mut load = ProgramLoad {
-        program_type,
+        program_type: kind.program_type,
         instructions_count: instructions.len() as u32,
         instructions: instructions.as_ptr() as u64,
-        // No helper that we call is for GPL programs only.
-        license: c"Apache-2.0".as_ptr() as u64,
+        license: kind.license.as_ptr() as u64,
         log_level: 1,
         log_bytes: LOG_BYTES as u32,
         log: log.as_mut_ptr() as u64,
         name: kernel_name(name),
-        attach_type,
+        attach_type: kind.attach_type,
+        function: kind.function,
         ..ProgramLoad::default()
     };
     // SAFETY: `load` is what this command reads; its addresses are of live buffers with the lengths beside
@@ -381,7 +413,10 @@ unsafe fn fill_info<Info: KernelInfo>(object: BorrowedFd<'_>, mut info: Info) ->
 
 /// # Safety
 /// As for [`call`], and the command answers with a new descriptor.
-unsafe fn call_for_descriptor<Attributes>(command: u32, attributes: &mut Attributes) -> io::Result<OwnedFd> {
+pub(crate) unsafe fn call_for_descriptor<Attributes>(
+    command: u32,
+    attributes: &mut Attributes,
+) -> io::Result<OwnedFd> {
     // SAFETY: the caller's promise.
     let number = unsafe { call(command, attributes) }?;
     // SAFETY: the kernel just made this descriptor for us; nobody else knows of it.
@@ -443,6 +478,14 @@ struct ProgramLoad {
     name: [u8; NAME_BYTES],
     interface: u32,
     attach_type: u32,
+    types: u32,
+    function_info_bytes: u32,
+    function_info: u64,
+    function_info_count: u32,
+    line_info_bytes: u32,
+    line_info: u64,
+    line_info_count: u32,
+    function: u32,
 }
 
 #[derive(Debug, Default)]
@@ -521,6 +564,7 @@ const _: () = {
     assert!(std::mem::offset_of!(MapCreate, name) == 28);
     assert!(std::mem::offset_of!(ProgramLoad, name) == 48);
     assert!(std::mem::offset_of!(ProgramLoad, attach_type) == 68);
+    assert!(std::mem::offset_of!(ProgramLoad, function) == 108);
     assert!(std::mem::offset_of!(Query, count) == 24);
     assert!(std::mem::offset_of!(ProgramInfoHead, map_ids) == 56);
     assert!(size_of::<ProgramInfoHead>() == 80);

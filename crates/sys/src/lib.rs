@@ -19,6 +19,7 @@ pub mod servant;
 pub mod sockets;
 pub mod spawn;
 pub mod task;
+pub mod tasks;
 pub mod tryout;
 pub mod tun;
 pub mod userfault;

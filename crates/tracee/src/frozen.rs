@@ -247,21 +247,22 @@ impl<'tree> Frozen<'tree> {
         Ok(Remote { frozen: self, pid, tid })
     }
 
-    /// Makes calls in every thread at once. `fill` says what a thread does, given the address of a buffer that
+    /// Makes calls in several threads at once. `fill` says what a thread does, given the address of a buffer that
     /// is the thread's own for the time and begins with the batch's bytes; the results come back by thread,
     /// with the buffer's content. A thread's batch has room for [`THREAD_CALLS`] calls, the leader's for
     /// [`LEADER_CALLS`]; the leader may have calls for the process in it, with their arguments in the buffer
     /// that a [`Remote`] has.
-    pub fn in_every_thread(
+    pub fn in_threads(
         &mut self,
         pid: i32,
+        threads: &[i32],
         mut fill: impl FnMut(i32, u64, &mut Batch),
         mut done: impl FnMut(i32, &[i64], &[u8]),
     ) -> Result<(), TraceError> {
         self.remote(pid)?;
         let mut batch = Batch::default();
         let mut bytes = Vec::new();
-        for round in self.threads(pid).chunks(THREADS_MAX) {
+        for round in threads.chunks(THREADS_MAX) {
             let mut loans = Vec::with_capacity(round.len());
             for (index, &tid) in round.iter().enumerate() {
                 let registers = self.stand(tid)?.registers;

@@ -30,7 +30,7 @@ const END: i64 = -1;
 
 /// How many calls one table takes.
 pub(crate) const CALLS_MAX: usize = (TABLE_BYTES / ENTRY_BYTES) as usize - 1;
-/// How many calls a thread's batch, and the leader's, may have in [`crate::Frozen::in_every_thread`].
+/// How many calls a thread's batch, and the leader's, may have in [`crate::Frozen::in_threads`].
 pub const LEADER_CALLS: usize = CALLS_MAX;
 pub const THREAD_CALLS: usize = (THREAD_TABLE_BYTES / ENTRY_BYTES) as usize - 1;
 pub(crate) const THREADS_MAX: usize = ((SCRATCH_BYTES - THREADS) / THREAD_BYTES) as usize;

@@ -67,9 +67,11 @@ fn an_interrupted_sleep_is_not_noticed() {
         match tree.freeze(Duration::from_millis(100)) {
             Ok(mut frozen) => {
                 for pid in frozen.pids() {
+                    let threads = frozen.threads(pid);
                     frozen
-                        .in_every_thread(
+                        .in_threads(
                             pid,
+                            &threads,
                             |_, _, batch| batch.call(libc::SYS_gettid, []),
                             |tid, results, _| {
                                 assert_eq!(results, [i64::from(tid)]);

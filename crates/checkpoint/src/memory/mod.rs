@@ -21,5 +21,5 @@ pub use encode::Encoder;
 pub use ledger::{Ledger, Pages};
 pub(crate) use maps::parse as parse_maps;
 pub use staging::Chunk;
-pub use tracker::{Capture, CaptureError, Precopied, ScanTimes, Tracker, workers};
+pub use tracker::{Capture, CaptureError, OpenObjects, Precopied, ScanTimes, Tracker, workers};
 pub use workers::{Started, Workers};

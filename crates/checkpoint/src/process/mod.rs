@@ -2,9 +2,9 @@
 //!
 //! # What is read when
 //! Nearly nothing here has a sign of change, so what matters for going on correctly is read in every freeze:
-//! from outside what ptrace tells (registers, vectors, signals, rseq), and by one table of calls in each
-//! thread, all threads at once, what only the thread can say ([`thread`]); the leader's answers for the
-//! process, too ([`whole`]). Three things are kept from one freeze to the next:
+//! from outside what ptrace tells (registers, vectors, signals, rseq); what else only the thread can say
+//! ([`thread`]) from the kernel's own structures ([`roll`]), or by one table of calls in each thread, all
+//! threads at once; and by such a table in the leader what belongs to the process ([`whole`]). Three things are kept from one freeze to the next:
 //!
 //! * *Credentials* exist as text only, 20 µs per thread. The thread's table asks for everything in them that
 //!   a call answers (users, groups, the capability sets, securebits, no_new_privs, the seccomp mode), and the
@@ -31,10 +31,12 @@ mod numbers;
 mod pending;
 mod posix_timers;
 mod restore;
+mod roll;
 mod save;
 mod status;
 mod steps;
 mod thread;
+mod types;
 mod whole;
 
 pub use cache::ProcessCache;

@@ -239,8 +239,10 @@ fn furnish_threads(
     let pool_at = fill_pool(frozen, pid, process, (present, common))?;
     let mut pool = Pool::default();
     let mut outcomes = Vec::new();
-    frozen.in_every_thread(
+    let threads = frozen.threads(pid);
+    frozen.in_threads(
         pid,
+        &threads,
         |tid, buffer, batch| {
             let steps = all_steps.entry(tid).or_default();
             let thread = images[&tid];

@@ -1,7 +1,7 @@
 //! Captures a frozen process: the order of the reads, and what is refused.
 
 use std::fs::{self, File};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use image::process::{
@@ -12,10 +12,12 @@ use serde_bytes::ByteBuf;
 use sys::ptrace::{self, Queue};
 use sys::task;
 use tracee::{Frozen, LEADER_CALLS};
+use tracing::debug;
 
 use super::cache::{KnownProcess, KnownThread, ProcessCache, Scheduling};
 use super::error::SaveError;
 use super::numbers::CellNumbers;
+use super::roll::Told;
 use super::status::{self, Status, TimerText};
 use super::thread::Answers;
 use super::{credentials, elf, posix_timers, thread, whole};
@@ -43,7 +45,7 @@ pub fn save(
         .map(|&tid| read_from_outside(frozen, tid, &mut cache.area))
         .collect::<Result<Vec<_>, _>>()?;
     let timers = know_whole(frozen, pid, cache)?;
-    let (answers, whole) = ask_every_thread(frozen, pid, cache, &timers)?;
+    let (answers, whole) = ask(frozen, pid, &threads, numbers, cache, &timers)?;
     let mut saved = Vec::with_capacity(threads.len());
     let both = from_outside.into_iter().zip(answers);
     for (index, (&tid, (outside, answers))) in threads.iter().zip(both).enumerate() {
@@ -107,18 +109,53 @@ fn pending(tid: i32, queue: Queue) -> Result<Vec<ByteBuf>, SaveError> {
     Ok(found.into_iter().map(ByteBuf::from).collect())
 }
 
-/// The answers of all threads, and of the leader for the process.
-fn ask_every_thread(
+/// The answers of all threads, and of the leader for the process. Nobody is run for them as long as the kernel's own
+/// words say that the leader would answer as before; else only the leader, as long as these words say the same as it.
+fn ask(
     frozen: &mut Frozen<'_>,
     pid: i32,
+    threads: &[i32],
+    numbers: &mut CellNumbers,
+    cache: &mut ProcessCache,
+    timers: &[TimerText],
+) -> Result<(Vec<Answers>, Arc<whole::Answers>), SaveError> {
+    let due = cache.is_due(0);
+    let Some(Told { threads: mut told, signs }) = cache.roll(pid).and_then(|roll| roll.call().ok()) else {
+        return ask_threads(frozen, pid, threads, cache, timers);
+    };
+    let signs = [signs, &whole::places(pid)?].concat();
+    let mut all = Vec::with_capacity(threads.len());
+    for &tid in threads {
+        all.extend(told.remove(&numbers.of(frozen, tid)?));
+    }
+    let complete = all.len() == threads.len();
+    if let Some(whole) = cache.answered(&signs).filter(|_| complete && !due && timers.is_empty()) {
+        return Ok((all, whole));
+    }
+    let (leader, whole) = ask_threads(frozen, pid, &[pid], cache, timers)?;
+    if complete && all.first() == leader.first() {
+        cache.keep_answer(signs, &whole);
+        return Ok((all, whole));
+    }
+    debug!(pid, "the leader says {:?}, and the kernel of it {:?}", leader.first(), all.first());
+    cache.distrust_roll();
+    ask_threads(frozen, pid, threads, cache, timers)
+}
+
+/// Has these threads answer, the leader among them for the process as well.
+fn ask_threads(
+    frozen: &mut Frozen<'_>,
+    pid: i32,
+    threads: &[i32],
     cache: &ProcessCache,
     timers: &[TimerText],
-) -> Result<(Vec<Answers>, whole::Answers), SaveError> {
+) -> Result<(Vec<Answers>, Arc<whole::Answers>), SaveError> {
     let umask = cache.known().umask;
     let buffer = frozen.remote(pid)?.buffer().0;
     let (mut answers, mut of_whole) = (Vec::new(), Vec::new());
-    frozen.in_every_thread(
+    frozen.in_threads(
         pid,
+        threads,
         |tid, own, batch| {
             thread::ask(own, batch);
             if tid == pid {
@@ -132,7 +169,7 @@ fn ask_every_thread(
             }
         },
     )?;
-    Ok((answers, whole::answers(frozen, pid, umask, &of_whole)?))
+    Ok((answers, Arc::new(whole::answers(frozen, pid, umask, &of_whole)?)))
 }
 
 fn join(

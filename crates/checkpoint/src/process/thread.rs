@@ -36,7 +36,7 @@ pub(super) const CAPABILITY_VERSION_3: u64 = 0x2008_0522;
 pub(super) const PR_GET_TID_ADDRESS: u64 = 40;
 
 /// What a thread said about itself.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Answers {
     pub alternate_stack: AlternateStack,
     pub clear_child_tid: u64,

@@ -53,6 +53,7 @@ const SESSION_RESULT: usize = BUFFERED + 10;
 const TIMER_RESULTS: usize = BUFFERED + 11;
 
 /// What the leader said about the process.
+#[derive(Debug)]
 pub(super) struct Answers {
     results: Vec<i64>,
     bytes: Vec<u8>,
@@ -112,7 +113,21 @@ pub(super) fn ask(buffer: u64, umask: u32, timers: &[TimerText], batch: &mut Bat
     }
 }
 
+/// Where the process stands, as seen from outside: while that stays, so does what `getcwd` tells.
+pub(super) fn places(pid: i32) -> Result<Vec<u8>, SaveError> {
+    let read = |name: &'static str| {
+        rustix::fs::readlink(format!("/proc/{pid}/{name}"), Vec::new())
+            .map_err(SaveError::kernel("the root or working directory", pid))
+    };
+    Ok([read("root")?.into_bytes_with_nul(), read("cwd")?.into_bytes_with_nul()].concat())
+}
+
 impl Answers {
+    /// Whether an interval timer is set.
+    pub fn counts_down(&self) -> bool {
+        self.interval_timers().iter().any(|timer| timer.value_us != 0 || timer.interval_us != 0)
+    }
+
     pub fn umask(&self) -> u32 {
         self.results[UMASK_RESULT] as u32
     }

@@ -129,9 +129,9 @@ impl World {
     #[track_caller]
     pub fn try_epoch(&mut self, fate: Fate) -> Result<Carried, CaptureError> {
         self.tree.pump().expect("pump");
-        let mut frozen = self.tree.freeze(PATIENCE).expect("the guest stops");
+        let frozen = self.tree.freeze(PATIENCE).expect("the guest stops");
         let (owed, layout_owed) = self.ledger.settle();
-        let capture = self.tracker.capture(&mut frozen, owed, layout_owed)?;
+        let capture = self.tracker.capture(&frozen, owed, layout_owed, |_| Some(Vec::new()))?;
         self.id = self.id.next();
         let mut carried = Carried { pages: capture.pages(), compared: 0 };
         if self.skeleton.is_none() {

@@ -11,23 +11,6 @@ use super::{CaptureError, Found, ROOM, Tracker, can_be_tracked, page_at};
 use crate::memory::ledger::{self, Pages};
 use crate::memory::staging::Chunk;
 
-/// A piece of the address space to be scanned.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Span {
-    pub range: Range,
-    /// There is large private memory in it, and nothing else: no page in it can be a file's. N.B. to say whether one
-    /// is, the kernel must look at each page's descriptor, which is in no cache: ten times the cost of the scan.
-    pub plain: bool,
-}
-
-/// Smaller ones go along with their neighbours: a call costs as much as some hundred pages.
-fn is_plain(mapping: &Mapping) -> bool {
-    const WORTH_A_CALL_BYTES: u64 = 1 << 20;
-    mapping.backing == Backing::Anonymous
-        && !mapping.shared
-        && mapping.range.len_bytes() >= WORTH_A_CALL_BYTES
-}
-
 /// What becomes of the private pages of writable file mappings that a scan reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Data {
@@ -40,7 +23,7 @@ pub(super) enum Data {
 
 impl Tracker {
     pub(super) fn find(&mut self, gone: RangeSet) -> Result<Found, CaptureError> {
-        let regions = self.scan_dirty(self.spans())?;
+        let regions = self.scan_dirty(&self.spans())?;
         let mut found = self.sort(&regions, Data::Compared);
         // Noted before anything can fail: the scan has taken the marks away.
         let target = PageTarget::Space(self.space);
@@ -79,45 +62,45 @@ impl Tracker {
     }
 
     /// The registered address space, cut into about equal parts for the workers.
-    pub(super) fn spans(&self) -> Vec<Span> {
+    pub(super) fn spans(&self) -> Vec<Range> {
         const WORTH_CUTTING_BYTES: u64 = 64 << 20;
+        /// What has pages lies together, so that equal parts are not equal work.
+        const PARTS_EACH: u64 = 4;
         let registered = self.tracked.iter().filter(|tracked| tracked.registered);
-        let total: u64 = registered.clone().map(|tracked| tracked.mapping.range.len_bytes()).sum();
-        let parts = if total < WORTH_CUTTING_BYTES { 1 } else { self.workers.width() as u64 };
-        let bytes = total.div_ceil(parts).next_multiple_of(2 << 20);
-        let mut spans = Vec::new();
-        for run in
-            registered.collect::<Vec<_>>().chunk_by(|a, b| is_plain(&a.mapping) == is_plain(&b.mapping))
-        {
-            let ranges: Vec<Range> = run.iter().map(|tracked| tracked.mapping.range).collect();
-            let plain = is_plain(&run[0].mapping);
-            spans.extend(cut(&ranges, bytes).into_iter().map(|range| Span { range, plain }));
-        }
-        spans
+        let ranges: Vec<Range> = registered.map(|tracked| tracked.mapping.range).collect();
+        let total: u64 = ranges.iter().map(|range| range.len_bytes()).sum();
+        let parts = if total < WORTH_CUTTING_BYTES { 1 } else { self.workers.width() as u64 * PARTS_EACH };
+        cut(&ranges, total.div_ceil(parts).next_multiple_of(2 << 20))
     }
 
-    pub(super) fn scan_dirty(&self, spans: Vec<Span>) -> Result<Vec<Region>, CaptureError> {
-        let guard = self.kernel.guard();
-        let query = move |span: Span| Query {
+    pub(super) fn scan_dirty(&self, spans: &[Range]) -> Result<Vec<Region>, CaptureError> {
+        let report = category::PRESENT | category::SWAPPED | category::ZERO_PAGE | self.kernel.guard();
+        let written = Query {
             inverted: 0,
             all: category::WRITTEN,
             any: category::PRESENT | category::SWAPPED,
-            report: category::PRESENT
-                | category::SWAPPED
-                | category::ZERO_PAGE
-                | if span.plain { 0 } else { category::FILE }
-                | guard,
+            report,
             protect: true,
         };
-        self.scan_each(spans.into_iter().map(|span| (span.range, query(span))))
+        let regions = self.scan_spans(spans, written)?;
+        // N.B. to say whether a page is a file's, the kernel must look at its descriptor, which is in no cache: ten
+        // times the cost of the scan. So only those that were written are asked about, where they may be a file's.
+        let may_show_a_file = |mapping: &Mapping| {
+            !mapping.shared && matches!(mapping.backing, Backing::File(_) | Backing::Object(_))
+        };
+        let (doubtful, clear): (Vec<_>, Vec<_>) =
+            self.pieces(&regions).into_iter().partition(|(mapping, ..)| may_show_a_file(mapping));
+        let doubtful: Vec<Range> = doubtful.into_iter().map(|(_, range, _)| range).collect();
+        let query = Query { report: report | category::FILE, ..Query::default() };
+        let mut regions = self.scan_spans(&doubtful, query)?;
+        let clear = clear.into_iter();
+        regions.extend(clear.map(|(_, Range { start, end }, categories)| Region { start, end, categories }));
+        regions.sort_unstable_by_key(|region| region.start);
+        Ok(regions)
     }
 
     pub(super) fn scan_spans(&self, spans: &[Range], query: Query) -> Result<Vec<Region>, CaptureError> {
-        self.scan_each(spans.iter().map(|&span| (span, query)))
-    }
-
-    fn scan_each(&self, spans: impl Iterator<Item = (Range, Query)>) -> Result<Vec<Region>, CaptureError> {
-        let jobs = spans.map(|(span, query)| {
+        let jobs = spans.iter().map(|&span| {
             let pagemap = Arc::clone(&self.pagemap);
             move || {
                 let mut regions = Vec::new();
@@ -126,8 +109,15 @@ impl Tracker {
                     .map(|()| regions)
             }
         });
+        // To wake a worker takes as long as to scan some megabytes.
+        const WORTH_SHARING_BYTES: u64 = 8 << 20;
+        let total: u64 = spans.iter().map(|span| span.len_bytes()).sum();
+        let results: Vec<_> = match total < WORTH_SHARING_BYTES {
+            true => jobs.map(|job| job()).collect(),
+            false => self.workers.run(jobs.collect()),
+        };
         let mut all = Vec::new();
-        for regions in self.workers.run(jobs.collect::<Vec<_>>()) {
+        for regions in results {
             all.extend(regions.map_err(self.failed("scan the page tables"))?);
         }
         all.sort_unstable_by_key(|region| region.start);
@@ -137,19 +127,27 @@ impl Tracker {
     /// What to do with each region that a scan reported.
     pub(super) fn sort(&self, regions: &[Region], data: Data) -> Found {
         let mut found = Found::default();
+        for (mapping, piece, categories) in self.pieces(regions) {
+            self.sort_piece(mapping, piece, categories, data, &mut found);
+        }
+        found
+    }
+
+    /// The regions, which are in order, by the mappings that they lie in.
+    fn pieces(&self, regions: &[Region]) -> Vec<(&Mapping, Range, u64)> {
+        let mut pieces = Vec::with_capacity(regions.len());
         let mut mappings = self.tracked.iter().map(|tracked| &tracked.mapping).peekable();
         for region in regions {
             let mut start = region.start;
             while start < region.end {
                 while mappings.next_if(|mapping| mapping.range.end <= start).is_some() {}
-                let Some(mapping) = mappings.peek() else { return found };
-                let piece = Range::new(start, region.end);
-                let Some(piece) = piece.intersect(mapping.range) else { break };
-                self.sort_piece(mapping, piece, region.categories, data, &mut found);
+                let Some(mapping) = mappings.peek() else { return pieces };
+                let Some(piece) = Range::new(start, region.end).intersect(mapping.range) else { break };
+                pieces.push((*mapping, piece, region.categories));
                 start = piece.end;
             }
         }
-        found
+        pieces
     }
 
     pub(super) fn sort_piece(
@@ -225,8 +223,7 @@ impl Tracker {
         }
         let none = category::PRESENT | category::SWAPPED;
         let query = Query { inverted: none, all: none, any: 0, report: category::PRESENT, protect: false };
-        let spans: Vec<Range> = self.spans().into_iter().map(|span| span.range).collect();
-        for region in self.scan_spans(&spans, query)? {
+        for region in self.scan_spans(&self.spans(), query)? {
             found.gone.extend(self.present.take(Range::new(region.start, region.end)));
         }
         // N.B. a dropped page of a private file mapping shows its marker, so it counts as swapped.

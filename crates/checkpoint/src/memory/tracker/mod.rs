@@ -47,7 +47,7 @@ mod changes;
 mod copying;
 mod layout;
 
-use self::changes::{Data, Span};
+use self::changes::Data;
 use self::layout::{advice, kind_of_open, object_of};
 
 const HIGHEST: u64 = 0x7fff_ffff_f000;
@@ -64,7 +64,12 @@ pub enum CaptureError {
     Kernel { what: &'static str, pid: i32, source: io::Error },
     #[error(transparent)]
     Maps(#[from] maps::BadLine),
+    #[error("what shared objects pid {0} has open is not known")]
+    OpenObjects(i32),
 }
+
+/// Shared objects, with a descriptor of each.
+pub type OpenObjects = Vec<(ObjectKey, OwnedFd)>;
 
 /// What one freeze found of the memory.
 #[derive(Debug, Default)]
@@ -247,7 +252,7 @@ impl Tracker {
     /// that is written meanwhile is dirty again.
     pub fn precopy(&mut self, from: u64, bytes: u64) -> Result<Precopied, CaptureError> {
         let Some(window) = self.next_window(from, bytes) else { return Ok(Precopied::default()) };
-        let regions = self.scan_dirty(vec![Span { range: window, plain: false }])?;
+        let regions = self.scan_dirty(&[window])?;
         let found = self.sort(&regions, Data::Copied);
         self.unsearched.extend(found.guards.iter());
         let chunks = self.copy(found.copy.iter(), false)?;
@@ -267,12 +272,14 @@ impl Tracker {
     }
 
     /// Finds and copies everything that changed since the last capture, and what is `owed`. The app stands
-    /// still. If it fails, the next capture carries what this one found.
+    /// still. If it fails, the next capture carries what this one found. `open_objects` is asked as late as can be for
+    /// the shared objects that the app has open: they are carried whether they are mapped or not.
     pub fn capture(
         &mut self,
-        frozen: &mut Frozen<'_>,
+        frozen: &Frozen<'_>,
         owed: Pages,
         layout_owed: bool,
+        open_objects: impl FnOnce(&Frozen<'_>) -> Option<OpenObjects>,
     ) -> Result<Capture, CaptureError> {
         self.layout_pending |= layout_owed;
         for (target, ranges) in owed {
@@ -287,7 +294,9 @@ impl Tracker {
         let mut found = self.find(gone)?;
         let scanned = Instant::now();
         let mut chunks = Vec::new();
-        if let Err(why) = self.gather_found(&mut found, &mut chunks) {
+        let unknown = CaptureError::OpenObjects(self.pid);
+        let open_objects = || open_objects(frozen).ok_or(unknown);
+        if let Err(why) = self.gather_found(&mut found, &mut chunks, open_objects) {
             self.remember(found.gone.iter());
             chunks.iter().for_each(|chunk| self.remember_chunk(chunk));
             return Err(why);
@@ -309,11 +318,17 @@ impl Tracker {
     }
 
     /// Copies what was found, and looks for what the scan does not show.
-    fn gather_found(&mut self, found: &mut Found, chunks: &mut Vec<Chunk>) -> Result<(), CaptureError> {
+    fn gather_found(
+        &mut self,
+        found: &mut Found,
+        chunks: &mut Vec<Chunk>,
+        open_objects: impl FnOnce() -> Result<OpenObjects, CaptureError>,
+    ) -> Result<(), CaptureError> {
         chunks.extend(self.copy(found.copy.iter(), true)?);
         self.compare_data(found, chunks)?;
         self.find_drops(found)?;
         self.find_guards(found)?;
+        self.hold_open_objects(open_objects()?).map_err(self.failed("hold a memfd"))?;
         let mapped_objects: HashSet<ObjectKey> =
             self.tracked.iter().filter_map(|t| object_of(&t.mapping)).collect();
         self.objects.retain(|key| mapped_objects.contains(&key) || self.open_objects.contains(&key));
@@ -365,9 +380,8 @@ impl Tracker {
         self.objects.keys().collect()
     }
 
-    /// Shared objects that the app has open: carried whether they are mapped or not. Whatever was held so
-    /// before and is not in the list is let go of.
-    pub fn hold_open_objects(&mut self, open: Vec<(ObjectKey, OwnedFd)>) -> io::Result<()> {
+    /// Whatever was held so before and is not in the list is let go of.
+    fn hold_open_objects(&mut self, open: OpenObjects) -> io::Result<()> {
         self.open_objects = open.iter().map(|(key, _)| *key).collect();
         for (key, descriptor) in open {
             let file = File::from(descriptor);
