@@ -376,6 +376,7 @@ impl Actor {
             StandbyAction::Refuse(refusal) => self.refuse(&refusal, asker),
             StandbyAction::Receive { id } => self.receive(id),
             StandbyAction::RefuseEpoch { id, why } => self.refuse_epoch(id, &why),
+            StandbyAction::EndStream { why } => self.end_stream(&why),
             StandbyAction::Ack { id } => self.say(FromStandby::Ack(id)),
             StandbyAction::Apply { id } => self.engine.send(Command::Apply(id)),
             StandbyAction::DropHalf { id } => self.drop_half(id),
@@ -484,6 +485,16 @@ impl Actor {
         tracing::debug!(app = self.setup.app, %id, "refused an epoch: {why}");
         self.engine.send(Command::DropHalf);
         self.say(FromStandby::EpochRefused(EpochRefused { id, why: why.to_string() }));
+    }
+
+    fn end_stream(&mut self, why: &Discarded) {
+        self.say(FromStandby::Refusal(Refusal {
+            code: RefusalCode::Busy,
+            why: format!("the copy is lost: {why}"),
+            way_out: "a full sync follows by itself; the standby's log says more".to_owned(),
+        }));
+        // Without a queue the stream ends as soon as that has gone.
+        self.session = None;
     }
 
     /// Only of what the engine still takes in: it may have refused that epoch and begun the next.
