@@ -234,7 +234,9 @@ fn app_that_is_killed_goes_on_at_the_standby() {
 fn children(pid: i32) -> Vec<i32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()
+    lists
+        .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+        .collect()
 }
 
 /// A host kills the copy of an app (for its memory, say): the primary hears of it, and syncs a new one.
@@ -251,7 +253,11 @@ fn a_copy_that_is_killed_is_made_anew_and_takes_over() {
     };
     let [copy] = copies()[..] else { panic!("copies: {:?}", copies()) };
     rustix::process::kill_process(Pid::from_raw(copy).unwrap(), Signal::KILL).unwrap();
-    wait_until("a new copy, and nothing left of the old", SOON, || matches!(copies()[..], [new] if new != copy));
+    wait_until(
+        "a new copy, and nothing left of the old",
+        SOON,
+        || matches!(copies()[..], [new] if new != copy),
+    );
     world.wait_until_protected();
     wait_for_two_epochs(&world);
     primary.signal(Signal::KILL);

@@ -16,8 +16,8 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use replica::Nanos;
 use faults::{Fault, Flaw};
+use replica::Nanos;
 use world::{A, B, World};
 
 const HEAL: Nanos = Nanos::from_millis(3_000);

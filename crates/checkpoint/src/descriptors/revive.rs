@@ -365,6 +365,7 @@ impl<'a> Built<'a> {
             acknowledgement: self.acknowledged,
             flags,
             window: self.window,
+            selective: None,
         }
     }
 
@@ -407,6 +408,7 @@ fn provoke(raw: &Raw, flow: Flow) {
             acknowledgement: 0,
             flags: ACKNOWLEDGEMENT,
             window: 0,
+            selective: None,
         };
         if let Err(why) = raw.send(&stray, &[]) {
             tracing::debug!(peer = %flow.remote, "cannot tell a peer of the end of its connection: {why}");
