@@ -128,8 +128,9 @@ impl Actor {
     /// On failure nothing of it is left.
     pub fn new(setup: Setup) -> anyhow::Result<(Self, mpsc::Sender<Input>)> {
         let (post, inbox) = mpsc::channel();
-        let network = setup.network.clone().map(|spec| CopyNetwork::create(spec, &setup.app)).transpose()?;
         let fence = Fence::raise(&setup.app, setup.fencing)?;
+        let create = |spec| CopyNetwork::create(spec, &setup.app, fence.handle());
+        let network = setup.network.clone().map(create).transpose()?;
         let mut kit = CellKit::new(fence.handle()).context("cannot prepare a cell")?;
         let namespace = network.as_ref().map(CopyNetwork::namespace).transpose();
         kit.spec.network = namespace.context("cannot give the copy its network")?;

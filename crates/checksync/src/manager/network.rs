@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use engine::Barrier;
-use gate::{CellNetwork, Claim, NetworkSpec, Recorded, Recorder, TapGate, TapHandle, TapOptions, replay};
+use gate::{
+    CellNetwork, Claim, NetworkError, NetworkSpec, PermitHandle, Recorded, Recorder, TapGate, TapHandle,
+    TapOptions, replay,
+};
 use image::CheckpointId;
 use replica::primary::Output;
 
@@ -34,8 +37,8 @@ struct Strong {
 
 impl AppNetwork {
     /// Nothing leaves it yet, and nobody finds it.
-    pub fn create(spec: NetworkSpec, app: &str) -> anyhow::Result<Self> {
-        let network = CellNetwork::create(spec, app).context("cannot give the app a network of its own")?;
+    pub fn create(spec: NetworkSpec, app: &str, permit: Option<&PermitHandle>) -> anyhow::Result<Self> {
+        let network = make(spec, app, permit).context("cannot give the app a network of its own")?;
         Ok(Self { network, strong: None, muted: false })
     }
 
@@ -129,13 +132,21 @@ impl AppNetwork {
     }
 }
 
+/// When we die, the permit goes on: what the cell's kernel says by itself, for the address above all, ends with it, and
+/// not only when the guard has torn down the last process.
+fn make(spec: NetworkSpec, app: &str, permit: Option<&PermitHandle>) -> Result<CellNetwork, NetworkError> {
+    let network = CellNetwork::create(spec, app)?;
+    permit.map_or(Ok(()), |permit| network.obey(permit))?;
+    Ok(network)
+}
+
 /// The standby's side: there before a takeover, for the copy to be made in, and silent until then.
 #[derive(Debug, Clone)]
 pub struct CopyNetwork(Arc<CellNetwork>);
 
 impl CopyNetwork {
-    pub fn create(spec: NetworkSpec, app: &str) -> anyhow::Result<Self> {
-        let network = CellNetwork::create(spec, app).context("cannot give the copy a network of its own")?;
+    pub fn create(spec: NetworkSpec, app: &str, permit: Option<&PermitHandle>) -> anyhow::Result<Self> {
+        let network = make(spec, app, permit).context("cannot give the copy a network of its own")?;
         network.shut_in();
         Ok(Self(Arc::new(network)))
     }
