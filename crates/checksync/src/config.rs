@@ -113,7 +113,9 @@ impl PrimarySettings {
             (None, _) => None,
         };
         if let (Some(gateway), None) = (&gateway, &network) {
-            bail!("the gateway {gateway} would be for nobody: give the app an address (--address, --link), or none");
+            bail!(
+                "the gateway {gateway} would be for nobody: give the app an address (--address, --link), or none"
+            );
         }
         let strong = args.consistency.or(file.consistency) == Some(ConsistencyArg::Strong);
         let on_standby_loss = args.on_standby_loss.or(file.on_standby_loss);
