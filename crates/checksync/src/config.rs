@@ -112,9 +112,20 @@ impl PrimarySettings {
             (Some(address), None) => bail!("where is {address}? Name the bridge or device with --link"),
             (None, _) => None,
         };
+        if let (Some(gateway), None) = (&gateway, &network) {
+            bail!(
+                "the gateway {gateway} would be for nobody: give the app an address (--address, --link), or none"
+            );
+        }
         let strong = args.consistency.or(file.consistency) == Some(ConsistencyArg::Strong);
-        let on_standby_loss =
-            args.on_standby_loss.or(file.on_standby_loss).map_or_else(Default::default, Into::into);
+        let on_standby_loss = args.on_standby_loss.or(file.on_standby_loss);
+        if on_standby_loss.is_some() && !strong {
+            bail!(
+                "--on-standby-loss says what becomes of answers that wait, and in timeline none wait; give \
+                 --consistency strong, or leave it out"
+            );
+        }
+        let on_standby_loss = on_standby_loss.map_or_else(Default::default, Into::into);
         let consistency = match strong {
             true => Consistency::Strong { on_standby_loss },
             false => Consistency::Timeline,
@@ -221,7 +232,8 @@ impl File {
     fn load(path: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = path else { return Ok(Self::default()) };
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("{} is no configuration", path.display()))
+        let what = || format!("{} is no configuration for release {}", path.display(), wire::RELEASE);
+        toml::from_str(&text).with_context(what)
     }
 }
 

@@ -71,6 +71,25 @@ fn host_that_cannot_be_named_is_a_usage_error() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it left something");
 }
 
+/// A key of another release's, and settings that would be without effect: nobody is to believe that they hold.
+#[test]
+fn settings_that_would_do_nothing_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config");
+    std::fs::write(&file, "app = \"kv\"\nfrom_the_future = 7\n").unwrap();
+    let config: &[&str] = &["--config", text(&file)];
+    for (given, named) in [
+        (config, "from_the_future"),
+        (config, "is no configuration for release"),
+        (&["--app", "kv", "--on-standby-loss", "stop"], "--on-standby-loss"),
+        (&["--app", "kv", "--consistency", "timeline", "--gateway", "10.0.0.1"], "gateway 10.0.0.1"),
+    ] {
+        let refused = run(&[&["run"], given, &["--", "true"]].concat());
+        assert!(!refused.status.success());
+        assert!(complained(&refused).contains(named), "{}", complained(&refused));
+    }
+}
+
 #[test]
 fn check_tries_every_right_of_the_host() {
     needs!(CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_NET_ADMIN, "pagemap-scan", "root");

@@ -230,6 +230,45 @@ fn app_that_is_killed_goes_on_at_the_standby() {
     world.end();
 }
 
+/// The processes that have this one as their parent, or are threads' of it.
+fn children(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+        .collect()
+}
+
+/// A host kills the copy of an app (for its memory, say): the primary hears of it, and syncs a new one.
+#[test]
+fn a_copy_that_is_killed_is_made_anew_and_takes_over() {
+    needs!("root", "pagemap-scan", "debian:python3");
+    let world = World::new(Fencing::Register);
+    let (address, mut primary, client) = protected_counter(&world);
+    wait_for_two_epochs(&world);
+    drop(client);
+    let copies = || {
+        let cells = children(i32::try_from(world.standby.pid()).unwrap());
+        cells.into_iter().flat_map(children).collect::<Vec<_>>()
+    };
+    let [copy] = copies()[..] else { panic!("copies: {:?}", copies()) };
+    rustix::process::kill_process(Pid::from_raw(copy).unwrap(), Signal::KILL).unwrap();
+    wait_until(
+        "a new copy, and nothing left of the old",
+        SOON,
+        || matches!(copies()[..], [new] if new != copy),
+    );
+    world.wait_until_protected();
+    wait_for_two_epochs(&world);
+    primary.signal(Signal::KILL);
+    primary.wait(SOON);
+    world.wait_for_app("standby", "serving", |app| app["state"] == "serving");
+    let mut client = Server::Python.wait_ready(address, SOON);
+    assert_eq!(client.read(0).unwrap(), Some(3), "what was committed is there");
+    drop(client);
+    world.end();
+}
+
 #[test]
 fn clean_exit_passes_its_code_and_nobody_takes_over() {
     needs!("root", "pagemap-scan", "debian:python3");

@@ -4,8 +4,10 @@
 //! `Receive` says what to do with it. A full epoch goes into a skeleton of its own as it comes, beside the
 //! old one if that is to be kept.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,12 +28,29 @@ use crate::event::{Event, RestoreReport};
 use crate::primary::{App, chain, inodes_of, move_into, serve};
 use crate::thread::Context;
 
+/// How long the dying are left alone.
+const REAP_AGAIN: Duration = Duration::from_millis(100);
+
 /// A skeleton with what it needs to live.
 struct Copy {
     skeleton: Skeleton<'static>,
     cell: Cell,
     /// What was applied last, and when it came.
     held: Option<Held>,
+    _remains: Remains,
+}
+
+/// The pid of a copy's process, which is put on the list when the copy is dropped. Only its tracer, this thread,
+/// can reap it, and the cell's first process lives until that is done.
+struct Remains {
+    pid: i32,
+    unreaped: Rc<RefCell<Vec<i32>>>,
+}
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        self.unreaped.borrow_mut().push(self.pid);
+    }
 }
 
 struct Held {
@@ -70,6 +89,8 @@ struct Keeper<'a> {
     frames: VecDeque<Bytes>,
     receiving: Receiving,
     prepared: Option<(CheckpointId, Prepared)>,
+    /// Processes of copies that are no more.
+    unreaped: Rc<RefCell<Vec<i32>>>,
 }
 
 pub(crate) fn run(context: &mut Context, cell: CellSpec) {
@@ -81,6 +102,7 @@ pub(crate) fn run(context: &mut Context, cell: CellSpec) {
             frames: VecDeque::new(),
             receiving: Receiving::Nothing,
             prepared: None,
+            unreaped: Rc::default(),
         };
         keeper.keep()
     };
@@ -123,8 +145,16 @@ impl Keeper<'_> {
                 }
                 self.take_frames();
             }
-            self.context.sleep(None);
+            let again = self.reap().then_some(REAP_AGAIN);
+            self.context.sleep(again);
         }
+    }
+
+    /// Whether some are still dying, which takes the longer the more memory they had.
+    fn reap(&self) -> bool {
+        let mut unreaped = self.unreaped.borrow_mut();
+        unreaped.retain(|pid| matches!(sys::wait::reap(*pid), Ok(None)));
+        !unreaped.is_empty()
     }
 
     fn take_frames(&mut self) {
@@ -239,7 +269,8 @@ impl Keeper<'_> {
         let frozen = tree.freeze_for_good(self.context.settings.freeze_patience).map_err(ApplyError::from)?;
         let mut skeleton = Skeleton::hollow_out(frozen, cell.pid, layout)?;
         skeleton.apply_layout(layout)?;
-        Ok(Copy { skeleton, cell, held: None })
+        let remains = Remains { pid: cell.pid, unreaped: Rc::clone(&self.unreaped) };
+        Ok(Copy { skeleton, cell, held: None, _remains: remains })
     }
 
     fn receive(&mut self, id: CheckpointId, full: bool, keep_old: bool) {
@@ -342,7 +373,7 @@ impl Keeper<'_> {
         began: Instant,
     ) -> Result<(App, RestoreReport), CopyError> {
         let host = |what| move |source| CopyError::Host { what, source };
-        let Copy { skeleton, cell, held } = copy;
+        let Copy { skeleton, cell, held, _remains } = copy;
         let held = held.ok_or(CopyError::Empty)?;
         let pid = skeleton.pid();
         if let Some(cgroup) = promotion.cgroup.as_ref().filter(|_| self.cell.cgroup.is_none()) {

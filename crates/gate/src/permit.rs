@@ -16,7 +16,8 @@
 //! What a permit does not reach, so that T2 - T1 or the caller has to: a packet that passed the check and waits
 //! in a device's queue (microseconds; up to the pacing delay with `fq`); what the kernel says without a socket
 //! of the app's, i.e. resets for ports nobody listens on, acknowledgements of connections in TIME_WAIT, ARP;
-//! `AF_PACKET` sockets; unix sockets; sockets made before the process came into the cgroup (see
+//! `AF_PACKET` sockets (a cell with a network of its own obeys the permit in all three:
+//! [`CellNetwork::obey`](crate::CellNetwork::obey)); unix sockets; sockets made before the process came into the cgroup (see
 //! [`CellCgroup`]); and a virtual machine that stands still with its clock.
 //!
 //! A process may put the last word in: after [`PermitHandle::revoke`] no extension counts, whoever makes it.
@@ -153,6 +154,10 @@ impl PermitHandle {
     /// How many packets were dropped so far, both ways.
     pub fn packets_dropped(&self) -> u64 {
         self.words[filter::DROPPED].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn words(&self) -> &WordArray {
+        &self.words
     }
 
     fn deadline(&self) -> &AtomicU64 {

@@ -233,7 +233,13 @@ impl Standby {
     fn apply_failed(&mut self, id: CheckpointId, why: String, actions: &mut Vec<StandbyAction>) {
         match self.life {
             Life::Watching | Life::Claiming { .. } | Life::Finishing { .. } => {
-                self.discard(Discarded::Broken(id, why), actions);
+                let streamed = self.streaming;
+                let why = Discarded::Broken(id, why);
+                self.discard(why.clone(), actions);
+                // Else a primary that is heard would go on for ever with what nothing here can take.
+                if streamed {
+                    actions.push(StandbyAction::EndStream { why });
+                }
             }
             Life::Promoting { .. } | Life::Serving { .. } | Life::Discarded(_) => {}
         }

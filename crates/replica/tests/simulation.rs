@@ -7,6 +7,8 @@
 
 #[path = "simulation/chance.rs"]
 mod chance;
+#[path = "simulation/faults.rs"]
+mod faults;
 #[path = "simulation/said.rs"]
 mod said;
 #[path = "simulation/world.rs"]
@@ -14,8 +16,9 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use faults::{Fault, Flaw};
 use replica::Nanos;
-use world::{A, B, Fault, Flaw, World};
+use world::{A, B, World};
 
 const HEAL: Nanos = Nanos::from_millis(3_000);
 const END: Nanos = Nanos::from_millis(12_000);
@@ -27,7 +30,7 @@ fn trouble(world: &mut World) {
         let at = world.chance.micros(300_000, 2_500_000);
         let until = at + world.chance.micros(1_000, 700_000);
         let host = if world.chance.percent(50) { A } else { B };
-        let (begin, end) = match world.chance.below(16) {
+        let (begin, end) = match world.chance.below(17) {
             0 | 1 => (Fault::ManagerDies, None),
             2 => (Fault::HostDies, None),
             3 => (Fault::GuardDies, None),
@@ -43,7 +46,8 @@ fn trouble(world: &mut World) {
                 world.fault_at(at, Fault::Cut(A, true));
                 (Fault::Cut(B, true), Some(Fault::Cut(B, false)))
             }
-            14 => (Fault::Unreachable(host, true), Some(Fault::Unreachable(host, false))),
+            14 => (Fault::ApplyFails, None),
+            15 => (Fault::Unreachable(host, true), Some(Fault::Unreachable(host, false))),
             _ => (Fault::Paused(host, until.since(at)), None),
         };
         world.fault_at(at, begin);
@@ -107,6 +111,30 @@ fn canary_an_acknowledgement_before_the_epoch_is_whole_is_seen() {
 fn canary_output_that_no_epoch_covers_is_seen() {
     let complaint = complaint(Flaw::GateLeaks).expect("the simulation is blind");
     assert!(complaint.contains("heard until"), "{complaint}");
+}
+
+#[test]
+fn canary_a_lost_copy_that_nobody_speaks_of_is_seen() {
+    let complaint = complaint(Flaw::LossKeptSilent).expect("the simulation is blind");
+    assert!(complaint.contains("long after the last fault"), "{complaint}");
+}
+
+/// A copy that broke is made anew: the pair is protected again, and the new copy can take over.
+#[test]
+fn a_copy_that_broke_is_replaced_and_takes_over() {
+    const BREAKS: Nanos = Nanos::from_millis(1_000);
+    const DIES: Nanos = Nanos::from_millis(6_000);
+    for seed in 0..200 {
+        let mut world = World::new(seed, Flaw::None);
+        world.fault_at(BREAKS, Fault::ApplyFails);
+        world.fault_at(HEAL, Fault::Heal);
+        world.run(DIES, |_| false);
+        assert_eq!(world.copies_broken, 1, "seed {seed}");
+        assert_eq!(world.settled(), Ok(()), "seed {seed}");
+        world.fault_at(DIES, Fault::HostDies);
+        world.run(END, |_| false);
+        assert_eq!(world.takeovers, 1, "seed {seed}");
+    }
 }
 
 #[test]

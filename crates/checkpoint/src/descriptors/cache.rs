@@ -193,18 +193,26 @@ impl Cache {
         Ok(rustix::fs::openat(links, name, flags | OFlags::CLOEXEC, Mode::empty())?)
     }
 
-    /// A socket in the app's network namespace that answers questions about its sockets.
-    pub(super) fn diagnosis(&mut self, pidfd: BorrowedFd<'_>) -> io::Result<&OwnedFd> {
-        if self.diagnosis.is_none() {
-            self.diagnosis = Some(in_network_of(pidfd, diagnosis_socket)?);
-        }
-        self.diagnosis.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    /// Asks a question of a socket in the app's network namespace, which knows about its sockets. After an error the
+    /// rest of the answer may still lie there, and would be taken for the next one's: that is asked of a new socket.
+    pub(super) fn diagnose<T>(
+        &mut self,
+        pidfd: BorrowedFd<'_>,
+        ask: impl FnOnce(&OwnedFd) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let socket = match self.diagnosis.take() {
+            Some(socket) => socket,
+            None => in_network_of(pidfd, diagnosis_socket)?,
+        };
+        let answer = ask(&socket)?;
+        self.diagnosis = Some(socket);
+        Ok(answer)
     }
 
     /// Finds out which connections have changed.
     pub(super) fn begin_watch(&mut self, pidfd: BorrowedFd<'_>) -> io::Result<()> {
         let mut watch = std::mem::take(&mut self.watch);
-        let begun = watch.begin(self.diagnosis(pidfd));
+        let begun = self.diagnose(pidfd, |diagnosis| watch.begin(diagnosis));
         self.watch = watch;
         begun
     }
@@ -307,4 +315,33 @@ pub(super) fn in_network_of<T: Send, E: Into<io::Error> + Send>(
     };
     let made: Result<io::Result<T>, _> = std::thread::scope(|scope| scope.spawn(make).join());
     made.map_err(|_| io::Error::other("the thread that enters the network namespace died"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Needs root, as the manager does.
+    #[test]
+    fn after_an_error_no_answer_is_taken_from_the_old_socket() {
+        let mut cache = Cache::new().unwrap();
+        let own = rustix::process::getpid();
+        let pidfd = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap();
+        let mut other = None;
+        let failed = cache.diagnose(pidfd.as_fd(), |socket| {
+            other = Some(rustix::io::dup(socket)?);
+            Err::<(), _>(io::ErrorKind::UnexpectedEof.into())
+        });
+        failed.unwrap_err();
+        let same = |socket: &OwnedFd| {
+            Ok(sys::descriptors::compare_files(own.as_raw_pid(), raw(socket), raw(other.as_ref().unwrap()))?)
+        };
+        assert_ne!(cache.diagnose(pidfd.as_fd(), same).unwrap(), std::cmp::Ordering::Equal);
+        cache.begin_watch(pidfd.as_fd()).unwrap();
+    }
+
+    fn raw(socket: &OwnedFd) -> i32 {
+        use std::os::fd::AsRawFd;
+        socket.as_raw_fd()
+    }
 }

@@ -98,7 +98,7 @@ fn save_stream(
 /// Adds what a connection needs to go on. One that ends at this moment stays a reset one, and so does one with
 /// an urgent byte (`MSG_OOB`) in what the app has not read: none can be put into another socket, and what the
 /// kernel says of the queue ends at it. (To refuse the app would let any client end its protection.)
-fn keep(
+pub(super) fn keep(
     saver: &mut Saver<'_, '_>,
     number: i32,
     stolen: &OwnedFd,

@@ -17,6 +17,7 @@ mod diagnosis;
 mod error;
 mod fdinfo;
 mod files;
+mod inside;
 mod install;
 mod internet;
 mod moves;

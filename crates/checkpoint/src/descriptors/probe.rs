@@ -1,9 +1,17 @@
 //! Asks the peers of connections what they have, before the connections are built again.
 //!
-//! One old byte, which the peer has long acknowledged, is answered at once with what it has acknowledged since,
+//! Some old bytes, which the peer has long acknowledged, are answered at once with what it has acknowledged since,
 //! in whatever state the connection is. (Kernels answer a bare acknowledgement that is as old no more than
 //! twice a second.) The answer is read from the link: no socket is there to get it yet, and the kernel must
 //! not see it, or it would answer with a RST.
+//!
+//! Which segment is the answer? One that the peer sent before it heard the question may know of less than the
+//! peer has by now: the old primary's last bytes may have come after it. Believed, it would have the copy send what
+//! the peer has already, and the peer's true number, beyond all that the new socket has sent, would be ignored for
+//! ever. But a peer with selective acknowledgements names the bytes that came twice (RFC 2883): who names the
+//! question's has heard it, and with nobody else speaking for this side any more his number is the last. The
+//! question's length is drawn by lot, so that it is not taken for something that the old primary sent twice. From
+//! the few peers that don't name them the highest number counts of all that come in the time of one attempt.
 
 use std::collections::HashMap;
 use std::io;
@@ -22,6 +30,8 @@ use super::segments::{ACKNOWLEDGEMENT, Flow, RESET, Segment};
 
 /// How often a peer is asked that does not answer.
 const ATTEMPTS: u32 = 3;
+/// How many old bytes a question is made of.
+const OLD_BYTES: std::ops::Range<u32> = 24..120;
 
 /// The sockets to speak and listen below TCP, in a network namespace.
 #[derive(Debug)]
@@ -36,6 +46,8 @@ pub(super) struct Raw {
     version4: OwnedFd,
     /// Without IPv6 in the kernel there is nobody to ask in it.
     version6: Option<OwnedFd>,
+    /// The length of questions.
+    old_bytes: u32,
 }
 
 /// Whom to ask, and from what position.
@@ -98,9 +110,10 @@ impl Prober {
 
     /// Asks all at once; what each said, `None` for who did not answer in its time.
     pub(super) fn ask(&self, questions: &[Question]) -> io::Result<Vec<Option<Answer>>> {
-        let mut asked = Asked::new(questions);
+        let mut asked = Asked::new(questions, self.raw.old_bytes);
         for attempt in 0..ATTEMPTS {
             let now = Instant::now();
+            asked.settle();
             for index in asked.open() {
                 let Question { flow, unacknowledged, expected, .. } = questions[index];
                 self.raw.ask(flow, unacknowledged, expected);
@@ -109,7 +122,7 @@ impl Prober {
                 self.listen(&mut asked, until)?;
             }
         }
-        Ok(asked.answers)
+        Ok(asked.answers())
     }
 
     /// Takes all that has come in; waits for something until then.
@@ -147,7 +160,8 @@ impl Raw {
             rustix::net::socket_with(family, SocketType::RAW, flags, with_header)
         };
         let (version4, version6) = (raw(AddressFamily::INET)?, raw(AddressFamily::INET6).ok());
-        Ok(Self { version4, version6 })
+        let old_bytes = OLD_BYTES.start + by_lot() % (OLD_BYTES.end - OLD_BYTES.start);
+        Ok(Self { version4, version6, old_bytes })
     }
 
     /// Puts a packet on its way: to a peer through the link, to the host itself through `lo`.
@@ -170,16 +184,17 @@ impl Raw {
 
     /// A packet that cannot be sent now is like one that gets lost.
     pub(super) fn ask(&self, flow: Flow, unacknowledged: u32, expected: u32) {
-        const OLD_BYTE: &[u8] = &[0];
+        const BYTES: [u8; OLD_BYTES.end as usize] = [0; OLD_BYTES.end as usize];
         let old = Segment {
             from: flow.local,
             to: flow.remote,
-            sequence: unacknowledged.wrapping_sub(1),
+            sequence: unacknowledged.wrapping_sub(self.old_bytes),
             acknowledgement: expected,
             flags: ACKNOWLEDGEMENT,
             window: u16::MAX,
+            selective: None,
         };
-        if let Err(why) = self.send(&old, OLD_BYTE) {
+        if let Err(why) = self.send(&old, &BYTES[..self.old_bytes as usize]) {
             tracing::debug!(peer = %flow.remote, "cannot ask a peer: {why}");
         }
     }
@@ -194,25 +209,56 @@ fn ends(local: SocketAddr, remote: SocketAddr) -> Ends {
 
 struct Asked<'a> {
     questions: &'a [Question],
+    old_bytes: u32,
     index: HashMap<Ends, usize>,
-    answers: Vec<Option<Answer>>,
-    unanswered: usize,
+    heard: Vec<Heard>,
+    open: usize,
+}
+
+/// What came from a peer so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Nothing,
+    /// It may have been said before the question was heard.
+    Maybe(Answer),
+    Sure(Answer),
 }
 
 impl<'a> Asked<'a> {
-    fn new(questions: &'a [Question]) -> Self {
+    fn new(questions: &'a [Question], old_bytes: u32) -> Self {
         let index = questions.iter().enumerate();
         let index = index.map(|(n, question)| (ends(question.flow.local, question.flow.remote), n)).collect();
-        Self { questions, index, answers: vec![None; questions.len()], unanswered: questions.len() }
+        let heard = vec![Heard::Nothing; questions.len()];
+        Self { questions, old_bytes, index, heard, open: questions.len() }
+    }
+
+    fn answers(&self) -> Vec<Option<Answer>> {
+        let answer = |heard: &Heard| match heard {
+            Heard::Nothing => None,
+            Heard::Maybe(answer) | Heard::Sure(answer) => Some(*answer),
+        };
+        self.heard.iter().map(answer).collect()
     }
 
     fn open(&self) -> impl Iterator<Item = usize> {
-        (0..self.answers.len()).filter(|index| self.answers[*index].is_none())
+        (0..self.heard.len()).filter(|index| !matches!(self.heard[*index], Heard::Sure(_)))
+    }
+
+    /// An attempt is over: there was time enough for what is true to come after what may be. What a peer had
+    /// acknowledged even before the capture cannot be it.
+    fn settle(&mut self) {
+        for (heard, question) in self.heard.iter_mut().zip(self.questions) {
+            let Heard::Maybe(answer @ Answer::Has { acknowledged, .. }) = *heard else { continue };
+            if !is_before(acknowledged, question.unacknowledged) {
+                *heard = Heard::Sure(answer);
+                self.open -= 1;
+            }
+        }
     }
 
     /// Until when an attempt waits for somebody; each is given as long as the one before.
     fn next_deadline(&self, attempt: u32, began: Instant) -> Option<Instant> {
-        if self.unanswered == 0 {
+        if self.open == 0 {
             return None;
         }
         let longest = self.open().map(|index| self.questions[index].patience).max()?;
@@ -220,28 +266,131 @@ impl<'a> Asked<'a> {
         (until > Instant::now()).then_some(until)
     }
 
-    /// N.B. segments that were on their way before the question may say less than the peer has; so the
-    /// highest number counts, as long as anybody is waited for.
     fn take(&mut self, packet: &[u8]) {
         let Some(segment) = Segment::parse(packet) else { return };
         let Some(&index) = self.index.get(&ends(segment.to, segment.from)) else { return };
-        let said = if segment.flags & RESET != 0 {
-            Answer::Gone
-        } else if segment.flags & ACKNOWLEDGEMENT != 0 {
-            Answer::Has { acknowledged: segment.acknowledgement, window: segment.window }
-        } else {
+        let before = self.heard[index];
+        if let Heard::Sure(_) = before {
             return;
-        };
-        let place = &mut self.answers[index];
-        match (*place, said) {
-            (None, _) => self.unanswered -= 1,
-            (Some(Answer::Has { acknowledged: before, .. }), Answer::Has { acknowledged, .. })
-                if (acknowledged.wrapping_sub(before) as i32) < 0 =>
-            {
-                return;
-            }
-            (Some(_), _) => (),
         }
-        *place = Some(said);
+        let now = self.judge(&segment, self.questions[index].unacknowledged);
+        let is_older = match (before, now) {
+            (
+                Heard::Maybe(Answer::Has { acknowledged: before, .. }),
+                Heard::Maybe(Answer::Has { acknowledged, .. }),
+            ) => is_before(acknowledged, before),
+            (_, Heard::Nothing) => true,
+            (_, Heard::Maybe(_) | Heard::Sure(_)) => false,
+        };
+        if !is_older {
+            self.heard[index] = now;
+        }
+        self.open -= usize::from(matches!(now, Heard::Sure(_)));
+    }
+
+    fn judge(&self, segment: &Segment, unacknowledged: u32) -> Heard {
+        let asked = (unacknowledged.wrapping_sub(self.old_bytes), unacknowledged);
+        let said = Answer::Has { acknowledged: segment.acknowledgement, window: segment.window };
+        match segment.flags {
+            // Whatever it said before.
+            flags if flags & RESET != 0 => Heard::Sure(Answer::Gone),
+            flags if flags & ACKNOWLEDGEMENT == 0 => Heard::Nothing,
+            _ if segment.selective == Some(asked) => Heard::Sure(said),
+            _ => Heard::Maybe(said),
+        }
+    }
+}
+
+fn is_before(sequence: u32, other: u32) -> bool {
+    (sequence.wrapping_sub(other) as i32) < 0
+}
+
+/// No two takeovers in a row ask with the same length.
+fn by_lot() -> u32 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: u32 = 40;
+    const FIRST: u32 = 10;
+
+    fn question() -> Question {
+        let (local, remote) = ("10.0.0.9:80".parse().unwrap(), "10.0.0.1:4000".parse().unwrap());
+        let patience = Duration::from_secs(1);
+        Question { flow: Flow { local, remote }, unacknowledged: FIRST, expected: 77, patience }
+    }
+
+    /// A bare acknowledgement of the peer's, with a block of bytes that came twice.
+    fn segment(acknowledgement: u32, flags: u8, twice: Option<(u32, u32)>) -> Vec<u8> {
+        const IP_HEADER_BYTES: usize = 20;
+        let Flow { local, remote } = question().flow;
+        let (sequence, window) = (77, 500);
+        let made =
+            Segment { from: remote, to: local, sequence, acknowledgement, flags, window, selective: None };
+        let mut packet = made.packet(&[]);
+        if let Some((begin, end)) = twice {
+            packet[IP_HEADER_BYTES + 12] = 8 << 4;
+            packet.extend([1, 1, 5, 10]);
+            packet.extend([begin, end].into_iter().flat_map(u32::to_be_bytes));
+        }
+        packet
+    }
+
+    fn has(acknowledged: u32) -> Option<Answer> {
+        Some(Answer::Has { acknowledged, window: 500 })
+    }
+
+    #[test]
+    fn what_was_said_before_the_question_was_heard_does_not_end_the_wait() {
+        let questions = [question()];
+        let mut asked = Asked::new(&questions, OLD);
+        let now = Instant::now();
+        for stray in [FIRST + 5, FIRST, FIRST.wrapping_sub(20), FIRST + 3] {
+            asked.take(&segment(stray, ACKNOWLEDGEMENT, None));
+        }
+        // Of something else that came twice.
+        asked.take(&segment(FIRST + 4, ACKNOWLEDGEMENT, Some((FIRST.wrapping_sub(1), FIRST))));
+        assert!(asked.next_deadline(0, now).is_some(), "it goes on waiting");
+        assert_eq!(asked.answers(), [has(FIRST + 5)]);
+        let ours = Some((FIRST.wrapping_sub(OLD), FIRST));
+        asked.take(&segment(FIRST + 9, ACKNOWLEDGEMENT, ours));
+        assert_eq!(asked.next_deadline(0, now), None);
+        asked.take(&segment(FIRST + 50, ACKNOWLEDGEMENT, None));
+        assert_eq!(asked.answers(), [has(FIRST + 9)], "what comes later is older");
+    }
+
+    #[test]
+    fn a_peer_that_names_no_bytes_has_one_attempt_for_its_highest_number() {
+        let questions = [question()];
+        let mut asked = Asked::new(&questions, OLD);
+        asked.take(&segment(FIRST + 2, ACKNOWLEDGEMENT, None));
+        asked.take(&segment(FIRST + 7, ACKNOWLEDGEMENT, None));
+        asked.take(&segment(FIRST + 6, ACKNOWLEDGEMENT, None));
+        assert_eq!(asked.open().count(), 1);
+        asked.settle();
+        assert_eq!((asked.open().count(), asked.answers()), (0, vec![has(FIRST + 7)]));
+    }
+
+    #[test]
+    fn a_number_from_before_the_capture_is_asked_again() {
+        let questions = [question()];
+        let mut asked = Asked::new(&questions, OLD);
+        asked.take(&segment(FIRST.wrapping_sub(1), ACKNOWLEDGEMENT, None));
+        asked.settle();
+        assert_eq!(asked.open().count(), 1);
+    }
+
+    #[test]
+    fn a_reset_ends_it() {
+        let questions = [question()];
+        let mut asked = Asked::new(&questions, OLD);
+        asked.take(&segment(FIRST + 5, ACKNOWLEDGEMENT, None));
+        asked.take(&segment(0, RESET, None));
+        asked.take(&segment(FIRST + 9, ACKNOWLEDGEMENT, Some((FIRST.wrapping_sub(OLD), FIRST))));
+        assert_eq!((asked.open().count(), asked.answers()), (0, vec![Some(Answer::Gone)]));
     }
 }

@@ -18,6 +18,7 @@ use rustix::net::{SendFlags, Shutdown};
 use sys::sockets::{bind, connect, set_number, set_option};
 
 use super::error::{Doing, RebuildError};
+use super::inside;
 use super::internet::name;
 use super::options;
 use super::probe::{Answer, Prober, Question, Raw};
@@ -128,17 +129,26 @@ impl<'a> Revival<'a> {
         elapsed: Duration,
     ) -> Result<Self, RebuildError> {
         let mut connections = Connections::default();
-        let ending = ending.count(&mut connections);
+        let mut ending = ending.count(&mut connections);
         if kept.is_empty() && ending.is_empty() {
             return Ok(Self { prober: None, built: Vec::new(), ending, connections });
         }
         let prober = Prober::beside(pidfd).doing(|| "open raw sockets in the cell's network".to_owned())?;
         let flows = kept.iter().map(|kept| flow(kept.image)).collect::<Result<Vec<_>, _>>()?;
+        let mut answers = inside::answers(&kept, &flows);
+        // Who goes on without its other end would be told of the end by it.
+        let gone_on = |flow: &Flow| {
+            let other = flows.iter().position(|kept| *kept == inside::from_the_other_end(*flow));
+            other.is_some_and(|other| matches!(answers[other], Some(Answer::Has { .. })))
+        };
+        ending.retain(|flow| !inside::is_inside(flow) || !gone_on(flow));
+        let asked: Vec<usize> = (0..kept.len()).filter(|index| answers[*index].is_none()).collect();
         let questions: Vec<Question> =
-            kept.iter().zip(&flows).map(|(kept, flow)| question(kept.tcp, *flow)).collect();
+            asked.iter().map(|&index| question(kept[index].tcp, flows[index])).collect();
         let began = Instant::now();
-        let answers = prober.ask(&questions).doing(|| "ask the peers of the connections".to_owned())?;
+        let said = prober.ask(&questions).doing(|| "ask the peers of the connections".to_owned())?;
         connections.asking = began.elapsed();
+        asked.into_iter().zip(said).for_each(|(index, said)| answers[index] = said);
         let mut built = Vec::with_capacity(kept.len());
         for ((kept, flow), answer) in kept.into_iter().zip(flows).zip(answers) {
             let one = Built::new(kept, flow, answer, elapsed)?;
@@ -365,6 +375,7 @@ impl<'a> Built<'a> {
             acknowledgement: self.acknowledged,
             flags,
             window: self.window,
+            selective: None,
         }
     }
 
@@ -407,6 +418,7 @@ fn provoke(raw: &Raw, flow: Flow) {
             acknowledgement: 0,
             flags: ACKNOWLEDGEMENT,
             window: 0,
+            selective: None,
         };
         if let Err(why) = raw.send(&stray, &[]) {
             tracing::debug!(peer = %flow.remote, "cannot tell a peer of the end of its connection: {why}");
@@ -420,7 +432,7 @@ fn send_scale(tcp: &TcpState) -> u32 {
 }
 
 /// A window as a segment of the peer's would have it.
-fn scaled(window: u32, tcp: &TcpState) -> u16 {
+pub(super) fn scaled(window: u32, tcp: &TcpState) -> u16 {
     u16::try_from(window >> send_scale(tcp)).unwrap_or(u16::MAX)
 }
 

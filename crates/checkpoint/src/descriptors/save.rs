@@ -24,7 +24,7 @@ use crate::Unsupported;
 use super::cache::Cache;
 use super::error::SaveError;
 use super::fdinfo::{Info, LockLine};
-use super::{anonymous, files, pipes, sockets, unix};
+use super::{anonymous, files, inside, pipes, sockets, unix};
 
 /// The process whose descriptors are saved, and what must be known about it.
 #[derive(Debug, Clone, Copy)]
@@ -207,6 +207,7 @@ impl<'t> Saver<'_, 't> {
         }
         pipes::save_contents(&mut self)?;
         unix::check_pairs(&self)?;
+        inside::mend(&mut self)?;
         self.saved.descriptors = self.descriptors();
         self.saved.objects.sort_unstable();
         self.saved.objects.dedup();

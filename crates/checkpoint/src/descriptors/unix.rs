@@ -36,9 +36,9 @@ pub(super) fn save(
     stolen: &OwnedFd,
     identity: &SocketIdentity,
 ) -> Result<FileKind, SaveError> {
-    let diagnosis = saver.cache.diagnosis(saver.subject.pidfd);
-    let report = diagnosis
-        .and_then(|diagnosis| unix_report(diagnosis, info.inode))
+    let report = saver
+        .cache
+        .diagnose(saver.subject.pidfd, |diagnosis| unix_report(diagnosis, info.inode))
         .map_err(|source| saver.kernel(number, "ask about the unix socket", source))?;
     if let Ok(peer) = peer_address(stolen.as_fd()) {
         return save_connected(saver, number, info, stolen, identity, &report, &peer);

@@ -84,14 +84,14 @@ impl Known {
 impl Watch {
     /// A freeze begins. `diagnosis` is a socket of the app's network namespace. N.B. output is marked before
     /// this: whoever knows of a connection that comes later than the dump has heard nothing that is covered.
-    pub(super) fn begin(&mut self, diagnosis: io::Result<&OwnedFd>) -> io::Result<()> {
+    pub(super) fn begin(&mut self, diagnosis: &OwnedFd) -> io::Result<()> {
         let last = self.freeze;
         self.known.retain(|_, known| known.seen == last);
         self.freeze += 1;
         self.reports.clear();
         let (reports, strays) = (&mut self.reports, &mut self.strays);
         strays.begin();
-        diagnosis::ask(diagnosis?, &mut self.buffer, |report| {
+        diagnosis::ask(diagnosis, &mut self.buffer, |report| {
             strays.see(&report);
             if report.inode != 0 {
                 reports.insert(report.inode, report);

@@ -8,6 +8,7 @@ mod stage;
 mod bulk;
 mod carried;
 mod endings;
+mod inside;
 mod queues;
 mod states;
 mod strays;

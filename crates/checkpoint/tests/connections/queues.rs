@@ -1,11 +1,16 @@
 //! Bytes on their way: every one arrives, once, in order.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::num::NonZeroU32;
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use image::descriptor::FileKind;
+use rustix::net::{AddressFamily, SendFlags, SocketType};
 
 use crate::stage::{DEADLINE, Servant, set_option};
 use crate::world::{V4, V6, World, accept, client, listener, run, save};
@@ -37,7 +42,10 @@ fn read(client: &mut TcpStream, len: usize) -> Vec<u8> {
 impl Scene {
     /// A connection that has seen such traffic: both windows are so wide that all of it goes at once.
     fn new(ip: &str) -> Self {
-        let world = World::new();
+        Self::on(World::new(), ip)
+    }
+
+    fn on(world: World, ip: &str) -> Self {
         let mut app = world.app();
         let (port, address) = listener(&mut app, ip);
         let mut client = client(address);
@@ -92,6 +100,87 @@ fn a_queue_that_the_client_has_whole_is_not_sent_again() {
         write(&mut scene.app, scene.number, &pattern(0, LEN));
         assert_eq!(read(&mut scene.client, LEN), pattern(0, LEN));
         scene.finish(LEN);
+    }
+}
+
+/// Such a peer cannot show that it has heard the question.
+#[test]
+fn a_peer_without_selective_acknowledgements_is_understood() {
+    const SOME: usize = 10_000;
+    for deaf in [true, false] {
+        let world = World::new();
+        std::fs::write("/proc/sys/net/ipv4/tcp_sack", "0").expect("a setting");
+        let mut scene = Scene::on(world, V4);
+        if deaf {
+            scene.world.deafen_primary();
+        } else {
+            scene.world.mute_primary();
+        }
+        write(&mut scene.app, scene.number, &pattern(0, LEN));
+        // Without acknowledgements the rest waits for them.
+        let had = if deaf { read(&mut scene.client, SOME).len() } else { 0 };
+        scene.finish(had);
+    }
+}
+
+/// Says in the client's name, again and again, that it has everything before `acknowledged`: as a segment that
+/// was on its way for long.
+struct Strays {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Strays {
+    fn begin(client: &TcpStream, sequence: u32, acknowledged: u32) -> Self {
+        let (from, to) = (client.local_addr().expect("an address"), client.peer_addr().expect("an address"));
+        let (IpAddr::V4(source), IpAddr::V4(destination)) = (from.ip(), to.ip()) else { panic!("IPv4") };
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let header = NonZeroU32::new(libc::IPPROTO_RAW as u32).map(rustix::net::Protocol::from_raw);
+        let raw = rustix::net::socket(AddressFamily::INET, SocketType::RAW, header).expect("a raw socket");
+        // Without checksums: no kernel is to believe it.
+        let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
+        packet.extend([source.octets(), destination.octets()].concat());
+        packet.extend([from.port().to_be_bytes(), to.port().to_be_bytes()].concat());
+        packet.extend([sequence.to_be_bytes(), acknowledged.to_be_bytes()].concat());
+        packet.extend([0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                // The link comes and goes.
+                let _ = rustix::net::sendto(&raw, &packet, SendFlags::empty(), &SocketAddr::new(to.ip(), 0));
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Strays {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// A takeover that believes the first segment that comes in sends a queue again that the client has, of which it
+/// is never freed.
+#[test]
+fn segments_from_before_the_question_are_not_taken_for_the_answer() {
+    for before in [0, 1000] {
+        let mut scene = Scene::new(V4);
+        scene.world.deafen_primary();
+        write(&mut scene.app, scene.number, &pattern(0, LEN));
+        assert_eq!(read(&mut scene.client, LEN), pattern(0, LEN));
+        let saved = save(&scene.app);
+        let states = saved.files.iter().filter_map(|file| match &file.kind {
+            FileKind::Connection(socket) => socket.tcp.as_deref(),
+            _ => None,
+        });
+        let tcp = states.into_iter().next().expect("a connection");
+        let first = tcp.write_sequence.wrapping_sub(tcp.unacknowledged.len() as u32);
+        let strays = Strays::begin(&scene.client, tcp.read_sequence, first.wrapping_sub(before));
+        scene.finish(LEN);
+        drop(strays);
     }
 }
 

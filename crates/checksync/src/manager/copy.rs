@@ -128,8 +128,9 @@ impl Actor {
     /// On failure nothing of it is left.
     pub fn new(setup: Setup) -> anyhow::Result<(Self, mpsc::Sender<Input>)> {
         let (post, inbox) = mpsc::channel();
-        let network = setup.network.clone().map(|spec| CopyNetwork::create(spec, &setup.app)).transpose()?;
         let fence = Fence::raise(&setup.app, setup.fencing)?;
+        let create = |spec| CopyNetwork::create(spec, &setup.app, fence.handle());
+        let network = setup.network.clone().map(create).transpose()?;
         let mut kit = CellKit::new(fence.handle()).context("cannot prepare a cell")?;
         let namespace = network.as_ref().map(CopyNetwork::namespace).transpose();
         kit.spec.network = namespace.context("cannot give the copy its network")?;
@@ -376,6 +377,7 @@ impl Actor {
             StandbyAction::Refuse(refusal) => self.refuse(&refusal, asker),
             StandbyAction::Receive { id } => self.receive(id),
             StandbyAction::RefuseEpoch { id, why } => self.refuse_epoch(id, &why),
+            StandbyAction::EndStream { why } => self.end_stream(&why),
             StandbyAction::Ack { id } => self.say(FromStandby::Ack(id)),
             StandbyAction::Apply { id } => self.engine.send(Command::Apply(id)),
             StandbyAction::DropHalf { id } => self.drop_half(id),
@@ -484,6 +486,16 @@ impl Actor {
         tracing::debug!(app = self.setup.app, %id, "refused an epoch: {why}");
         self.engine.send(Command::DropHalf);
         self.say(FromStandby::EpochRefused(EpochRefused { id, why: why.to_string() }));
+    }
+
+    fn end_stream(&mut self, why: &Discarded) {
+        self.say(FromStandby::Refusal(Refusal {
+            code: RefusalCode::Busy,
+            why: format!("the copy is lost: {why}"),
+            way_out: "a full sync follows by itself; the standby's log says more".to_owned(),
+        }));
+        // Without a queue the stream ends as soon as that has gone.
+        self.session = None;
     }
 
     /// Only of what the engine still takes in: it may have refused that epoch and begun the next.

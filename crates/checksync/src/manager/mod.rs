@@ -16,6 +16,7 @@ pub mod link;
 pub mod lock;
 pub mod network;
 pub mod output;
+pub mod places;
 pub mod primary;
 pub mod register;
 pub mod standby;

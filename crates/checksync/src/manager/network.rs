@@ -7,15 +7,15 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use engine::Barrier;
-use gate::{CellNetwork, Claim, NetworkSpec, Recorded, Recorder, TapGate, TapHandle, TapOptions, replay};
+use gate::{
+    CellNetwork, Claim, GateError, NetworkError, NetworkSpec, PermitHandle, Recorded, Recorder, TapGate,
+    TapHandle, TapOptions, replay,
+};
 use image::CheckpointId;
 use replica::primary::Output;
 
 /// What the record of incoming packets may take while the link to the standby is slow.
 const RECORD_BYTES_MAX: usize = 16 << 20;
-
-/// Called with what came in since an epoch's barrier.
-pub type OnPackets = Box<dyn FnMut(gate::Batch) + Send>;
 
 /// The primary's side.
 #[derive(Debug)]
@@ -34,8 +34,8 @@ struct Strong {
 
 impl AppNetwork {
     /// Nothing leaves it yet, and nobody finds it.
-    pub fn create(spec: NetworkSpec, app: &str) -> anyhow::Result<Self> {
-        let network = CellNetwork::create(spec, app).context("cannot give the app a network of its own")?;
+    pub fn create(spec: NetworkSpec, app: &str, permit: Option<&PermitHandle>) -> anyhow::Result<Self> {
+        let network = make(spec, app, permit).context("cannot give the app a network of its own")?;
         Ok(Self { network, strong: None, muted: false })
     }
 
@@ -43,7 +43,7 @@ impl AppNetwork {
     pub fn hold_back(
         &mut self,
         waits: impl Fn() + Send + Sync + 'static,
-        packets: OnPackets,
+        packets: gate::OnPackets,
     ) -> anyhow::Result<()> {
         let options =
             TapOptions { on_waiting: Some(Box::new(move |_since| waits())), ..TapOptions::default() };
@@ -80,29 +80,26 @@ impl AppNetwork {
 
     pub fn set_output(&mut self, output: Output) {
         match output {
-            Output::Shut => return self.give_up(),
-            Output::Muted => return self.mute(),
-            Output::Held | Output::Passing => {}
+            Output::Shut => self.give_up(),
+            // The permit has run out: somebody else may have the address by now.
+            Output::Muted => {
+                self.muted = true;
+                lower(&self.network);
+            }
+            Output::Held => self.speak(TapHandle::hold),
+            Output::Passing => self.speak(TapHandle::pass),
         }
+    }
+
+    /// With the address, if it was given up for the time.
+    fn speak(&mut self, set: fn(&TapHandle) -> Result<(), GateError>) {
         if std::mem::take(&mut self.muted)
             && let Err(why) = self.network.raise(Claim::Takeover)
         {
             tracing::error!("the app does not get its address back: {why}");
         }
-        let set = self.gate().map(|gate| match output {
-            Output::Held => gate.hold(),
-            Output::Passing | Output::Shut | Output::Muted => gate.pass(),
-        });
-        if let Some(Err(why)) = set {
+        if let Some(Err(why)) = self.gate().as_ref().map(set) {
             tracing::error!("the app's output stays shut in: {why}");
-        }
-    }
-
-    /// The permit has run out: somebody else may have the address by now.
-    fn mute(&mut self) {
-        self.muted = true;
-        if let Err(why) = self.network.lower() {
-            tracing::error!("the app's address is not given up: {why}");
         }
     }
 
@@ -119,9 +116,7 @@ impl AppNetwork {
             gate.discard();
         }
         self.network.shut_out();
-        if let Err(why) = self.network.lower() {
-            tracing::error!("the app's address is not given up: {why}");
-        }
+        lower(&self.network);
     }
 
     fn gate(&self) -> Option<TapHandle> {
@@ -129,13 +124,28 @@ impl AppNetwork {
     }
 }
 
+/// Whoever fails to is killed with all that it has, or is mute by its permit.
+fn lower(network: &CellNetwork) {
+    if let Err(why) = network.lower() {
+        tracing::error!("the app's address is not given up: {why}");
+    }
+}
+
+/// When we die, the permit goes on: what the cell's kernel says by itself, for the address above all, ends with it, and
+/// not only when the guard has torn down the last process.
+fn make(spec: NetworkSpec, app: &str, permit: Option<&PermitHandle>) -> Result<CellNetwork, NetworkError> {
+    let network = CellNetwork::create(spec, app)?;
+    permit.map_or(Ok(()), |permit| network.obey(permit))?;
+    Ok(network)
+}
+
 /// The standby's side: there before a takeover, for the copy to be made in, and silent until then.
 #[derive(Debug, Clone)]
 pub struct CopyNetwork(Arc<CellNetwork>);
 
 impl CopyNetwork {
-    pub fn create(spec: NetworkSpec, app: &str) -> anyhow::Result<Self> {
-        let network = CellNetwork::create(spec, app).context("cannot give the copy a network of its own")?;
+    pub fn create(spec: NetworkSpec, app: &str, permit: Option<&PermitHandle>) -> anyhow::Result<Self> {
+        let network = make(spec, app, permit).context("cannot give the copy a network of its own")?;
         network.shut_in();
         Ok(Self(Arc::new(network)))
     }
@@ -148,9 +158,7 @@ impl CopyNetwork {
     pub fn give_up(&self) {
         self.0.shut_out();
         self.0.shut_in();
-        if let Err(why) = self.0.lower() {
-            tracing::error!("the address is not given up after a failed takeover: {why}");
-        }
+        lower(&self.0);
     }
 
     /// For the takeover: `packets` came in on the primary, and the copy has not seen them.

@@ -182,8 +182,8 @@ impl Actor {
         // Before the engine: it is to find no thread that locks memory while it tries the kernel out.
         let heart = prepare_heart(&settings, post.clone()).context("no heartbeats can be sent")?;
         let token = GuardToken::random();
-        let network =
-            settings.network.clone().map(|spec| AppNetwork::create(spec, &settings.app)).transpose()?;
+        let create = |spec| AppNetwork::create(spec, &settings.app, fence.handle());
+        let network = settings.network.clone().map(create).transpose()?;
         let facts = HostFacts::read().context("cannot look at this host")?;
         let hello = Arc::new(Mutex::new(hello(&settings, &me, &facts)));
         let mut actor = Self {

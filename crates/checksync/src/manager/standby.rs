@@ -1,9 +1,8 @@
 //! The standby daemon: the door that primaries knock at, and one actor per app behind it.
 
-use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -18,11 +17,12 @@ use wire::{
 
 use super::copy::{Actor, Input, Setup};
 use super::host::HostFacts;
+use super::places::{Found, NoPlace, Places, Reservation};
 use crate::config::{check_name, fencing_name, nanos, network_spec};
 use crate::status::Board;
 
 /// Each app takes a thread or two and a copy of its memory.
-const APPS_MAX: usize = 100;
+pub const APPS_MAX: usize = 100;
 
 pub struct Daemon {
     pub host: String,
@@ -35,7 +35,7 @@ pub struct Daemon {
     pub facts: HostFacts,
     pub board: Board,
     pub runtime: Handle,
-    pub apps: Mutex<HashMap<String, App>>,
+    pub apps: Arc<Places<App>>,
 }
 
 /// An actor, as the door knows it.
@@ -47,11 +47,33 @@ pub struct App {
     thread: JoinHandle<()>,
 }
 
-impl Daemon {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, App>> {
-        self.apps.lock().unwrap_or_else(PoisonError::into_inner)
+impl App {
+    /// The way to its actor, if that is what this primary needs.
+    fn fits(
+        &self,
+        app: &str,
+        timing: Timing,
+        network: Option<&gate::NetworkSpec>,
+    ) -> Result<mpsc::Sender<Input>, Refusal> {
+        if self.network.as_ref() != network {
+            return Err(Refusal {
+                code: RefusalCode::Host,
+                why: format!("{app} was followed with another address here"),
+                way_out: "give the same --address, --link and --gateway, or restart the standby".to_owned(),
+            });
+        }
+        if self.timing != timing {
+            return Err(Refusal {
+                code: RefusalCode::Fencing,
+                why: format!("{app} was followed with other heartbeats here"),
+                way_out: "give the same --heartbeat and --missed, or restart the standby".to_owned(),
+            });
+        }
+        Ok(self.post.clone())
     }
+}
 
+impl Daemon {
     /// What keeps this primary and us from being a pair, whatever the app.
     fn examine(&self, peer: &PeerIdentity, hello: &Hello) -> Result<Timing, Refusal> {
         let refuse = |code, why: String, way_out: &str| Refusal { code, why, way_out: way_out.to_owned() };
@@ -87,51 +109,17 @@ impl Daemon {
     }
 
     /// The actor of an app, made if there is none.
-    fn actor(&self, hello: &Hello, timing: Timing) -> Result<mpsc::Sender<Input>, Refusal> {
+    async fn actor(&self, hello: &Hello, timing: Timing) -> Result<mpsc::Sender<Input>, Refusal> {
         let app = hello.app.as_str();
         let network = self.network(hello)?;
-        let mut apps = self.lock();
-        apps.retain(|_, app| !app.thread.is_finished());
-        if let Some(known) = apps.get(app) {
-            if known.network != network {
-                return Err(Refusal {
-                    code: RefusalCode::Host,
-                    why: format!("{app} was followed with another address here"),
-                    way_out: "give the same --address, --link and --gateway, or restart the standby"
-                        .to_owned(),
-                });
-            }
-            if known.timing == timing {
-                return Ok(known.post.clone());
-            }
-            return Err(Refusal {
-                code: RefusalCode::Fencing,
-                why: format!("{app} was followed with other heartbeats here"),
-                way_out: "give the same --heartbeat and --missed, or restart the standby".to_owned(),
-            });
-        }
-        if apps.len() >= APPS_MAX {
-            let why = format!("{APPS_MAX} apps are kept here already");
-            let way_out = "use another standby".to_owned();
-            return Err(Refusal { code: RefusalCode::Busy, why, way_out });
-        }
-        let made = self.start_actor(app, timing, network.clone());
-        let (post, thread) = made.map_err(|why| Refusal {
-            code: RefusalCode::Host,
-            why: format!("{why:#}"),
-            way_out: "see the standby's log".to_owned(),
-        })?;
-        apps.insert(app.to_owned(), App { post: post.clone(), timing, network, thread });
-        Ok(post)
-    }
-
-    fn start_actor(
-        &self,
-        app: &str,
-        timing: Timing,
-        network: Option<gate::NetworkSpec>,
-    ) -> anyhow::Result<(mpsc::Sender<Input>, JoinHandle<()>)> {
-        let (actor, post) = Actor::new(Setup {
+        let has_ended = |known: &App| known.thread.is_finished();
+        let look = |known: &App| known.fits(app, timing, network.as_ref());
+        let place = match self.apps.find_or_reserve(app, has_ended, look) {
+            Ok(Found::There(known)) => return known,
+            Ok(Found::Free(place)) => place,
+            Err(no_place) => return Err(crowded(app, &no_place)),
+        };
+        let setup = Setup {
             app: app.to_owned(),
             host: self.host.clone(),
             timing,
@@ -143,18 +131,23 @@ impl Daemon {
             host_facts: self.facts.encode(),
             board: self.board.clone(),
             runtime: self.runtime.clone(),
-        })?;
-        let thread = thread::Builder::new().name("standby".to_owned()).spawn(move || actor.run())?;
-        Ok((post, thread))
+        };
+        // Devices, control groups and packet filters take their time, and the network has other apps' heartbeats.
+        let made = self.runtime.spawn_blocking(move || start_actor(setup, place)).await;
+        made.unwrap_or_else(|why| Err(why.into())).map_err(|why| Refusal {
+            code: RefusalCode::Host,
+            why: format!("{why:#}"),
+            way_out: "see the standby's log".to_owned(),
+        })
     }
 
     fn find(&self, app: &str) -> Option<mpsc::Sender<Input>> {
-        self.lock().get(app).map(|app| app.post.clone())
+        self.apps.find(app, |app| app.post.clone())
     }
 
     /// Ends every app: copies are dropped, and what is served here gets `grace`.
     pub fn stop(&self, grace: Duration) {
-        let apps: Vec<App> = self.lock().drain().map(|(_, app)| app).collect();
+        let apps = self.apps.take_all();
         for app in &apps {
             // One that has ended needs no telling.
             let _ = app.post.send(Input::Stop { grace });
@@ -166,10 +159,35 @@ impl Daemon {
     }
 }
 
+fn crowded(app: &str, no_place: &NoPlace) -> Refusal {
+    let (why, way_out) = match no_place {
+        NoPlace::Reserved => (format!("{app} is just being prepared here"), "wait a moment"),
+        NoPlace::Full(max) => (format!("{max} apps are kept here already"), "use another standby"),
+    };
+    Refusal { code: RefusalCode::Busy, why, way_out: way_out.to_owned() }
+}
+
+fn start_actor(setup: Setup, place: Reservation<App>) -> anyhow::Result<mpsc::Sender<Input>> {
+    let (timing, network) = (setup.timing, setup.network.clone());
+    let (actor, post) = Actor::new(setup)?;
+    let thread = thread::Builder::new().name("standby".to_owned()).spawn(move || actor.run())?;
+    match place.fill(App { post: post.clone(), timing, network, thread }) {
+        Ok(()) => Ok(post),
+        Err(App { post, .. }) => {
+            // It keeps nothing yet, so it ends at once.
+            let _ = post.send(Input::Stop { grace: Duration::ZERO });
+            anyhow::bail!("the standby is stopping")
+        }
+    }
+}
+
 #[async_trait]
 impl Handler for Daemon {
     async fn replicate(&self, peer: PeerIdentity, hello: Hello, opening: Opening) {
-        let actor = self.examine(&peer, &hello).and_then(|timing| self.actor(&hello, timing));
+        let actor = match self.examine(&peer, &hello) {
+            Ok(timing) => self.actor(&hello, timing).await,
+            Err(refusal) => Err(refusal),
+        };
         match actor {
             // An actor that ends right now drops the opening, and the primary tries again.
             Ok(actor) => drop(actor.send(Input::Hello(Box::new(hello), opening))),

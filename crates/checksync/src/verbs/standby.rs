@@ -1,8 +1,7 @@
 //! `standby`: keep warm copies of apps, and take over.
 
-use std::collections::HashMap;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,7 +15,8 @@ use crate::arguments::{Format, StandbyArgs};
 use crate::config::{StandbySettings, fencing_name};
 use crate::exit::{Coded, Exit};
 use crate::manager::host::HostFacts;
-use crate::manager::standby::Daemon;
+use crate::manager::places::Places;
+use crate::manager::standby::{APPS_MAX, Daemon};
 use crate::status::{Board, Role, SCHEMA};
 
 /// How long an app that is served here may take to end when the daemon stops.
@@ -54,7 +54,7 @@ async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
         facts: HostFacts::read().context("cannot look at this host")?,
         board,
         runtime: tokio::runtime::Handle::current(),
-        apps: Mutex::new(HashMap::new()),
+        apps: Arc::new(Places::new(APPS_MAX)),
     });
     let stop = on_stop()?;
     match shared.format {

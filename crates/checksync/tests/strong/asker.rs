@@ -1,7 +1,7 @@
 //! One connection to the Go server, and one request at a time.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -19,7 +19,11 @@ pub struct Asker(BufReader<TcpStream>);
 
 impl Asker {
     pub fn connect(host: &Namespace) -> io::Result<Self> {
-        let stream = host.within(|| TcpStream::connect_timeout(&(SERVICE, PORT).into(), SOON))?;
+        Self::connect_to(SERVICE.into(), host)
+    }
+
+    pub fn connect_to(service: IpAddr, host: &Namespace) -> io::Result<Self> {
+        let stream = host.within(|| TcpStream::connect_timeout(&(service, PORT).into(), SOON))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(SOON))?;
         Ok(Self(BufReader::new(stream)))

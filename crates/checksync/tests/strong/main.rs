@@ -5,6 +5,7 @@ mod asker;
 mod clients;
 mod rounds;
 mod street;
+mod version6;
 
 use std::fs::File;
 use std::io::Write;

@@ -102,10 +102,14 @@ impl Pair {
     }
 
     pub fn start_primary(&mut self, options: &[&str], program: &[String]) {
+        self.start_primary_at(&format!("{SERVICE}/{PREFIX}"), options, program);
+    }
+
+    pub fn start_primary_at(&mut self, address: &str, options: &[&str], program: &[String]) {
         let standby = format!("{}:{STANDBY_PORT}", HOSTS[1]);
         let mut command = self.manager_command(Side::A, "run");
         command.args(["--app", APP, "--standby", &standby, "--link", "br0"]);
-        command.args(["--address", &format!("{SERVICE}/{PREFIX}")]).args(options).arg("--").args(program);
+        command.args(["--address", address]).args(options).arg("--").args(program);
         self.start_manager(Side::A, command);
     }
 

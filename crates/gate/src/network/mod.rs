@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use sys::bpf::{LoadError, WordArray};
 
+use crate::PermitHandle;
 use crate::namespace::{self, Namespace};
 use crate::netlink::devices::CellDevice;
 use crate::netlink::{Direction, Link, Mac, Netlink};
@@ -47,6 +48,7 @@ const ESTABLISHED_ENTRIES: u32 = 4096;
 /// Filters, in the order in which they are asked.
 const RANK_GATE: u16 = 1;
 const RANK_SHUT: u16 = 2;
+const RANK_PERMIT: u16 = 3;
 /// What RFC 5227 grants a host to defend its address, shortened to what a local network needs.
 const PROBE_PATIENCE: Duration = Duration::from_millis(450);
 
@@ -258,6 +260,15 @@ impl CellNetwork {
 
     fn set_door(&self, door: usize, open: bool) {
         self.doors[door].store(open.into(), Ordering::SeqCst);
+    }
+
+    /// From now on nothing leaves without this permit, whoever says it: the kernel, too, which answers for the
+    /// address and resets what nobody listens to even when the app is gone. It holds without us, as the permit does.
+    pub fn obey(&self, permit: &PermitHandle) -> Result<(), NetworkError> {
+        let program = programs::while_permitted(permit.words()).map_err(program)?;
+        let filter = (Direction::Out, program.as_fd());
+        self.set_filter(RANK_PERMIT, filter, "checksync_until")
+            .map_err(to("bind the cell's output to its permit"))
     }
 
     /// What leaves goes through another device of the namespace instead, and nowhere once that is gone.

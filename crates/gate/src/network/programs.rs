@@ -5,8 +5,11 @@
 use std::os::fd::OwnedFd;
 
 use sys::bpf::{
-    HELPER_REDIRECT, Instruction, LoadError, PACKET_PROTOCOL, Register, WordArray, load_traffic_filter,
+    HELPER_KTIME_GET_BOOT_NS, HELPER_REDIRECT, Instruction, LoadError, PACKET_PROTOCOL, Register, WordArray,
+    load_traffic_filter,
 };
+
+use crate::filter;
 
 const PASS: i32 = 0;
 const DROP: i32 = 2;
@@ -24,6 +27,22 @@ pub fn way_out(doors: &WordArray) -> Result<OwnedFd, LoadError> {
     let mut program = unless_open(doors, OUT);
     program.extend([Instruction::set(Register::R0, DROP), Instruction::exit()]);
     load_traffic_filter("checksync_shut", &program)
+}
+
+/// Drops everything that leaves once the permit with these words has run out, or was revoked.
+pub fn while_permitted(permit: &WordArray) -> Result<OwnedFd, LoadError> {
+    use Register::{R0, R6, R7};
+    let mut program = Instruction::array_address(R6, permit).to_vec();
+    program.extend([
+        Instruction::load_word(R7, R6, filter::DEADLINE as i16),
+        Instruction::call(HELPER_KTIME_GET_BOOT_NS),
+        Instruction::skip_if_greater(R0, R7, 2),
+        Instruction::set(R0, UNDECIDED),
+        Instruction::exit(),
+        Instruction::set(R0, DROP),
+        Instruction::exit(),
+    ]);
+    load_traffic_filter("checksync_until", &program)
 }
 
 /// The packet stays in `r6`.

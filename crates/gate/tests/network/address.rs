@@ -2,11 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use gate::netlink::Netlink;
-use gate::{CellNetwork, Claim, Namespace, NetworkError, NetworkSpec};
+use gate::{CellNetwork, Claim, Namespace, NetworkError, NetworkSpec, PermitHandle};
 use testkit::needs;
 
 use crate::world::{
@@ -199,6 +200,42 @@ fn new_network_lets_nothing_out_but_its_announcement() {
         while ear.next_from(cell.mac(), SILENCE).is_some() {}
         let _ = app.send(b"x");
         ear.assert_silent(cell.mac());
+    }
+}
+
+/// The app is dead, and so is its manager, who would have given the address up: the cell's kernel goes on answering
+/// for it, and resetting what nobody listens to, until the last process is torn down.
+#[test]
+fn nothing_leaves_without_the_permit_not_even_the_kernels_own_answers() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    const WORDS: usize = 2;
+    let world = World::new();
+    for (cell, own) in [(world.cell(), CLIENT), (world.cell_v6(), CLIENT_V6)] {
+        let words = sys::bpf::WordArray::create("checksync_words", WORDS).unwrap();
+        let permit = PermitHandle::from_fd(words.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        cell.obey(&permit).unwrap();
+        cell.let_out();
+        cell.raise(Claim::Takeover).unwrap();
+        let ear = world.ear();
+        // The announcements are the herald's.
+        count_claims(&ear, &cell, Duration::from_millis(1300));
+        let closed = SocketAddr::new(cell.spec().address.ip(), 9);
+        let knock = || inside(&world.client, || TcpStream::connect_timeout(&closed, SILENCE));
+        // A permit that was never extended, one that has run out, and one that was revoked.
+        let shut: [fn(&PermitHandle); 3] =
+            [|_| (), |permit| permit.extend_to(2).unwrap(), PermitHandle::revoke];
+        for (shut, last) in shut.into_iter().zip([false, false, true]) {
+            shut(&permit);
+            assert_ne!(knock().unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+            datagrams(&world.client, own, closed).send(b"?").unwrap();
+            ear.assert_silent(cell.mac());
+            if !last {
+                permit.open_for_ever().unwrap();
+                assert_eq!(knock().unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+                while ear.next_from(cell.mac(), SILENCE).is_some() {}
+                permit.shut();
+            }
+        }
     }
 }
 

@@ -316,7 +316,10 @@ fn a_copy_that_broke_or_did_not_come_to_life_is_discarded_by_name() {
     let mut bench = Bench::following(Fencing::None);
     bench.epoch(at(110), id(2), Sync::Since(id(1)));
     let actions = bench.step(at(111), StandbyEvent::ApplyFailed { id: id(2), why: "no memory".to_owned() });
-    assert_eq!(actions[0], StandbyAction::Discard(Discarded::Broken(id(2), "no memory".to_owned())));
+    let why = Discarded::Broken(id(2), "no memory".to_owned());
+    assert_eq!(actions[..2], [StandbyAction::Discard(why.clone()), StandbyAction::EndStream { why }]);
+    let again = StandbyEvent::PrimaryConnected { primary: primary(), reign: reign(1) };
+    assert_eq!(bench.step(at(112), again)[0], StandbyAction::Welcome { held: None });
     let mut bench = Bench::following(Fencing::None);
     bench.step(at(200), StandbyEvent::Tick);
     let actions = bench.step(at(201), StandbyEvent::RestoreFailed { why: "no memory".to_owned() });

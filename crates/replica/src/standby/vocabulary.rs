@@ -94,6 +94,11 @@ pub enum StandbyAction {
         id: CheckpointId,
         why: EpochRefusal,
     },
+    /// End the page stream: the copy that it went on from is lost. The primary connects anew, hears that nothing
+    /// is held, and syncs in full.
+    EndStream {
+        why: Discarded,
+    },
     /// Everything up to `id` is held.
     Ack {
         id: CheckpointId,

@@ -16,47 +16,12 @@ use replica::{
 };
 
 use crate::chance::Chance;
+use crate::faults::{Fault, Flaw};
 use crate::said::Said;
 
 pub const A: usize = 0;
 pub const B: usize = 1;
 const TICK: Nanos = Nanos::from_millis(10);
-
-/// What is broken on purpose, to show that the simulation sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flaw {
-    None,
-    /// The kernel lets the app speak this long after its permit has run out: T1 > T2.
-    PermitTooLong,
-    /// The standby takes an epoch for prepared when its header comes.
-    PreparedTooEarly,
-    /// Every swap wins, whatever it expects.
-    RegisterForgets,
-    /// Output leaves whether or not it is covered.
-    GateLeaks,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
-    ManagerDies,
-    HostDies,
-    /// The cell's init dies, and with it the app; nobody says a word.
-    GuardDies,
-    StandbyDies,
-    AppCrashes,
-    AppExits,
-    AppExecutes,
-    CaptureFails,
-    Child(bool),
-    StreamBreaks,
-    /// No message gets from one host to the other.
-    Cut(usize, bool),
-    /// A host does not reach the register.
-    Unreachable(usize, bool),
-    Paused(usize, Nanos),
-    /// Everything works again, dead managers are started anew.
-    Heal,
-}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Event {
@@ -112,6 +77,7 @@ struct StandbyHost {
     /// Epochs whose bytes all came.
     bodies: BTreeSet<CheckpointId>,
     applied: Option<CheckpointId>,
+    fail_next_apply: bool,
     /// Until then nothing more is read from the stream.
     preparing_until: Nanos,
     serving: Option<Term>,
@@ -140,6 +106,7 @@ pub struct World {
     highest_term: Term,
     pub takeovers: u32,
     pub commits: u32,
+    pub copies_broken: u32,
 }
 
 impl World {
@@ -167,6 +134,7 @@ impl World {
             session: 0,
             bodies: BTreeSet::new(),
             applied: None,
+            fail_next_apply: false,
             preparing_until: Nanos(0),
             serving: None,
             status: StandbyStatus::Empty,
@@ -192,6 +160,7 @@ impl World {
             highest_term: Term(0),
             takeovers: 0,
             commits: 0,
+            copies_broken: 0,
         };
         world.start_standby();
         world.start_manager();
@@ -248,8 +217,10 @@ impl World {
             let fenced = !self.a.app_alive || self.a.machine.is_none();
             // The word that the app ended may come while the swap is under way: then nobody is to serve.
             let ended = matches!(self.b.status, StandbyStatus::Discarded(Discarded::AppEnded(_)));
+            // Two faults at once: the copy broke while it was about to take over.
+            let broken = matches!(self.b.status, StandbyStatus::Discarded(Discarded::Broken(..)));
             let serves = matches!(self.b.status, StandbyStatus::Serving { .. });
-            let serves = serves || ended || self.b.life > 1 || !lives;
+            let serves = serves || ended || broken || self.b.life > 1 || !lives;
             return if serves && fenced {
                 Ok(())
             } else {
@@ -604,17 +575,29 @@ impl World {
             StandbyAction::RefuseEpoch { id, why } => {
                 self.stream(A, session, Message::RefuseEpoch { session, id, why });
             }
+            StandbyAction::EndStream { .. } if self.flaw == Flaw::LossKeptSilent => {}
+            StandbyAction::EndStream { .. } => {
+                self.b.session = 0;
+                self.after((50, 3_000), Event::StreamEnd(A, session));
+            }
             StandbyAction::Ack { id } => self.stream(A, session, Message::Ack { session, id }),
             StandbyAction::Apply { id } => {
                 self.b.applied = Some(id);
-                self.after((100, 30_000), Event::Standby(life, StandbyEvent::Applied { id }));
+                let event = match std::mem::take(&mut self.b.fail_next_apply) {
+                    true => StandbyEvent::ApplyFailed { id, why: "no memory".to_owned() },
+                    false => StandbyEvent::Applied { id },
+                };
+                self.after((100, 30_000), Event::Standby(life, event));
             }
             StandbyAction::AnswerHeartbeat { sent_at, held } => {
                 self.datagram(A, Message::Answer { from: me, sent_at, held });
             }
             StandbyAction::AskArbiter { ask, question } => self.ask(B, ask, question),
             StandbyAction::Promote { right, from } => self.promote(right.term(), from),
-            StandbyAction::Discard(_) => (self.b.applied, self.b.serving) = (None, None),
+            StandbyAction::Discard(why) => {
+                self.copies_broken += u32::from(matches!(why, Discarded::Broken(..)));
+                (self.b.applied, self.b.serving) = (None, None);
+            }
             StandbyAction::ConfirmEnd { .. } => self.datagram(A, Message::ConfirmEnd(me)),
             StandbyAction::Status(status) => self.b.status = status,
         }
@@ -654,6 +637,7 @@ impl World {
                 self.after((50, 100_000), Event::StreamEnd(A, self.a.session));
             }
             Fault::AppExecutes => self.step_primary(PrimaryEvent::Executed),
+            Fault::ApplyFails => self.b.fail_next_apply = true,
             Fault::CaptureFails => self.a.fail_next_capture = true,
             Fault::Child(true) => self.step_primary(PrimaryEvent::ChildSeen { pid: 7 }),
             Fault::Child(false) => self.step_primary(PrimaryEvent::ChildGone { pid: 7 }),
