@@ -1,0 +1,1 @@
+//! What a program that CheckSync protects may say to its manager. No program has to.
