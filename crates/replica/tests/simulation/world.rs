@@ -24,6 +24,8 @@ pub use faults::Fault;
 pub const A: usize = 0;
 pub const B: usize = 1;
 const TICK: Nanos = Nanos::from_millis(10);
+/// Longer than an app can be without protection until its calls are refused, and than two epochs take.
+const SYNC_MAX: Nanos = Nanos::from_millis(2_000);
 
 /// What is broken on purpose, to show that the simulation sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,7 +240,10 @@ impl World {
             };
         }
         match &self.a.machine {
-            Some(machine) if machine.phase() == Phase::Protected && self.primary_audible() => Ok(()),
+            Some(machine) if machine.phase() == Phase::Protected && self.primary_audible() => {
+                let waits = self.said.oldest_sync().map_or(Nanos(0), |since| self.now.since(since));
+                if waits < SYNC_MAX { Ok(()) } else { Err(format!("a call of sync has waited for {waits}")) }
+            }
             Some(machine) => Err(format!("the primary is {:?}, permit {:?}", machine.phase(), self.a.kernel)),
             None => {
                 let named =
@@ -281,6 +286,7 @@ impl World {
         self.a.machine = Some(Primary::new(config, self.clock(A)));
         self.a.connected = false;
         self.a.heartbeats = false;
+        self.said.forget_syncs();
         self.after((0, 10_000), Event::Tick(A, self.a.life));
         self.after((0, 20_000), Event::Heartbeat(self.a.life));
         self.after((0, 30_000), Event::Connect(self.a.life));
@@ -333,6 +339,11 @@ impl World {
             return;
         }
         self.schedule(self.now + TICK, Event::Tick(host, life));
+        if host == A && self.a.heartbeats && self.a.app_alive && self.chance.percent(10) {
+            let call = self.said.sync(self.now);
+            let patience = self.chance.percent(50).then(|| self.chance.micros(0, 500_000));
+            self.step_primary(PrimaryEvent::SyncAsked { call, patience });
+        }
         if host == A { self.step_primary(PrimaryEvent::Tick) } else { self.step_standby(StandbyEvent::Tick) }
     }
 
@@ -525,6 +536,8 @@ impl World {
             }
             PrimaryAction::SetPermit(permit) => self.a.kernel = permit,
             PrimaryAction::SetOutput(output) => self.said.set(output),
+            PrimaryAction::Synced { call, .. } => self.said.synced(call),
+            PrimaryAction::SyncRefused { call, .. } => self.said.sync_refused(call),
             PrimaryAction::Release(id) => self.said.release(id, self.primary_audible()),
             PrimaryAction::ArmGuard => self.a.guard_armed = true,
             PrimaryAction::DisarmGuard => self.a.guard_armed = false,
