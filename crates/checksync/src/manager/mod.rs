@@ -36,6 +36,7 @@ fn engine_settings(app: &str, shadow_bytes: u64) -> Settings {
         freeze_patience: FREEZE_PATIENCE,
         connections: engine::Connections::Reset,
         barrier: None,
+        manager: None,
     }
 }
 
