@@ -5,6 +5,7 @@
 //! that have to be in force before the next action. The network runs on tokio, heartbeats on a thread of
 //! their own.
 
+pub mod app_socket;
 pub mod arrived;
 pub mod cell;
 pub mod copy;

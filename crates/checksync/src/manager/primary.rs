@@ -18,7 +18,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use engine::{Attach, Command, Connections, Engine, Event, Launch};
 use image::{CheckpointId, Member, Term};
-use replica::primary::{AppExit, Ending, Permit, Status};
+use replica::primary::{AppExit, Ending, Permit, Status, SyncCall};
 use replica::{Answer, Ask, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -26,6 +26,7 @@ use wire::{ArrivedPacket, FromPrimary, GuardArmed, GuardToken, HeartbeatAnswer, 
 
 use self::progress::Progress;
 use self::report::{hello, prepare_heart};
+use super::app_socket::AppSocket;
 use super::cell::{CellKit, GuardLine};
 use super::fence::Fence;
 use super::heart::{Heart, Pulse};
@@ -61,6 +62,8 @@ pub enum Input {
     Register(Ask, Answer),
     /// Output of the app waits for an epoch.
     OutputWaits,
+    /// The app calls `sync`, with how long it will wait for protection.
+    Sync(SyncCall, Option<Duration>),
     /// What came in for the app.
     Arrived(gate::Batch),
     /// The engine has let go of this full sync's sink.
@@ -112,6 +115,8 @@ pub struct Actor {
     engine: Option<Engine>,
     /// After the engine, whose app is in it.
     network: Option<AppNetwork>,
+    /// What an app in a cell of ours may call us on.
+    socket: Option<AppSocket>,
     engines: u64,
     guard: Option<GuardLine>,
     token: GuardToken,
@@ -199,6 +204,7 @@ impl Actor {
             fence,
             engine: None,
             network,
+            socket: None,
             engines: 0,
             guard: None,
             forwarding: None,
@@ -225,8 +231,20 @@ impl Actor {
             ending: None,
         };
         actor.hold_back()?;
+        actor.open_socket()?;
         actor.start_engine()?;
         Ok(actor)
+    }
+
+    fn open_socket(&mut self) -> anyhow::Result<()> {
+        if matches!(self.target, Target::Process(_)) {
+            return Ok(()); // It is in no cell, where it would find the socket again.
+        }
+        let post = self.post.clone();
+        let on_sync = Box::new(move |call, patience| drop(post.send(Input::Sync(call, patience))));
+        let (app, host) = (&self.settings.app, self.settings.shared.host());
+        self.socket = Some(AppSocket::new(app, host, on_sync).context("cannot hear calls of the app")?);
+        Ok(())
     }
 
     fn hold_back(&mut self) -> anyhow::Result<()> {
@@ -272,6 +290,7 @@ impl Actor {
         let (number, post) = (self.engines, self.post.clone());
         let events = Box::new(move |event| drop(post.send(Input::Engine(number, event))));
         let mut settings = engine_settings(&self.settings.app, self.settings.shadow_bytes);
+        settings.manager = self.socket.as_ref().map(AppSocket::for_engine);
         if self.settings.is_strong() {
             settings.connections = Connections::Keep;
             settings.barrier = self.network.as_ref().and_then(AppNetwork::barrier);
@@ -280,6 +299,7 @@ impl Actor {
             Target::Command { program, arguments } => {
                 let new = if self.settings.is_strong() { CellKit::gated } else { CellKit::new };
                 let mut kit = new(self.fence.handle()).context("cannot prepare a cell")?;
+                kit.spec.socket = self.socket.is_some();
                 let namespace = self.network.as_ref().map(AppNetwork::namespace).transpose();
                 kit.spec.network = namespace.context("cannot give the app its network")?;
                 let log = self.settings.shared.state.as_ref();
@@ -317,6 +337,10 @@ impl Actor {
             Input::Heart { from, answer } => self.take_answer(from, answer),
             Input::Register(ask, answer) => self.step(PrimaryEvent::RegisterAnswer { ask, answer }),
             Input::OutputWaits => self.step(PrimaryEvent::OutputWaits),
+            Input::Sync(call, patience) => {
+                let patience = patience.map(nanos);
+                self.step(PrimaryEvent::SyncAsked { call, patience });
+            }
             Input::Arrived(packets) => self.pass_on(packets),
             Input::SyncOver(id) => self.sync_over(id),
             Input::Stop => self.stop(),
@@ -427,7 +451,16 @@ impl Actor {
                 tracing::warn!("let the standby go: {why}");
                 self.session = None;
             }
-            PrimaryAction::Synced { .. } | PrimaryAction::SyncRefused { .. } => {} // Nobody can call yet.
+            PrimaryAction::Synced { call, id } => {
+                if let Some(socket) = &self.socket {
+                    socket.synced(call, id);
+                }
+            }
+            PrimaryAction::SyncRefused { call, why } => {
+                if let Some(socket) = &self.socket {
+                    socket.refuse(call, self.why_not(&why));
+                }
+            }
             PrimaryAction::Report(progress) => self.heart.report(progress),
             PrimaryAction::Status(status) => self.say_status(status),
             PrimaryAction::StopApp => self.stop_app(),
@@ -533,6 +566,9 @@ impl Actor {
             if captured == id {
                 self.committed_at_ns = Some(at_ns);
             }
+        }
+        if let Some(socket) = &self.socket {
+            socket.tell(|role| role.epoch = Some(id.epoch.0));
         }
         self.command(Command::Committed(id));
     }
