@@ -45,6 +45,7 @@ pub struct Role {
     pub epoch: Option<u64>,
     pub state: String,
     pub protected: bool,
+    #[serde(rename = "reason")]
     pub why_not: Option<String>,
     /// What this process was restored from, if it was.
     pub restored: Option<Restored>,
