@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use testkit::needs;
 use testkit::process::Running;
+use testkit::servers::{Client, Server, own_address};
 use testkit::wait::Deadline;
 
 use crate::world::{Fencing, Primary, SOON, World, foreign_pki, python, shell};
@@ -128,5 +129,96 @@ fn a_line_of_shell_with_curl_will_do() {
     assert_eq!((&told["schema"], &told["term"]), (&1.into(), &1.into()), "{told}");
     assert!(told["epoch"].as_u64() >= Some(1), "{told}");
     assert!(primary.wait(SOON).success());
+    world.end();
+}
+
+/// Writes one key until its server's manager is killed. What was acknowledged last, sent last, and found afterwards.
+fn write_until_killed(options: &[&str]) -> (u64, u64, u64) {
+    let world = World::new(Fencing::None);
+    let address = own_address();
+    let mut line = Server::Kv.command_line(address);
+    line.extend(options.iter().map(|&option| option.to_owned()));
+    let slow = ["--interval", "1s"];
+    let mut primary = Primary(Running::start(world.run_command_with("pki", &slow, &line)));
+    let mut client = Server::Kv.wait_ready(address, SOON);
+    world.wait_until_protected();
+    let mut sent = 0;
+    let mut write = |client: &mut Client| {
+        sent += 1;
+        client.advance(0, sent).map(|acknowledged| (acknowledged, sent))
+    };
+    let (mut acknowledged, mut last) = (0, 0);
+    for _ in 0..200 {
+        (acknowledged, last) = write(&mut client).unwrap();
+    }
+    primary.signal(Signal::KILL);
+    while let Ok(written) = write(&mut client) {
+        (acknowledged, last) = written;
+    }
+    primary.wait(SOON);
+    world.wait_for_app("standby", "serving", |app| app["state"] == "serving");
+    let mut client = Server::Kv.wait_ready(address, SOON);
+    let found = client.read(0).unwrap().unwrap();
+    // With nobody who could hold it, a write is refused.
+    assert_eq!(client.advance(1, 1).is_ok(), options.is_empty());
+    world.end();
+    (acknowledged, last + 1, found)
+}
+
+#[test]
+fn a_server_that_syncs_loses_no_answered_write_in_timeline_consistency() {
+    needs!("root", "pagemap-scan", "go");
+    let (acknowledged, sent, found) = write_until_killed(&["--sync"]);
+    assert!((acknowledged..=sent).contains(&found), "{found} is not from {acknowledged} to {sent}");
+    let (acknowledged, _, found) = write_until_killed(&[]);
+    assert!(found < acknowledged, "without sync nothing was lost either: this test sees nothing");
+}
+
+/// What a program in Rust does with the SDK, as the app of the test below.
+#[test]
+#[ignore = "it is run by another test, under a manager"]
+fn rust_app() {
+    checksync_sdk::on_promote(|role| println!("\npromoted {} {} {:?}", role.host, role.term, role.restored))
+        .unwrap();
+    let patient = checksync_sdk::Manager::from_environment().unwrap().with_patience(SOON);
+    let first = patient.sync().unwrap();
+    println!("\nsynced {first}");
+    let refused = loop {
+        match checksync_sdk::sync() {
+            Ok(checkpoint) => assert!(checkpoint > first, "{checkpoint} after {first}"),
+            Err(why) => break why,
+        }
+    };
+    println!("\nrefused: {refused}");
+    println!("\nat {} in term {}", checksync_sdk::role().unwrap().host, checksync_sdk::role().unwrap().term);
+    println!("\nepoch {:?}", checksync_sdk::epoch().unwrap());
+}
+
+#[test]
+fn a_program_with_the_rust_sdk_goes_on_where_it_is_restored() {
+    needs!("root", "pagemap-scan");
+    let mut world = World::new(Fencing::None);
+    let test = std::env::current_exe().unwrap().display().to_string();
+    let line = [&test, "sync::rust_app", "--exact", "--ignored", "--nocapture"].map(str::to_owned);
+    let mut primary = world.run(&line);
+    let mut said = primary.line(SOON).unwrap();
+    while !said.starts_with("synced 1/") {
+        said = primary.line(SOON).unwrap();
+    }
+    let epoch = |app: &Value| app["epoch"].as_u64();
+    world.wait_for_app("primary", "epochs", |app| epoch(app) > Some(50));
+    primary.signal(Signal::KILL);
+    primary.wait(SOON);
+    let mut wanted = vec![
+        "promoted b 2 Some(Checkpoint",
+        "refused: the app is not protected",
+        "at b in term 2",
+        "epoch None",
+    ];
+    while !wanted.is_empty() {
+        let line = world.standby.line(SOON).expect("the standby goes on");
+        wanted.retain(|start| !line.starts_with(start));
+        assert!(!line.contains("panicked"), "{line}");
+    }
     world.end();
 }
