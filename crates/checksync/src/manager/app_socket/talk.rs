@@ -33,15 +33,15 @@ impl Talk {
         Self { stream, said: said.to_vec(), current: None, waiting: None, heard_all: false, over: false }
     }
 
-    /// Reads what is there. `false`: the conversation has ended.
+    /// Reads what is there. `false`: it can't go on.
     pub fn read(&mut self) -> bool {
         let mut buffer = [0; 4096];
         loop {
             match self.stream.read(&mut buffer) {
                 Ok(0) => {
+                    // Who has only shut his own side still hears the answers.
                     self.heard_all = true;
-                    // Who has only shut his own side still hears the answer.
-                    return self.waiting.is_some();
+                    return true;
                 }
                 // Whoever sends requests ahead while one waits has a bound, too.
                 Ok(len) if self.said.len() + len > 2 * REQUEST_BYTES_MAX => return false,
