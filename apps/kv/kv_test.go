@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"os"
@@ -237,4 +240,32 @@ func TestGapIsTheLongestTimeWithoutAnyAnswer(t *testing.T) {
 	if gap, start := g.largest(); gap != 8*time.Millisecond || start != 2*time.Millisecond {
 		t.Errorf("gap %v from %v", gap, start)
 	}
+}
+
+func TestAWriteIsAnsweredOnlyOnceItIsCommitted(t *testing.T) {
+	data := newStore(0)
+	refusal := error(nil)
+	data.commit = func() error {
+		if value, found := data.get("k"); !found || value == "" {
+			t.Error("committed before it was written")
+		}
+		return refusal
+	}
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	go serveConn(theirs, data)
+	reader := bufio.NewReader(ours)
+	ask := func(request, wanted string) {
+		t.Helper()
+		go fmt.Fprintln(ours, request)
+		if answer, err := reader.ReadString('\n'); err != nil || answer != wanted+"\n" {
+			t.Errorf("%s: %q, %v", request, answer, err)
+		}
+	}
+	ask("PUT k v", "OK")
+	ask("CAS k v w", "OK")
+	refusal = errors.New("nobody protects it")
+	ask("PUT k x", "ERROR written, but nobody protects it")
+	ask("CAS k x y", "ERROR written, but nobody protects it")
+	ask("GET k", "VALUE y")
 }

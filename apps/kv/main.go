@@ -1,10 +1,11 @@
 // Command kv is the in-memory key/value server of the thesis, with its load generator and its verifier.
 //
-//	kv serve  --listen ADDR [--preload N --key-bytes 8 --value-bytes 64]
+//	kv serve  --listen ADDR [--preload N --key-bytes 8 --value-bytes 64] [--sync]
 //	kv load   --addr ADDR --clients N --read-percent 90 --keys K (--seconds S | --ops N) [--record FILE]
 //	kv verify --addr ADDR --record FILE [--not-after WALL_NS]
 //
-// The server is an ordinary Go program: it links nothing of CheckSync and knows nothing of checkpoints.
+// The server is an ordinary Go program that knows nothing of checkpoints: but for --sync, with which it answers a write
+// only once the manager says that it is committed, as the thesis's changed server did.
 package main
 
 import (

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"checksync"
 )
 
 // The protocol: one request and one answer per line, over a connection that stays; requests may be pipelined.
@@ -23,6 +26,8 @@ import (
 //	SCAN               PAIR key value (for each), then END
 //	STATS              STATS {json}
 //	anything else      ERROR why
+//
+// With --sync a write that is in doubt is answered ERROR, too, and a read may see one that is not answered yet.
 
 func runServe(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("kv serve", flag.ContinueOnError)
@@ -30,6 +35,7 @@ func runServe(args []string, out io.Writer) error {
 	preload := flags.Int("preload", 0, "number of pairs to start with")
 	keyBytes := flags.Int("key-bytes", 8, "length of a preloaded key")
 	valueBytes := flags.Int("value-bytes", 64, "length of a preloaded value")
+	commit := flags.Bool("sync", false, "answer a write once it is committed")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -38,6 +44,12 @@ func runServe(args []string, out io.Writer) error {
 	}
 	data := newStore(*preload)
 	fill(data, *preload, *keyBytes, *valueBytes)
+	if *commit {
+		data.commit = func() error {
+			_, err := checksync.Sync(context.Background())
+			return err
+		}
+	}
 	listener, err := net.Listen("tcp", *listen)
 	if err != nil {
 		return err
@@ -107,12 +119,12 @@ func answer(w *bufio.Writer, data *store, request string) {
 	case "PUT":
 		// Cloned: what is stored must not keep the whole request line alive.
 		data.put(strings.Clone(key), strings.Clone(argument))
-		w.WriteString("OK\n")
+		answerWritten(w, data)
 	case "CAS":
 		old, next, _ := strings.Cut(argument, " ")
 		held, found, swapped := data.compareAndSwap(key, old, strings.Clone(next))
 		if swapped {
-			w.WriteString("OK\n")
+			answerWritten(w, data)
 		} else {
 			answerValue(w, "CONFLICT ", held, found)
 		}
@@ -125,6 +137,14 @@ func answer(w *bufio.Writer, data *store, request string) {
 	default:
 		fmt.Fprintf(w, "ERROR unknown request %q\n", verb)
 	}
+}
+
+func answerWritten(w *bufio.Writer, data *store) {
+	if err := data.commit(); err != nil {
+		fmt.Fprintf(w, "ERROR written, but %v\n", err)
+		return
+	}
+	w.WriteString("OK\n")
 }
 
 func answerValue(w *bufio.Writer, prefix, value string, found bool) {

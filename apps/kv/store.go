@@ -11,6 +11,8 @@ const bucketCount = 256
 type store struct {
 	seed    maphash.Seed
 	buckets [bucketCount]bucket
+	// commit returns once every write before the call is safe, as this server sees it.
+	commit func() error
 }
 
 type bucket struct {
@@ -22,7 +24,7 @@ type bucket struct {
 type pair struct{ key, value string }
 
 func newStore(sizeHint int) *store {
-	s := &store{seed: maphash.MakeSeed()}
+	s := &store{seed: maphash.MakeSeed(), commit: func() error { return nil }}
 	for i := range s.buckets {
 		s.buckets[i].pairs = make(map[string]string, sizeHint/bucketCount)
 	}

@@ -91,6 +91,7 @@ impl Run {
 fn go_modules() -> Result<Vec<PathBuf>> {
     let apps = fs::read_dir(root().join("apps")).context("cannot list apps/")?;
     let mut modules: Vec<_> = apps.flatten().map(|entry| entry.path()).filter(|path| is_go(path)).collect();
+    modules.push(root().join("sdk/go"));
     modules.sort();
     Ok(modules)
 }

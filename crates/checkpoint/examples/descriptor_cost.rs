@@ -76,6 +76,7 @@ fn time_saves(pid: i32, stdio: &[(u64, u8)]) -> Result<(usize, f64), Failure> {
     let pidfd = pidfd_open(number, PidfdFlags::empty())?;
     let (pids, objects) = (HashMap::from([(pid, 1)]), HashSet::new());
     let subject = Subject {
+        manager: None,
         pid,
         pidfd: pidfd.as_fd(),
         cell_pid: 1,

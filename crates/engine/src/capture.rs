@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use checkpoint::Unsupported;
-use checkpoint::descriptors::{self, Connections, Subject};
+use checkpoint::descriptors::{self, Connections, ManagerSocket, Subject};
 use checkpoint::memory::self_test::{Kernel, SelfTestError};
 use checkpoint::memory::{Capture, CaptureError, Encoder, Ledger, OpenObjects, Started, Tracker, Workers};
 use checkpoint::process::{self, CellNumbers, ProcessCache};
@@ -116,6 +116,7 @@ pub struct Capturer {
     cgroup_mount: PathBuf,
     connections: Connections,
     barrier: Option<Barrier>,
+    manager: Option<Arc<dyn ManagerSocket>>,
     last: Option<CheckpointId>,
     /// The app made processes since it was last seen to have none.
     had_children: bool,
@@ -161,6 +162,7 @@ impl Capturer {
             cgroup_mount: PathBuf::from("/sys/fs/cgroup"),
             connections: settings.connections,
             barrier: settings.barrier.clone(),
+            manager: settings.manager.clone(),
             last: None,
             had_children: false,
             cores: Arc::new(Cores::new()),
@@ -424,6 +426,7 @@ impl Capturer {
             None => descriptors::Cache::new().map_err(host("prepare for descriptors"))?,
         };
         let (pid, stdio, connections) = (self.pid, self.stdio.clone(), self.connections);
+        let manager = self.manager.clone();
         let (cgroup_mount, objects) = (self.cgroup_mount.clone(), tracker.object_keys());
         Ok(self.workers.start(move || {
             let subject = Subject {
@@ -435,6 +438,7 @@ impl Capturer {
                 cgroup_mount: &cgroup_mount,
                 objects: &objects,
                 connections,
+                manager: manager.as_deref(),
             };
             let saved = descriptors::save(&subject, &mut cache);
             (saved, cache)

@@ -26,6 +26,11 @@ use sys::clone::Forked;
 
 use crate::command::AppStdio;
 
+/// Where an app finds its manager's socket: a directory of the cell's own, which nobody outside sees. It is the same in
+/// every cell, so that the app finds it again after a takeover.
+pub const SOCKET: &str = "/run/checksync-app/socket";
+/// The variable that tells the app so.
+const SOCKET_VARIABLE: &str = "CHECKSYNC_SOCKET";
 const LINE: i32 = 3;
 const NETWORK: i32 = 5;
 /// Before the other arguments, where descriptor [`NETWORK`] is given.
@@ -47,6 +52,8 @@ pub struct CellSpec {
     pub inherited: Vec<(OwnedFd, i32)>,
     /// The network namespace that the app lives in; the host's, if none is given.
     pub network: Option<OwnedFd>,
+    /// The app is told of its manager's socket.
+    pub socket: bool,
     /// The control group that a skeleton is born into: `cgroup.procs`' directory. N.B. moving a process takes the
     /// kernel up to some tens of milliseconds, which a takeover does not have.
     pub cgroup: Option<PathBuf>,
@@ -59,7 +66,7 @@ impl CellSpec {
         let inherited = self.inherited.iter().map(copy).collect::<io::Result<_>>()?;
         let network = self.network.as_ref().map(OwnedFd::try_clone).transpose()?;
         let (program, arguments) = (self.program.clone(), self.arguments.clone());
-        Ok(Self { program, arguments, inherited, network, cgroup: self.cgroup.clone() })
+        Ok(Self { program, arguments, inherited, network, socket: self.socket, cgroup: self.cgroup.clone() })
     }
 }
 
@@ -97,6 +104,7 @@ impl Cell {
     ) -> io::Result<Self> {
         let mut command = spec.command();
         command.arg("app").arg("--").arg(program).args(arguments);
+        command.env_remove(SOCKET_VARIABLE).envs(spec.socket.then_some((SOCKET_VARIABLE, SOCKET)));
         command.stdin(Stdio::null()).stdout(stdio.output).stderr(stdio.error);
         if let Some(directory) = directory {
             command.current_dir(directory);
@@ -196,6 +204,12 @@ impl Init {
     pub fn enter(arguments: &[OsString]) -> io::Result<Self> {
         sys::spawn::close_all_on_exec()?;
         sys::spawn::enter_mount_namespace()?;
+        if let Some(place) = Path::new(SOCKET).parent()
+            && let Err(why) = fs::create_dir_all(place).and_then(|()| sys::spawn::mount_own_directory(place))
+        {
+            // The app can live without, and the manager says so.
+            eprintln!("cannot make {}: {why}", place.display());
+        }
         let networked = arguments.first().is_some_and(|word| word == IN_NETWORK);
         let network = networked.then(|| sys::spawn::adopt_descriptor(NETWORK));
         let arguments = &arguments[usize::from(networked)..];

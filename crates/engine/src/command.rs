@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use checkpoint::descriptors::{CellNetwork, Connections};
+use checkpoint::descriptors::{CellNetwork, Connections, ManagerSocket};
 use image::CheckpointId;
 
 use crate::cell::CellSpec;
@@ -36,6 +36,8 @@ pub struct Settings {
     pub connections: Connections,
     /// The gate's, in strong consistency. A capture whose barrier fails has failed.
     pub barrier: Option<Barrier>,
+    /// What an app in a cell may call the manager on.
+    pub manager: Option<Arc<dyn ManagerSocket>>,
 }
 
 /// Starts a program in a cell of its own.

@@ -18,7 +18,7 @@ mod primary;
 mod standby;
 mod thread;
 
-pub use checkpoint::descriptors::{CellNetwork, ConnectionCounts, Connections};
+pub use checkpoint::descriptors::{CellNetwork, ConnectionCounts, Connections, ManagerSocket, Unanswered};
 pub use command::{AppStdio, Attach, Barrier, Command, FrameSink, Launch, Promotion, Settings};
 pub use event::{AppExit, CaptureReport, Event, FullSyncProgress, RestoreReport};
 pub use thread::{Engine, EventSink};

@@ -9,7 +9,7 @@ use image::CheckpointId;
 use tracee::{Ending, TraceError, Tree, TreeEvent};
 
 use crate::capture::{Capturer, EngineError, FullSync};
-use crate::cell::Cell;
+use crate::cell::{Cell, SOCKET};
 use crate::command::{AppStdio, Attach, Command, FrameSink, Launch};
 use crate::event::{AppExit, Event, FullSyncProgress};
 use crate::thread::Context;
@@ -44,9 +44,18 @@ fn prepare(context: &Context, launch: Launch) -> Result<App, EngineError> {
     if let Some(cgroup) = &launch.cgroup {
         move_into(cgroup, cell.pid).map_err(host("move the app into its control group"))?;
     }
+    listen_in(context, cell.pid);
     let tree = Tree::seize(cell.pid)?;
     let capturer = Capturer::new(cell.pid, &context.settings, stdio)?;
     Ok(App { pid: cell.pid, tree, cell: Some(cell), capturer, begun: false })
+}
+
+/// Without the socket the app runs all the same.
+pub(crate) fn listen_in(context: &Context, pid: i32) {
+    let Some(manager) = &context.settings.manager else { return };
+    if let Err(why) = manager.listen(Path::new(&format!("/proc/{pid}/root"))) {
+        tracing::warn!("the app can't call its manager, {SOCKET} is not there: {why}");
+    }
 }
 
 pub(crate) fn attach(context: &mut Context, attach: &Attach) {

@@ -25,7 +25,7 @@ use crate::cell::{CHANNEL, Cell, CellSpec};
 use crate::clock::now_ns;
 use crate::command::{Command, Promotion};
 use crate::event::{Event, RestoreReport};
-use crate::primary::{App, chain, inodes_of, move_into, serve};
+use crate::primary::{App, chain, inodes_of, listen_in, move_into, serve};
 use crate::thread::Context;
 
 /// How long the dying are left alone.
@@ -391,7 +391,9 @@ impl Keeper<'_> {
             cgroup: promotion.cgroup.as_deref().unwrap_or(default_cgroup),
             channel,
             channel_number: CHANNEL,
+            manager: self.context.settings.manager.as_deref(),
         };
+        listen_in(self.context, pid);
         let (frozen, times) =
             skeleton.promote(&given, promotion.network.as_deref_mut().map(|network| network as _))?;
         let tree = frozen.thaw_into_tree();

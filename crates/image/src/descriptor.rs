@@ -82,6 +82,8 @@ pub enum FileKind {
         path: ByteBuf,
     },
     UnixPair(UnixEnd),
+    /// A connection to the manager's own socket, which the new manager goes on with.
+    Conversation(Conversation),
     UnixListener {
         socket: UnixName,
         backlog: i32,
@@ -149,6 +151,14 @@ pub struct UnixEnd {
     pub read_shut: bool,
     pub write_shut: bool,
     pub options: Vec<SocketOption>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conversation {
+    /// Its peer is nobody of the app; its queue is what was answered and not read yet.
+    pub end: UnixEnd,
+    /// What the app has said, and no answer was begun for.
+    pub unanswered: ByteBuf,
 }
 
 /// A unix socket that may have an address of its own.

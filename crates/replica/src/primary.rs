@@ -16,6 +16,7 @@
 mod link;
 mod output;
 mod settle;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod vocabulary;
@@ -24,6 +25,7 @@ use std::collections::BTreeSet;
 
 use image::{CheckpointId, Epoch, Member, Sync, Term};
 
+pub use sync::SyncCall;
 pub use vocabulary::{
     AppExit, Consistency, Ending, Notice, OnCrash, OnStandbyLoss, Output, Permit, PrimaryAction,
     PrimaryConfig, PrimaryEvent, Reason, Status,
@@ -97,6 +99,8 @@ pub struct Primary {
     capture_due: Nanos,
     /// Output waits that no capture under way covers.
     output_waits: bool,
+    /// Calls of `sync` that wait, in their order.
+    syncs: Vec<sync::Waiter>,
     output: Output,
     /// Since output is held back: the newest name given out before.
     held_back_from: Option<Epoch>,
@@ -112,6 +116,8 @@ pub struct Primary {
     guard_armed: bool,
     reported: Progress,
     told: Option<Status>,
+    /// If it is; else when it last was.
+    unprotected_since: Nanos,
 }
 
 impl Primary {
@@ -133,6 +139,7 @@ impl Primary {
             capturing: None,
             capture_due: now,
             output_waits: false,
+            syncs: Vec::new(),
             output: Output::Shut,
             held_back_from: None,
             release_due: None,
@@ -145,6 +152,7 @@ impl Primary {
             guard_armed: false,
             reported: Progress::default(),
             told: None,
+            unprotected_since: now,
             config,
         }
     }
@@ -213,6 +221,7 @@ impl Primary {
             PrimaryEvent::Acked { id } => self.acked(id, actions),
             PrimaryEvent::EpochRefused { id, why } => self.epoch_refused(now, id, why, actions),
             PrimaryEvent::OutputWaits => self.output_waits = true,
+            PrimaryEvent::SyncAsked { call, patience } => self.sync_asked(now, call, patience),
             PrimaryEvent::Captured { id } => self.captured(id, actions),
             PrimaryEvent::CaptureFailed { id, why } => self.capture_failed(now, id, why),
             PrimaryEvent::ChildSeen { pid } => drop(self.children.insert(pid)),
@@ -453,6 +462,7 @@ impl Primary {
             Then::End(exit) => self.end(Ending::App(exit), actions),
             Then::Restart => {
                 self.life = Life::Serving;
+                self.forget_syncs();
                 self.begin_unrelated(now);
                 if let Some(link) = &mut self.link {
                     link.held = None;

@@ -6,7 +6,7 @@ mod chance;
 
 use chance::Chance;
 use image::{CheckpointId, Member, Register, Sync, Term};
-use replica::primary::AppExit;
+use replica::primary::{AppExit, SyncCall};
 use replica::{
     Answer, Ask, Fencing, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Progress, Reign,
     Standby, StandbyAction, StandbyConfig, StandbyEvent, Timing,
@@ -66,7 +66,7 @@ impl Any {
     }
 
     fn primary_event(&mut self, now: Nanos, asked: Ask, capturing: CheckpointId) -> PrimaryEvent {
-        match self.0.below(24) {
+        match self.0.below(26) {
             0..3 => PrimaryEvent::PeerConnected { standby: self.member(), held: self.maybe_id() },
             3 => PrimaryEvent::PeerLost { why: self.why() },
             4..7 => {
@@ -81,6 +81,10 @@ impl Any {
             17 if self.0.percent(10) => PrimaryEvent::Superseded { term: self.id().term, by: self.why() },
             18 => PrimaryEvent::EndConfirmed { from: self.member() },
             19..22 => PrimaryEvent::RegisterAnswer { ask: asked, answer: self.answer() },
+            22 | 23 => {
+                let patience = self.0.percent(50).then(|| self.0.micros(0, 300_000));
+                PrimaryEvent::SyncAsked { call: SyncCall(now.0), patience }
+            }
             _ => PrimaryEvent::Tick,
         }
     }

@@ -7,8 +7,6 @@
 
 #[path = "simulation/chance.rs"]
 mod chance;
-#[path = "simulation/faults.rs"]
-mod faults;
 #[path = "simulation/said.rs"]
 mod said;
 #[path = "simulation/world.rs"]
@@ -16,9 +14,8 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use faults::{Fault, Flaw};
 use replica::Nanos;
-use world::{A, B, World};
+use world::{A, B, Fault, Flaw, World};
 
 const HEAL: Nanos = Nanos::from_millis(3_000);
 const END: Nanos = Nanos::from_millis(12_000);

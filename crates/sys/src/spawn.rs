@@ -1,9 +1,12 @@
 //! Starting the first process of a cell: descriptors at numbers of our choice, a PID namespace of its own.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command};
 
 use crate::check;
@@ -54,8 +57,15 @@ fn pass_descriptors(command: &mut Command, descriptors: Vec<(OwnedFd, RawFd)>) {
 pub fn enter_mount_namespace() -> io::Result<()> {
     // SAFETY: the call takes flags only.
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) }.into())?;
-    mount(c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE)?;
-    mount(c"proc", c"/proc", Some(c"proc"), libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC)
+    mount(c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE, c"")?;
+    mount(c"proc", c"/proc", Some(c"proc"), libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, c"")
+}
+
+/// Puts an empty directory in memory over `place`, which everybody may enter and its owner alone may fill.
+pub fn mount_own_directory(place: &Path) -> io::Result<()> {
+    let place = CString::new(place.as_os_str().as_bytes())?;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    mount(c"none", &place, Some(c"tmpfs"), flags, c"size=64k,mode=755")
 }
 
 fn mount(
@@ -63,10 +73,11 @@ fn mount(
     target: &std::ffi::CStr,
     kind: Option<&std::ffi::CStr>,
     flags: libc::c_ulong,
+    data: &std::ffi::CStr,
 ) -> io::Result<()> {
     let kind = kind.map_or(std::ptr::null(), std::ffi::CStr::as_ptr);
     // SAFETY: all strings are live and end with zero; `kind` may be null.
-    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind, flags, std::ptr::null()) }.into())
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind, flags, data.as_ptr().cast()) }.into())
         .map(drop)
 }
 

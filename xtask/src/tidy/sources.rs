@@ -26,7 +26,7 @@ const UNFINISHED: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat
 /// Checks every source below `root`.
 pub fn check_tree(root: &Path) -> Result<Vec<Breach>> {
     let mut breaches = Vec::new();
-    for part in ["crates", "xtask", "apps"] {
+    for part in ["crates", "sdk", "xtask", "apps"] {
         for path in sources(&root.join(part))? {
             let text =
                 fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;

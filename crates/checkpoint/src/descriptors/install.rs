@@ -17,6 +17,7 @@ use image::descriptor::{AsyncOwner, Descriptor, EpollTarget, FileKind, Lock, Str
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
+use super::conversation::ManagerSocket;
 use super::error::{Doing, RebuildError};
 use super::moves::{Step, plan};
 use super::prepare::Prepared;
@@ -41,6 +42,8 @@ pub struct Skeleton<'a> {
     pub elapsed: Duration,
     /// Connections that end now; their peers are told where the cell has a network of its own.
     pub strays: &'a [Stray],
+    /// Who goes on with the app's conversations; without it they end.
+    pub manager: Option<&'a dyn ManagerSocket>,
 }
 
 /// Opens everything in the target. Its file limit must allow two numbers more than the app had open. On
@@ -58,6 +61,7 @@ pub fn install<'a>(
     installer.send_own_files()?;
     installer.make_sockets()?;
     installer.make_pairs()?;
+    installer.make_conversations()?;
     installer.make_process_descriptors()?;
     installer.run("close the channel", &[close(installer.channel)])?;
     let networked = network.is_some();
@@ -245,15 +249,21 @@ impl<'a, 'i> Installer<'a, 'i> {
     fn make_pairs(&mut self) -> Result<(), RebuildError> {
         for (first, second) in self.pairs() {
             let FileKind::UnixPair(end) = &self.prepared.files[first].kind else { continue };
-            let (kind, address) = (end.socket_type as u64, self.target.scratch().address);
-            let family = libc::AF_UNIX as u64;
-            self.run("make a socket pair", &[(libc::SYS_socketpair, [family, kind, 0, address, 0, 0])])?;
-            let mut numbers = [0; 8];
-            self.target.read(address, &mut numbers).map_err(RebuildError::Target)?;
-            let [a, b] = [0, 4].map(|at| i32::from_ne_bytes([0, 1, 2, 3].map(|index| numbers[at + index])));
+            let (a, b) = self.make_pair(end.socket_type)?;
             self.fill_pair((a, first), (b, second))?;
         }
         Ok(())
+    }
+
+    /// Two new sockets in the target that are connected with each other; their numbers there.
+    fn make_pair(&mut self, socket_type: i32) -> Result<(i32, i32), RebuildError> {
+        let (kind, address) = (socket_type as u64, self.target.scratch().address);
+        let family = libc::AF_UNIX as u64;
+        self.run("make a socket pair", &[(libc::SYS_socketpair, [family, kind, 0, address, 0, 0])])?;
+        let mut numbers = [0; 8];
+        self.target.read(address, &mut numbers).map_err(RebuildError::Target)?;
+        let [a, b] = [0, 4].map(|at| i32::from_ne_bytes([0, 1, 2, 3].map(|index| numbers[at + index])));
+        Ok((a, b))
     }
 
     /// Which files are each other's ends.
@@ -298,6 +308,24 @@ impl<'a, 'i> Installer<'a, 'i> {
         }
     }
 
+    /// Like a pair, of which the other end is the manager's.
+    fn make_conversations(&mut self) -> Result<(), RebuildError> {
+        for (file, open) in self.prepared.files.iter().enumerate() {
+            let FileKind::Conversation(conversation) = &open.kind else { continue };
+            let (a, b) = self.make_pair(libc::SOCK_STREAM)?;
+            let (own, ours) = (self.borrow(a)?, self.borrow(b)?);
+            self.run("close the manager's end of a pair", &[close(b)])?;
+            unix::restore_end(own.as_fd(), ours.as_fd(), &conversation.end)?;
+            unix::shut_end(own.as_fd(), &conversation.end)?;
+            self.prepared.made[file] = Some(own);
+            self.place(&[(a, file)])?;
+            if let Some(manager) = self.skeleton.manager {
+                manager.take_up(ours, &conversation.unanswered);
+            }
+        }
+        Ok(())
+    }
+
     fn make_process_descriptors(&mut self) -> Result<(), RebuildError> {
         let processes = self.prepared.files.iter().enumerate().filter_map(|(file, open)| match open.kind {
             FileKind::Process { pid } => {
@@ -325,7 +353,7 @@ impl<'a, 'i> Installer<'a, 'i> {
                 FileKind::Netlink { address, options, .. } => restore_netlink(own, address, options)?,
                 FileKind::UnixLoose(name) => self.bind_unix(file, name, None)?,
                 FileKind::UnixListener { socket, backlog } => self.bind_unix(file, socket, Some(*backlog))?,
-                FileKind::UnixPair(_) => (),
+                FileKind::UnixPair(_) | FileKind::Conversation(_) => (),
                 _ => continue,
             }
             if let Some(own) = &self.prepared.made[file] {

@@ -13,6 +13,7 @@
 
 mod anonymous;
 mod cache;
+mod conversation;
 mod diagnosis;
 mod error;
 mod fdinfo;
@@ -36,6 +37,7 @@ mod unix;
 mod watch;
 
 pub use cache::Cache;
+pub use conversation::{ManagerSocket, Unanswered};
 pub use error::{RebuildError, SaveError};
 pub use install::{Skeleton, install};
 pub(crate) use prepare::check_references;

@@ -116,6 +116,7 @@ impl Maker<'_> {
             FileKind::Fifo { .. }
             | FileKind::Process { .. }
             | FileKind::UnixPair(_)
+            | FileKind::Conversation(_)
             | FileKind::UnixListener { .. }
             | FileKind::UnixLoose(_)
             | FileKind::Listener(_)

@@ -22,6 +22,7 @@ use image::layout::ObjectKey;
 use crate::Unsupported;
 
 use super::cache::Cache;
+use super::conversation::ManagerSocket;
 use super::error::SaveError;
 use super::fdinfo::{Info, LockLine};
 use super::{anonymous, files, inside, pipes, sockets, unix};
@@ -43,6 +44,8 @@ pub struct Subject<'a> {
     /// Files that the memory module carries because they are mapped and have no name.
     pub objects: &'a HashSet<ObjectKey>,
     pub connections: Connections,
+    /// The manager's own socket, if it has one.
+    pub manager: Option<&'a dyn ManagerSocket>,
 }
 
 /// What becomes of TCP connections at a takeover.

@@ -3,7 +3,8 @@
 //! Which socket is whose peer is asked from the kernel's socket diagnosis; queues are looked at with
 //! `MSG_PEEK`. A connection that the app has *accepted* from outside becomes one whose peer has gone, as a
 //! TCP connection becomes a reset one; one that the app has *made* to something outside is refused, since
-//! most programs never look whether their logger is still there.
+//! most programs never look whether their logger is still there. Only the manager itself is no stranger
+//! ([`super::conversation`]).
 
 use std::collections::HashMap;
 use std::io;
@@ -18,6 +19,7 @@ use serde_bytes::ByteBuf;
 use sys::sockets::{UnixReport, get_number, local_address, peer_address, set_number, unix_report};
 
 use super::cache::SocketIdentity;
+use super::conversation;
 use super::error::{Doing, RebuildError, SaveError};
 use super::fdinfo::Info;
 use super::options;
@@ -67,6 +69,9 @@ fn save_connected(
     let named = local_address(stolen.as_fd()).is_ok_and(|local| local.len() > 2);
     let accepted = named && !packets;
     if !inside && !accepted {
+        if let Some(kind) = conversation::save(saver, number, info, stolen, identity)? {
+            return Ok(kind);
+        }
         let what = format!("is a unix socket connected to {}, outside the app", address_name(peer));
         let way_out = "have the app log to its standard error or over the network, or protect both";
         return Err(saver.refuse(number, &what, way_out));
@@ -111,7 +116,7 @@ pub(super) fn check_pairs(saver: &Saver<'_, '_>) -> Result<(), SaveError> {
 }
 
 /// Everything that waits, left in place. A stream's bytes come as one piece, messages one by one.
-fn peek_queue(socket: BorrowedFd<'_>, socket_type: i32) -> io::Result<Vec<ByteBuf>> {
+pub(super) fn peek_queue(socket: BorrowedFd<'_>, socket_type: i32) -> io::Result<Vec<ByteBuf>> {
     let waiting = rustix::io::ioctl_fionread(socket)? as usize;
     if waiting == 0 {
         return Ok(Vec::new());

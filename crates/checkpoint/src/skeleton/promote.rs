@@ -21,7 +21,9 @@ use tracee::{Call, Frozen, Remote};
 
 use super::writer::{HeldObject, bits};
 use super::{ApplyError, Skeleton};
-use crate::descriptors::{self, CellNetwork, ConnectionCounts, Revival, Scratch, Surroundings, Target};
+use crate::descriptors::{
+    self, CellNetwork, ConnectionCounts, ManagerSocket, Revival, Scratch, Surroundings, Target,
+};
 use crate::process;
 
 const CLONE_NEWTIME: u64 = 0x80;
@@ -40,6 +42,7 @@ pub struct Promotion<'a> {
     /// Our end of the unix socket whose other end the skeleton has open at `channel_number`.
     pub channel: BorrowedFd<'a>,
     pub channel_number: i32,
+    pub manager: Option<&'a dyn ManagerSocket>,
 }
 
 /// Where the time of a promotion went.
@@ -171,6 +174,7 @@ impl<'tree> Skeleton<'tree> {
             channel_number: promotion.channel_number,
             elapsed: elapsed_since(promotion.received_monotonic_ns),
             strays: &state.strays,
+            manager: promotion.manager,
         };
         let mut target = InSkeleton(self.frozen.remote(self.pid)?);
         let network = network.as_mut().map(|network| &mut **network as &mut dyn CellNetwork);

@@ -11,8 +11,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use checkpoint::descriptors::{
-    Cache, Call, CellNetwork, ConnectionCounts, Connections, RebuildError, SaveError, Saved, Scratch,
-    Skeleton, Subject, Surroundings, Target, install, prepare, save,
+    Cache, Call, CellNetwork, ConnectionCounts, Connections, ManagerSocket, RebuildError, SaveError, Saved,
+    Scratch, Skeleton, Subject, Surroundings, Target, install, prepare, save,
 };
 use image::layout::ObjectKey;
 use rustix::process::{
@@ -231,6 +231,7 @@ pub struct Circumstances {
     /// More processes of the app, as (here, in the cell).
     pub others: Vec<(i32, i32)>,
     pub connections: Connections,
+    pub manager: Option<Box<dyn ManagerSocket>>,
 }
 
 impl Circumstances {
@@ -245,6 +246,7 @@ impl Circumstances {
             cgroup_mount: Path::new("/sys/fs/cgroup"),
             objects: &self.objects,
             connections: self.connections,
+            manager: self.manager.as_deref(),
         };
         save(&subject, cache)
     }
@@ -282,6 +284,7 @@ impl Circumstances {
             channel_number,
             elapsed: self.elapsed,
             strays: &saved.strays,
+            manager: self.manager.as_deref(),
         };
         let given = network.as_mut().map(|network| &mut **network as &mut dyn CellNetwork);
         let revival = install(prepared, &mut skeleton, &place, given)?;

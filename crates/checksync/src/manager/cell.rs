@@ -54,6 +54,7 @@ impl CellKit {
             arguments: vec!["cell-init".into(), kind.into(), way_out.into()],
             inherited,
             network: None,
+            socket: false,
             cgroup: None,
         };
         let stdio = AppStdio { output: output_end, error: error_end };

@@ -13,7 +13,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use engine::{AppExit, AppStdio, Command, Engine, Event, Promotion, RestoreReport};
 use image::{CheckpointId, Incarnation, Member, Sync, Term};
-use replica::primary::{AppExit as Exited, Permit};
+use replica::primary::{AppExit as Exited, Permit, SyncCall};
 use replica::standby::{Discarded, EpochRefusal, Refusal as Refused, StandbyStatus};
 use replica::{
     Answer, Ask, Fencing, Nanos, Progress, Reign, Right, Standby, StandbyAction, StandbyConfig, StandbyEvent,
@@ -27,6 +27,7 @@ use wire::{
     Welcome,
 };
 
+use super::app_socket::{AppSocket, Restored};
 use super::arrived::Arrived;
 use super::cell::{CellKit, GuardLine};
 use super::fence::Fence;
@@ -69,6 +70,8 @@ pub enum Input {
     Silent(Silent, oneshot::Sender<Result<(), Refusal>>),
     Engine(Event),
     Register(Ask, Answer),
+    /// The app, which was taken over, calls `sync`.
+    Sync(SyncCall),
     /// The daemon stops: an app that is served here gets this long to end.
     Stop {
         grace: Duration,
@@ -103,6 +106,7 @@ pub struct Actor {
     forwarding: Option<Forwarding>,
     fence: Fence,
     network: Option<CopyNetwork>,
+    socket: AppSocket,
     arrived: Arrived,
     register: Option<RegisterDesk>,
     incarnation: u64,
@@ -140,7 +144,13 @@ impl Actor {
         let register = setup.arbiter.as_ref().map(|spec| RegisterDesk::open(spec, &setup.app, answer));
         let said = post.clone();
         let events = Box::new(move |event| drop(said.send(Input::Engine(event))));
-        let engine = Engine::stand_by(engine_settings(&setup.app, 0), kit.spec, events);
+        let called = post.clone();
+        let on_sync = Box::new(move |call, _| drop(called.send(Input::Sync(call))));
+        let socket =
+            AppSocket::new(&setup.app, &setup.host, on_sync).context("cannot hear calls of the app")?;
+        let mut settings = engine_settings(&setup.app, 0);
+        settings.manager = Some(socket.for_engine());
+        let engine = Engine::stand_by(settings, kit.spec, events);
         let log = setup.state.as_ref().map(|state| state.join(format!("{}.log", setup.app)));
         let incarnation = fresh_incarnation();
         let config = StandbyConfig {
@@ -156,6 +166,7 @@ impl Actor {
             forwarding: Some(Forwarding::start(kit.streams, log).context("cannot open the app's log")?),
             fence,
             network,
+            socket,
             arrived: Arrived::default(),
             register: register.transpose()?,
             inbox,
@@ -214,6 +225,8 @@ impl Actor {
             }
             Input::Engine(event) => self.take_engine(event),
             Input::Register(ask, answer) => self.step_alone(StandbyEvent::RegisterAnswer { ask, answer }),
+            // Protected again by nobody yet, however long it waits.
+            Input::Sync(call) => self.socket.refuse(call, UNPROTECTED.to_owned()),
             Input::Stop { grace } => self.stop(grace),
         }
     }
@@ -523,9 +536,19 @@ impl Actor {
             let why = "a copy of this engine was restored before".to_owned();
             return self.step_alone(StandbyEvent::RestoreFailed { why });
         };
+        self.tell_app(right.term(), from);
         let cgroup = self.fence.directory();
         let network = self.network.as_ref().map(|network| network.to_be_raised(self.arrived.take()));
         self.engine.send(Command::Promote(Promotion { stdio, cgroup, network }));
+    }
+
+    /// Before it runs: calls that wait in it are answered with this.
+    fn tell_app(&self, term: Term, from: CheckpointId) {
+        self.socket.tell(|role| {
+            role.term = term.0;
+            role.restored = Some(Restored { term: from.term.0, epoch: from.epoch.0 });
+            (role.state, role.why_not) = ("serving".to_owned(), Some(UNPROTECTED.to_owned()));
+        });
     }
 
     fn restored(&mut self, report: RestoreReport) {
@@ -615,6 +638,8 @@ impl Actor {
     }
 }
 
+/// What a host lacks that has just taken over.
+const UNPROTECTED: &str = "unprotected: it has no standby";
 /// Frames between the network and the engine.
 const FRAMES_ON_THE_WAY: usize = 4;
 
@@ -661,7 +686,7 @@ fn status_words(status: &StandbyStatus) -> (&'static str, Option<String>) {
         StandbyStatus::Suspecting(why) => ("suspecting", Some(why.to_string())),
         StandbyStatus::Claiming { trouble } => ("claiming", trouble.clone()),
         StandbyStatus::Promoting { .. } => ("promoting", Some("the copy is being restored".to_owned())),
-        StandbyStatus::Serving { .. } => ("serving", Some("unprotected: it has no standby".to_owned())),
+        StandbyStatus::Serving { .. } => ("serving", Some(UNPROTECTED.to_owned())),
         StandbyStatus::Discarded(why) => ("discarded", Some(why.to_string())),
     }
 }

@@ -5,6 +5,7 @@
 //! that have to be in force before the next action. The network runs on tokio, heartbeats on a thread of
 //! their own.
 
+pub mod app_socket;
 pub mod arrived;
 pub mod cell;
 pub mod copy;
@@ -37,6 +38,7 @@ fn engine_settings(app: &str, shadow_bytes: u64) -> Settings {
         freeze_patience: FREEZE_PATIENCE,
         connections: engine::Connections::Reset,
         barrier: None,
+        manager: None,
     }
 }
 

@@ -4,6 +4,7 @@
 //! actor ends when the machine ends the pair, and leaves nothing behind: no cell, no cgroup, no thread.
 
 mod ending;
+mod peer;
 mod progress;
 mod report;
 
@@ -17,17 +18,15 @@ use anyhow::Context;
 use bytes::Bytes;
 use engine::{Attach, Command, Connections, Engine, Event, Launch};
 use image::{CheckpointId, Member, Term};
-use replica::primary::{AppExit, Ending, Notice, Permit, Status};
-use replica::{Answer, Ask, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
+use replica::primary::{AppExit, Ending, Permit, Status, SyncCall};
+use replica::{Answer, Ask, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use wire::{
-    ArrivedPacket, Exit, FromPrimary, FromStandby, GuardArmed, GuardToken, HeartbeatAnswer, Hello,
-    RefusalCode, StandbyState,
-};
+use wire::{ArrivedPacket, FromPrimary, GuardArmed, GuardToken, HeartbeatAnswer, Hello};
 
 use self::progress::Progress;
-use self::report::{hello, prepare_heart, wire_exit};
+use self::report::{hello, prepare_heart};
+use super::app_socket::AppSocket;
 use super::cell::{CellKit, GuardLine};
 use super::fence::Fence;
 use super::heart::{Heart, Pulse};
@@ -63,6 +62,8 @@ pub enum Input {
     Register(Ask, Answer),
     /// Output of the app waits for an epoch.
     OutputWaits,
+    /// The app calls `sync`, with how long it will wait for protection.
+    Sync(SyncCall, Option<Duration>),
     /// What came in for the app.
     Arrived(gate::Batch),
     /// The engine has let go of this full sync's sink.
@@ -114,6 +115,8 @@ pub struct Actor {
     engine: Option<Engine>,
     /// After the engine, whose app is in it.
     network: Option<AppNetwork>,
+    /// What an app in a cell of ours may call us on.
+    socket: Option<AppSocket>,
     engines: u64,
     guard: Option<GuardLine>,
     token: GuardToken,
@@ -201,6 +204,7 @@ impl Actor {
             fence,
             engine: None,
             network,
+            socket: None,
             engines: 0,
             guard: None,
             forwarding: None,
@@ -227,8 +231,20 @@ impl Actor {
             ending: None,
         };
         actor.hold_back()?;
+        actor.open_socket()?;
         actor.start_engine()?;
         Ok(actor)
+    }
+
+    fn open_socket(&mut self) -> anyhow::Result<()> {
+        if matches!(self.target, Target::Process(_)) {
+            return Ok(()); // It is in no cell, where it would find the socket again.
+        }
+        let post = self.post.clone();
+        let on_sync = Box::new(move |call, patience| drop(post.send(Input::Sync(call, patience))));
+        let (app, host) = (&self.settings.app, self.settings.shared.host());
+        self.socket = Some(AppSocket::new(app, host, on_sync).context("cannot hear calls of the app")?);
+        Ok(())
     }
 
     fn hold_back(&mut self) -> anyhow::Result<()> {
@@ -274,6 +290,7 @@ impl Actor {
         let (number, post) = (self.engines, self.post.clone());
         let events = Box::new(move |event| drop(post.send(Input::Engine(number, event))));
         let mut settings = engine_settings(&self.settings.app, self.settings.shadow_bytes);
+        settings.manager = self.socket.as_ref().map(AppSocket::for_engine);
         if self.settings.is_strong() {
             settings.connections = Connections::Keep;
             settings.barrier = self.network.as_ref().and_then(AppNetwork::barrier);
@@ -282,6 +299,7 @@ impl Actor {
             Target::Command { program, arguments } => {
                 let new = if self.settings.is_strong() { CellKit::gated } else { CellKit::new };
                 let mut kit = new(self.fence.handle()).context("cannot prepare a cell")?;
+                kit.spec.socket = self.socket.is_some();
                 let namespace = self.network.as_ref().map(AppNetwork::namespace).transpose();
                 kit.spec.network = namespace.context("cannot give the app its network")?;
                 let log = self.settings.shared.state.as_ref();
@@ -319,6 +337,10 @@ impl Actor {
             Input::Heart { from, answer } => self.take_answer(from, answer),
             Input::Register(ask, answer) => self.step(PrimaryEvent::RegisterAnswer { ask, answer }),
             Input::OutputWaits => self.step(PrimaryEvent::OutputWaits),
+            Input::Sync(call, patience) => {
+                let patience = patience.map(nanos);
+                self.step(PrimaryEvent::SyncAsked { call, patience });
+            }
             Input::Arrived(packets) => self.pass_on(packets),
             Input::SyncOver(id) => self.sync_over(id),
             Input::Stop => self.stop(),
@@ -375,74 +397,6 @@ impl Actor {
         self.step(PrimaryEvent::AppExited(exit));
     }
 
-    fn take_link(&mut self, number: u64, event: LinkEvent) {
-        let current = self.session.as_ref().is_some_and(|session| session.number == number);
-        match event {
-            LinkEvent::Connected { standby, held, sender } => {
-                tracing::info!(%standby, held = held.map(|id| id.to_string()), "a standby is connected");
-                self.link_trouble = None;
-                self.session = Some(Session { number, standby: standby.clone(), sender });
-                self.heart.welcomed();
-                self.step(PrimaryEvent::PeerConnected { standby, held });
-            }
-            LinkEvent::Said(message) if current => self.take_said(message),
-            LinkEvent::Ended { why } if current => {
-                tracing::warn!("the standby is lost: {why}");
-                self.session = None;
-                self.step(PrimaryEvent::PeerLost { why });
-            }
-            LinkEvent::Failed { why } => self.note_trouble(why),
-            LinkEvent::Said(_) | LinkEvent::Ended { .. } => {} // Of a session that we let go.
-        }
-    }
-
-    fn note_trouble(&mut self, why: String) {
-        if self.link_trouble.as_ref() != Some(&why) {
-            tracing::warn!("no standby: {why}");
-            self.link_trouble = Some(why);
-        }
-    }
-
-    fn take_said(&mut self, message: FromStandby) {
-        match message {
-            FromStandby::Ack(id) => self.step(PrimaryEvent::Acked { id }),
-            FromStandby::EpochRefused(refused) => {
-                tracing::warn!(id = %refused.id, "the standby refused an epoch: {}", refused.why);
-                self.step(PrimaryEvent::EpochRefused { id: refused.id, why: refused.why });
-            }
-            FromStandby::Progress(_) => {}
-            // A standby that stops, or has forgotten the app as it was told, can take over no more.
-            FromStandby::Refusal(refusal) if refusal.code == RefusalCode::Stopping && self.exited => {
-                self.end_confirmed = true;
-                if let Some(from) = self.session.as_ref().map(|session| session.standby.clone()) {
-                    self.step(PrimaryEvent::EndConfirmed { from });
-                }
-            }
-            FromStandby::Refusal(refusal) => {
-                tracing::warn!("the standby ends the replication: {refusal}");
-                self.session = None;
-                self.step(PrimaryEvent::PeerLost { why: refusal.to_string() });
-            }
-        }
-    }
-
-    fn take_answer(&mut self, from: String, answer: HeartbeatAnswer) {
-        match answer.state {
-            StandbyState::Serving | StandbyState::TakingOver => {
-                self.step(PrimaryEvent::Superseded { term: answer.term, by: from });
-            }
-            StandbyState::Empty | StandbyState::Syncing | StandbyState::Ready | StandbyState::Stopping => {
-                let Some(session) = self.session.as_ref().filter(|session| session.standby.name == from)
-                else {
-                    return;
-                };
-                let from = session.standby.clone();
-                let (sent_at, held) = (Nanos(answer.sent_at_ns), answer.held);
-                self.step(PrimaryEvent::HeartbeatAnswered { from, sent_at, held });
-            }
-        }
-    }
-
     fn stop(&mut self) {
         self.stops += 1;
         match (self.stops, self.begun) {
@@ -496,6 +450,16 @@ impl Actor {
             PrimaryAction::DropPeer { why } => {
                 tracing::warn!("let the standby go: {why}");
                 self.session = None;
+            }
+            PrimaryAction::Synced { call, id } => {
+                if let Some(socket) = &self.socket {
+                    socket.synced(call, id);
+                }
+            }
+            PrimaryAction::SyncRefused { call, why } => {
+                if let Some(socket) = &self.socket {
+                    socket.refuse(call, self.why_not(&why));
+                }
             }
             PrimaryAction::Report(progress) => self.heart.report(progress),
             PrimaryAction::Status(status) => self.say_status(status),
@@ -603,6 +567,9 @@ impl Actor {
                 self.committed_at_ns = Some(at_ns);
             }
         }
+        if let Some(socket) = &self.socket {
+            socket.tell(|role| role.epoch = Some(id.epoch.0));
+        }
         self.command(Command::Committed(id));
     }
 
@@ -637,27 +604,6 @@ impl Actor {
             host: shared.host().to_owned(),
         };
         self.order(&Order::Arm(arm));
-    }
-
-    fn tell(&mut self, standby: &Member, notice: &Notice) {
-        let message = match notice {
-            // The standby reads the register itself when it needs it.
-            Notice::Enrolled(register) => {
-                let (term, token_hash) = (register.term, self.token.hash());
-                FromPrimary::GuardArmed(GuardArmed { term, token_hash })
-            }
-            Notice::AppEnded { exit, .. } => {
-                FromPrimary::AppExited { how: wire_exit(*exit), silenced: false }
-            }
-            Notice::AppCrashed { signal, .. } => {
-                self.handed_over = true;
-                FromPrimary::AppExited { how: Exit::Signal(*signal), silenced: true }
-            }
-        };
-        let session = self.session.as_ref().filter(|session| session.standby == *standby);
-        if let Some(session) = session {
-            session.sender.send(message);
-        }
     }
 
     fn stop_app(&mut self) {

@@ -49,6 +49,7 @@ pub fn open_file(file: &OpenFile) -> (&'static str, String, Fate) {
         FileKind::CgroupFile { name } => ("cgroup file", name.clone(), Reopened),
         FileKind::OwnProc { path } => ("proc file", format!("/proc/{}", text(path)), Reopened),
         FileKind::UnixPair(end) => ("unix pair", format!("{} messages wait", end.queue.len()), Protected),
+        FileKind::Conversation(_) => ("manager", "a connection to it".to_owned(), Protected),
         FileKind::UnixListener { socket, .. } => ("unix listener", unix(socket), Protected),
         FileKind::UnixLoose(socket) => ("unix socket", unix(socket), Protected),
         FileKind::Listener(socket) => ("listener", internet(socket), Protected),
@@ -65,6 +66,7 @@ const STREAMS: [&str; 3] = ["input", "output", "error"];
 pub fn is_socket(kind: &FileKind) -> bool {
     match kind {
         FileKind::UnixPair(_)
+        | FileKind::Conversation(_)
         | FileKind::UnixListener { .. }
         | FileKind::UnixLoose(_)
         | FileKind::Listener(_)

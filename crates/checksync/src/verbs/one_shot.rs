@@ -220,6 +220,7 @@ pub fn engine_settings(app: &str) -> engine::Settings {
         freeze_patience: FREEZE_PATIENCE,
         connections: engine::Connections::Reset,
         barrier: None,
+        manager: None,
     }
 }
 

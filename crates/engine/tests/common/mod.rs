@@ -53,12 +53,20 @@ fn settings() -> Settings {
         freeze_patience: Duration::from_secs(2),
         connections: engine::Connections::Reset,
         barrier: None,
+        manager: None,
     }
 }
 
 fn cell() -> CellSpec {
     let program = std::env::current_exe().expect("this program has a path");
-    CellSpec { program, arguments: vec![FIRST.into()], inherited: vec![], network: None, cgroup: None }
+    CellSpec {
+        program,
+        arguments: vec![FIRST.into()],
+        inherited: vec![],
+        network: None,
+        socket: false,
+        cgroup: None,
+    }
 }
 
 /// What an app has printed so far.

@@ -38,8 +38,8 @@ impl Primary {
 
     /// Clients wait for a standby that acknowledges nothing: it is no standby.
     pub(super) fn settle_patience(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
-        let strong = self.config.consistency != Consistency::Timeline;
-        if strong && self.crowded_since.is_some_and(|since| now >= since + self.config.stalled_after) {
+        let awaited = self.config.consistency != Consistency::Timeline || self.somebody_syncs();
+        if awaited && self.crowded_since.is_some_and(|since| now >= since + self.config.stalled_after) {
             self.crowded_since = None;
             self.drop_peer("it acknowledges nothing".to_owned(), actions);
         }

@@ -23,6 +23,7 @@ impl Primary {
         let permit = self.safe_permit();
         self.set_permit(permit, actions);
         self.settle_output(now, actions);
+        self.settle_syncs(now, actions);
         actions.extend(asked.map(|(ask, question)| PrimaryAction::AskArbiter { ask, question }));
         self.settle_guard(actions);
         self.settle_capture(now, actions);
@@ -185,7 +186,7 @@ impl Primary {
 
     fn settle_capture(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
         let due = matches!(self.life, Life::Serving)
-            && (now >= self.capture_due || self.output_waits)
+            && (now >= self.capture_due || self.output_waits || self.sync_waits())
             && self.capturing.is_none()
             && self.children.is_empty();
         let Some(link) = self.link.as_ref().filter(|_| due) else { return };
@@ -227,6 +228,9 @@ impl Primary {
     pub(super) fn tell_status(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
         let status = self.status(now);
         if self.told.as_ref() != Some(&status) {
+            if !matches!(self.told, Some(Status::Unprotected(_))) {
+                self.unprotected_since = now;
+            }
             self.told = Some(status.clone());
             actions.push(PrimaryAction::Status(status));
         }

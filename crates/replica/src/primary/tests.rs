@@ -449,3 +449,117 @@ fn output_is_covered_by_what_is_captured_after_it_was_first_held() {
     assert_eq!(held_from(Output::Muted), from, "still held, and its address taken down");
     assert_eq!(held_from(Output::Passing), None);
 }
+
+fn sync(call: u64) -> PrimaryEvent {
+    PrimaryEvent::SyncAsked { call: SyncCall(call), patience: None }
+}
+
+fn synced(actions: &[PrimaryAction]) -> Vec<(u64, CheckpointId)> {
+    let told = actions.iter().filter_map(|action| match action {
+        PrimaryAction::Synced { call, id } => Some((call.0, *id)),
+        _ => None,
+    });
+    told.collect()
+}
+
+fn refused(actions: &[PrimaryAction]) -> Vec<u64> {
+    let told = actions.iter().filter_map(|action| match action {
+        PrimaryAction::SyncRefused { call, .. } => Some(call.0),
+        _ => None,
+    });
+    told.collect()
+}
+
+#[test]
+fn sync_makes_an_epoch_due_at_once_and_is_answered_by_its_commit() {
+    let mut bench = Bench::protected(|config| config.interval = at(10_000));
+    bench.step(at(101), PrimaryEvent::Tick);
+    let (first, id) = (CheckpointId::new(1, 1), CheckpointId::new(1, 2));
+    let asked = bench.step(at(102), sync(1));
+    assert!(asked.contains(&PrimaryAction::CaptureNow { id, parent: first }), "{asked:#?}");
+    assert_eq!(synced(&bench.step(at(103), PrimaryEvent::Captured { id })), []);
+    assert_eq!(synced(&bench.step(at(104), PrimaryEvent::Acked { id })), [(1, id)]);
+}
+
+#[test]
+fn a_call_that_comes_during_a_capture_is_answered_by_the_next_and_shares_it() {
+    let mut bench = Bench::protected(|config| config.interval = at(10_000));
+    let (second, third) = (CheckpointId::new(1, 2), CheckpointId::new(1, 3));
+    bench.step(at(102), sync(1));
+    bench.step(at(103), sync(2));
+    bench.step(at(104), sync(3));
+    // The freeze may have been before the later two.
+    let captured = bench.step(at(105), PrimaryEvent::Captured { id: second });
+    assert!(captured.contains(&PrimaryAction::CaptureNow { id: third, parent: second }), "{captured:#?}");
+    assert_eq!(synced(&bench.step(at(106), PrimaryEvent::Acked { id: second })), [(1, second)]);
+    bench.step(at(107), PrimaryEvent::Captured { id: third });
+    assert_eq!(synced(&bench.step(at(108), PrimaryEvent::Acked { id: third })), [(2, third), (3, third)]);
+}
+
+#[test]
+fn sync_waits_until_the_standby_that_holds_it_is_the_one_that_may_take_over() {
+    let mut bench = Bench::new(|_| {});
+    bench.step(at(0), PrimaryEvent::Tick);
+    bench.step(at(0), sync(1));
+    bench.connect(at(0), None);
+    bench.answer_heartbeat(at(90));
+    bench.reachable = false;
+    let id = CheckpointId::new(1, 1);
+    bench.step(at(90), PrimaryEvent::Captured { id });
+    let acked = bench.step(at(100), PrimaryEvent::Acked { id });
+    assert_eq!(synced(&acked), [], "committed, but the register does not name it yet");
+    bench.reachable = true;
+    bench.answer_heartbeat(at(600));
+    bench.step(at(600), PrimaryEvent::Tick);
+    assert_eq!(synced(&bench.actions), [(1, id)]);
+}
+
+#[test]
+fn an_unprotected_app_is_told_so_after_the_usual_patience_and_at_once_when_that_is_long_over() {
+    let mut bench = Bench::protected(|config| config.sync_patience = at(1_000));
+    bench.step(at(200), PrimaryEvent::PeerLost { why: "reset".to_owned() });
+    assert_eq!(refused(&bench.step(at(300), sync(1))), [], "it may come back");
+    assert_eq!(refused(&bench.step(at(1_199), PrimaryEvent::Tick)), []);
+    let why = Reason::NoStandby { why: Some("reset".to_owned()) };
+    let told = bench.step(at(1_200), PrimaryEvent::Tick);
+    assert!(told.contains(&PrimaryAction::SyncRefused { call: SyncCall(1), why }), "{told:#?}");
+    assert_eq!(refused(&bench.step(at(1_300), sync(2))), [2]);
+}
+
+#[test]
+fn a_call_with_a_patience_of_its_own_waits_for_it_and_is_answered_when_a_standby_comes() {
+    let mut bench = Bench::new(|_| {});
+    bench.step(at(0), PrimaryEvent::Tick);
+    let patience =
+        |call, millis| PrimaryEvent::SyncAsked { call: SyncCall(call), patience: Some(at(millis)) };
+    assert_eq!(refused(&bench.step(at(5_000), patience(1, 0))), [1]);
+    bench.step(at(5_000), patience(2, 500));
+    assert_eq!(refused(&bench.step(at(5_100), patience(3, 4_000))), []);
+    assert_eq!(refused(&bench.step(at(5_500), PrimaryEvent::Tick)), [2]);
+    bench.connect(at(6_000), None);
+    bench.answer_heartbeat(at(6_010));
+    let id = CheckpointId::new(1, 1);
+    bench.step(at(6_010), PrimaryEvent::Captured { id });
+    bench.step(at(6_020), PrimaryEvent::Acked { id });
+    assert_eq!(synced(&bench.actions), [(3, id)]);
+}
+
+#[test]
+fn a_standby_that_acknowledges_nothing_is_let_go_when_a_call_waits_for_it() {
+    let mut bench = Bench::protected(|_| {});
+    bench.step(at(110), sync(1));
+    let mut now = at(110);
+    while now < at(6_000) && bench.primary.phase() == Phase::Protected {
+        bench.answer_heartbeat(now);
+        for epoch in 2..4 {
+            bench.step(now, PrimaryEvent::Captured { id: CheckpointId::new(1, epoch) });
+        }
+        bench.step(now, PrimaryEvent::Tick);
+        now = now + HEARTBEAT;
+    }
+    assert!(matches!(
+        position(&bench.actions, |action| matches!(action, PrimaryAction::DropPeer { .. })),
+        1..
+    ));
+    assert!(now >= at(2_000), "it was let go at {now}");
+}

@@ -3,6 +3,7 @@
 use image::{CheckpointId, Member, Register, Sync, Term};
 use serde::Serialize;
 
+use super::SyncCall;
 use crate::{Answer, Ask, Committed, Fencing, Nanos, Progress, Question, Reign, Timing};
 
 /// `--on-crash`: what follows when the app dies by a signal that nobody asked for.
@@ -54,6 +55,8 @@ pub struct PrimaryConfig {
     pub stalled_after: Nanos,
     /// From a refused full sync to the next attempt.
     pub full_sync_retry: Nanos,
+    /// For how long the app may be unprotected until calls of `sync` are refused.
+    pub sync_patience: Nanos,
 }
 
 impl PrimaryConfig {
@@ -69,6 +72,7 @@ impl PrimaryConfig {
             in_flight_max: 2,
             stalled_after: Nanos::from_millis(2_000),
             full_sync_retry: Nanos::from_millis(1_000),
+            sync_patience: Nanos::from_millis(1_000),
         }
     }
 }
@@ -109,6 +113,12 @@ pub enum PrimaryEvent {
     },
     /// Output has begun to wait for an epoch that covers it. Strong consistency only.
     OutputWaits,
+    /// The app asks to be told when everything before this is committed. While it is unprotected the call waits for
+    /// `patience`; without one it is refused as soon as that has lasted for [`PrimaryConfig::sync_patience`].
+    SyncAsked {
+        call: SyncCall,
+        patience: Option<Nanos>,
+    },
     /// The answer to `CaptureNow` or `StartFullSync`: frozen, thawed, ready to be sent.
     Captured {
         id: CheckpointId,
@@ -203,6 +213,15 @@ pub enum PrimaryAction {
         sync: Sync,
     },
     Committed(Committed),
+    /// Everything before this call is in `id` or older, which whoever takes over holds.
+    Synced {
+        call: SyncCall,
+        id: CheckpointId,
+    },
+    SyncRefused {
+        call: SyncCall,
+        why: Reason,
+    },
     /// These epochs will not be acknowledged: their pages are dirty again.
     ReturnToLedger {
         ids: Vec<CheckpointId>,

@@ -4,6 +4,8 @@
 //! primary's a guard and a kernel permit that work without it. Datagrams (heartbeats, notices, the guard's
 //! word, questions to the register) get lost, late and doubled; a stream keeps its order, and breaks.
 
+mod faults;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
@@ -16,12 +18,14 @@ use replica::{
 };
 
 use crate::chance::Chance;
-use crate::faults::{Fault, Flaw};
 use crate::said::Said;
+pub use faults::{Fault, Flaw};
 
 pub const A: usize = 0;
 pub const B: usize = 1;
 const TICK: Nanos = Nanos::from_millis(10);
+/// Longer than an app can be without protection until its calls are refused, and than two epochs take.
+const SYNC_MAX: Nanos = Nanos::from_millis(2_000);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Event {
@@ -228,7 +232,10 @@ impl World {
             };
         }
         match &self.a.machine {
-            Some(machine) if machine.phase() == Phase::Protected && self.primary_audible() => Ok(()),
+            Some(machine) if machine.phase() == Phase::Protected && self.primary_audible() => {
+                let waits = self.said.oldest_sync().map_or(Nanos(0), |since| self.now.since(since));
+                if waits < SYNC_MAX { Ok(()) } else { Err(format!("a call of sync has waited for {waits}")) }
+            }
             Some(machine) => Err(format!("the primary is {:?}, permit {:?}", machine.phase(), self.a.kernel)),
             None => {
                 let named =
@@ -271,6 +278,7 @@ impl World {
         self.a.machine = Some(Primary::new(config, self.clock(A)));
         self.a.connected = false;
         self.a.heartbeats = false;
+        self.said.forget_syncs();
         self.after((0, 10_000), Event::Tick(A, self.a.life));
         self.after((0, 20_000), Event::Heartbeat(self.a.life));
         self.after((0, 30_000), Event::Connect(self.a.life));
@@ -323,6 +331,11 @@ impl World {
             return;
         }
         self.schedule(self.now + TICK, Event::Tick(host, life));
+        if host == A && self.a.heartbeats && self.a.app_alive && self.chance.percent(10) {
+            let call = self.said.sync(self.now);
+            let patience = self.chance.percent(50).then(|| self.chance.micros(0, 500_000));
+            self.step_primary(PrimaryEvent::SyncAsked { call, patience });
+        }
         if host == A { self.step_primary(PrimaryEvent::Tick) } else { self.step_standby(StandbyEvent::Tick) }
     }
 
@@ -515,6 +528,8 @@ impl World {
             }
             PrimaryAction::SetPermit(permit) => self.a.kernel = permit,
             PrimaryAction::SetOutput(output) => self.said.set(output),
+            PrimaryAction::Synced { call, .. } => self.said.synced(call),
+            PrimaryAction::SyncRefused { call, .. } => self.said.sync_refused(call),
             PrimaryAction::Release(id) => self.said.release(id, self.primary_audible()),
             PrimaryAction::ArmGuard => self.a.guard_armed = true,
             PrimaryAction::DisarmGuard => self.a.guard_armed = false,
@@ -612,69 +627,5 @@ impl World {
         self.b.serving = Some(term);
         self.takeovers += 1;
         self.after((500, 5_000), Event::Standby(self.b.life, StandbyEvent::RestoreFinished));
-    }
-
-    fn guard_speaks(&mut self, reign: Reign, tries: u32) {
-        self.a.app_alive = false;
-        if tries > 0 && self.a.alive {
-            self.datagram(B, Message::GuardsWord(reign));
-            self.after((1_000, 20_000), Event::GuardSpeaks(reign, tries - 1));
-        }
-    }
-
-    fn fault(&mut self, fault: Fault) {
-        match fault {
-            Fault::ManagerDies => self.manager_dies(),
-            Fault::HostDies => {
-                (self.a.alive, self.a.app_alive, self.a.machine) = (false, false, None);
-                self.after((500, 300_000), Event::StreamEnd(B, self.a.session));
-            }
-            Fault::GuardDies => self.app_dies(AppExit::Signal(9)),
-            Fault::AppCrashes => self.app_dies(AppExit::Signal(11)),
-            Fault::AppExits => self.app_dies(AppExit::Code(3)),
-            Fault::StandbyDies => {
-                (self.b.machine, self.b.serving, self.b.applied, self.b.session) = (None, None, None, 0);
-                self.after((50, 100_000), Event::StreamEnd(A, self.a.session));
-            }
-            Fault::AppExecutes => self.step_primary(PrimaryEvent::Executed),
-            Fault::ApplyFails => self.b.fail_next_apply = true,
-            Fault::CaptureFails => self.a.fail_next_capture = true,
-            Fault::Child(true) => self.step_primary(PrimaryEvent::ChildSeen { pid: 7 }),
-            Fault::Child(false) => self.step_primary(PrimaryEvent::ChildGone { pid: 7 }),
-            Fault::StreamBreaks => {
-                self.after((50, 100_000), Event::StreamEnd(A, self.a.session));
-                self.after((50, 100_000), Event::StreamEnd(B, self.a.session));
-            }
-            Fault::Cut(to, cut) => self.cut[to] = cut,
-            Fault::Unreachable(host, unreachable) => self.unreachable[host] = unreachable,
-            Fault::Paused(host, span) => self.paused_until[host] = self.now + span,
-            Fault::Heal => self.heal(),
-        }
-    }
-
-    fn manager_dies(&mut self) {
-        let Some(machine) = self.a.machine.take() else { return };
-        let reign = machine.reign();
-        self.after((50, 2_000), Event::StreamEnd(B, self.a.session));
-        if self.a.guard_armed && self.a.app_alive {
-            self.after((200, 2_000), Event::GuardSpeaks(reign, 5));
-        }
-    }
-
-    fn app_dies(&mut self, exit: AppExit) {
-        if std::mem::take(&mut self.a.app_alive) {
-            self.after((20, 500), Event::Primary(self.a.life, PrimaryEvent::AppExited(exit)));
-        }
-    }
-
-    fn heal(&mut self) {
-        (self.cut, self.unreachable, self.loss_percent) = ([false; 2], [false; 2], 0);
-        self.step_primary(PrimaryEvent::ChildGone { pid: 7 });
-        if self.b.machine.is_none() {
-            self.start_standby();
-        }
-        if self.a.machine.is_none() && self.a.alive && self.a.over.is_none() {
-            self.start_manager();
-        }
     }
 }

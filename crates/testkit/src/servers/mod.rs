@@ -47,6 +47,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("node", "nodejs"),
     ("javac", "default-jdk-headless"),
     ("java", "default-jre-headless"),
+    ("curl", "curl"),
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
 ];

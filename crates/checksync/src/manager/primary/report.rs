@@ -23,17 +23,28 @@ impl Actor {
         self.publish();
     }
 
+    /// What the machine says, or what was wrong when a standby was looked for.
+    pub(super) fn why_not(&self, reason: &Reason) -> String {
+        match (reason, &self.link_trouble) {
+            (Reason::NoStandby { .. }, Some(trouble)) => trouble.clone(),
+            (reason, _) => reason.to_string(),
+        }
+    }
+
     pub(super) fn publish(&self) {
         let Some(status) = &self.status else { return };
         let (state, why_not) = match status {
             Status::Protected => ("protected", None),
             Status::CatchingUp => ("catching-up", None),
-            Status::Unprotected(Reason::NoStandby { .. }) if self.link_trouble.is_some() => {
-                ("unprotected", self.link_trouble.clone())
-            }
-            Status::Unprotected(reason) => ("unprotected", Some(reason.to_string())),
+            Status::Unprotected(reason) => ("unprotected", Some(self.why_not(reason))),
         };
         let reign = self.machine.reign();
+        if let Some(socket) = &self.socket {
+            socket.tell(|role| {
+                (role.term, role.protected) = (reign.term.0, why_not.is_none());
+                (role.state, role.why_not) = (state.to_owned(), why_not.clone());
+            });
+        }
         self.board.set(AppReport {
             app: self.settings.app.clone(),
             role: Role::Primary,

@@ -82,6 +82,7 @@ fn kind(process: &Process) -> &'static str {
 
 fn open_files(frozen: &Frozen<'_>, pid: i32) -> Vec<Finding> {
     let subject = Subject {
+        manager: None,
         pid,
         pidfd: frozen.pidfd(pid),
         cell_pid: pid,

@@ -1,0 +1,3 @@
+module checksync
+
+go 1.26
