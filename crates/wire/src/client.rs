@@ -244,7 +244,7 @@ async fn drive(driver: impl Future<Output = hyper::Result<()>>, connection: Conn
 
 /// What tonic's generated code calls.
 #[derive(Clone)]
-struct Calls(SendRequest<Body>);
+pub(crate) struct Calls(pub(crate) SendRequest<Body>);
 
 impl Service<http::Request<Body>> for Calls {
     type Response = http::Response<hyper::body::Incoming>;
