@@ -101,7 +101,8 @@ pub struct SharedArgs {
     /// Which host of the directory this is, if it holds several
     #[arg(long, env = "CHECKSYNC_HOST")]
     pub host: Option<String>,
-    /// What decides who may serve: file:DIR, for managers on one host
+    /// What decides who may serve: etcd://HOST:PORT[,HOST:PORT…]/PREFIX (?ca=FILE&cert=FILE&key=FILE for TLS), or
+    /// file:DIR for managers on one host
     #[arg(long, env = "CHECKSYNC_ARBITER", conflicts_with = "fencing")]
     pub arbiter: Option<ArbiterSpec>,
     /// `none`: take over on silence without an arbiter; a cut-off primary and its standby may then both serve

@@ -34,7 +34,7 @@ use super::network::CopyNetwork;
 use super::output::Forwarding;
 use super::primary::exit_text;
 use super::register::RegisterDesk;
-use super::{engine_settings, exit_of, fresh_incarnation, hook, now, wall_clock_ns};
+use super::{engine_settings, exit_of, fresh_incarnation, hook, now, span, wall_clock_ns};
 use crate::guard::Order;
 use crate::status::{AppReport, Board, Role, TakeoverReport};
 
@@ -135,8 +135,10 @@ impl Actor {
         kit.spec.network = namespace.context("cannot give the copy its network")?;
         kit.spec.cgroup = fence.directory();
         let answered = post.clone();
+        let patience = span(setup.timing.register_timeout());
         let answer = move |ask, answer| drop(answered.send(Input::Register(ask, answer)));
-        let register = setup.arbiter.as_ref().map(|spec| RegisterDesk::open(spec, &setup.app, answer));
+        let register =
+            setup.arbiter.as_ref().map(|spec| RegisterDesk::open(spec, &setup.app, patience, answer));
         let said = post.clone();
         let events = Box::new(move |event| drop(said.send(Input::Engine(event))));
         let engine = Engine::stand_by(engine_settings(&setup.app, 0), kit.spec, events);
