@@ -1,10 +1,12 @@
-//! What the managers of a pair say to each other: three gRPC services under mutual TLS, and the certificates.
+//! What the managers say to each other and to a witness: four gRPC services under mutual TLS, and the certificates.
+//! And what they say to etcd.
 //!
 //! | service | who speaks | connection |
 //! |---|---|---|
 //! | `Replicate` | the primary sends epochs, the standby acknowledges | one per app |
 //! | `Beat` | heartbeats and their answers | one of its own, so that no page is ever in front of one |
 //! | `Silent` | the guard: "nothing of this app can be heard any more" | one of its own, opened in advance |
+//! | `Registry` | a manager asks a witness for the register | one of its own |
 //!
 //! This crate is the only one that sees protobuf, tonic and TLS, and it decides nothing: it carries. It does
 //! refuse by itself what is no peer at all.
@@ -26,6 +28,7 @@ pub mod limits;
 mod link;
 mod message;
 pub mod pki;
+mod registry;
 mod server;
 mod tls;
 mod token;
@@ -43,6 +46,7 @@ pub use message::{
     Heartbeat, HeartbeatAnswer, Hello, PROTOCOL_VERSION, Progress, RELEASE, Refusal, RefusalCode,
     ServiceNetwork, Silent, StandbyState, Welcome,
 };
+pub use registry::{RegisterAnswer, RegisterQuestion};
 pub use server::serve;
 pub use tls::{TlsError, TlsFiles};
 pub use token::{GuardToken, TokenHash};
