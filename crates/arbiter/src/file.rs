@@ -23,7 +23,7 @@ use crate::{Arbiter, ArbiterError, Swap};
 /// Between two looks at a lock that somebody else holds.
 const LOCK_POLL: Duration = Duration::from_millis(1);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct FileArbiter {
     directory: PathBuf,
 }

@@ -14,6 +14,7 @@ mod etcd;
 mod file;
 mod members;
 mod spec;
+mod witness;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ pub use etcd::EtcdArbiter;
 pub use file::FileArbiter;
 pub use image::{Incarnation, Member, Register};
 pub use spec::{ArbiterSpec, EtcdSpec, SpecError};
+pub use witness::WitnessArbiter;
 
 /// Calls block, until the deadline at the latest.
 pub trait Arbiter: Send {

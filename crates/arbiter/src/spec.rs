@@ -4,13 +4,17 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::{Arbiter, ArbiterError, EtcdArbiter, FileArbiter};
+use wire::TlsFiles;
+
+use crate::{Arbiter, ArbiterError, EtcdArbiter, FileArbiter, WitnessArbiter};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ArbiterSpec {
     /// `file:PATH`: a directory that every manager sees, so for managers on one host.
     File(PathBuf),
     Etcd(EtcdSpec),
+    /// `witness:HOST:PORT`: a `checksync witness` with certificates of the same authority.
+    Witness(String),
 }
 
 /// `etcd://HOST:PORT[,HOST:PORT…]/PREFIX[?ca=FILE[&cert=FILE&key=FILE]]`
@@ -30,7 +34,8 @@ pub struct EtcdFiles {
     pub pair: Option<(PathBuf, PathBuf)>,
 }
 
-const FORMS: &str = "file:PATH or etcd://HOST:PORT[,HOST:PORT…]/PREFIX[?ca=FILE[&cert=FILE&key=FILE]]";
+const FORMS: &str = "witness:HOST:PORT, etcd://HOST:PORT[,HOST:PORT…]/PREFIX[?ca=FILE[&cert=FILE&key=FILE]] or \
+                     file:PATH";
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
@@ -46,10 +51,12 @@ pub enum SpecError {
 
 impl ArbiterSpec {
     /// Nothing is asked or connected yet; what is wrong with the register's files is found here.
-    pub fn open(&self) -> Result<Box<dyn Arbiter>, ArbiterError> {
+    /// `tls`: our own certificates, for a witness.
+    pub fn open(&self, tls: &TlsFiles) -> Result<Box<dyn Arbiter>, ArbiterError> {
         Ok(match self {
             Self::File(directory) => Box::new(FileArbiter::new(directory)),
             Self::Etcd(spec) => Box::new(EtcdArbiter::new(spec)?),
+            Self::Witness(address) => Box::new(WitnessArbiter::new(address, tls)?),
         })
     }
 }
@@ -64,6 +71,11 @@ impl FromStr for ArbiterSpec {
             Some(("etcd", rest)) => parse_etcd(rest)
                 .map(Self::Etcd)
                 .map_err(|why| SpecError::Malformed { spec: spec.to_owned(), why }),
+            Some(("witness", address)) if is_endpoint(address) => Ok(Self::Witness(address.to_owned())),
+            Some(("witness", address)) => Err(SpecError::Malformed {
+                spec: spec.to_owned(),
+                why: format!("{address:?} is not HOST:PORT"),
+            }),
             Some((backend, _)) => {
                 Err(SpecError::UnknownBackend { spec: spec.to_owned(), backend: backend.to_owned() })
             }
@@ -88,7 +100,7 @@ fn parse_etcd(rest: &str) -> Result<EtcdSpec, String> {
     Ok(EtcdSpec { endpoints, prefix: format!("/{prefix}"), files })
 }
 
-pub(crate) fn is_endpoint(text: &str) -> bool {
+fn is_endpoint(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };
     let bare = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
     let plain = host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:[]".contains(c));
@@ -123,6 +135,7 @@ impl fmt::Display for ArbiterSpec {
         match self {
             Self::File(directory) => write!(f, "file:{}", directory.display()),
             Self::Etcd(spec) => spec.fmt(f),
+            Self::Witness(address) => write!(f, "witness:{address}"),
         }
     }
 }
@@ -145,6 +158,7 @@ mod tests {
     fn a_spec_survives_printing_and_parsing() {
         for text in [
             "file:/run/checksync:1",
+            "witness:c.example:7401",
             "etcd://a:2379/checksync",
             "etcd://10.0.0.1:2379,b.example:2379,[::1]:2379/a/b",
             "etcd://a:1/p?ca=/etc/ca.crt",
@@ -164,6 +178,7 @@ mod tests {
             "file:run/x",
             "consul:http://[::1]:2379",
             ":/x",
+            "witness:c",
             "etcd:a:1/x",
             "etcd://a:1",
             "etcd://a:1/",

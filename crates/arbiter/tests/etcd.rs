@@ -6,18 +6,21 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use arbiter::{Arbiter, ArbiterError, ArbiterSpec, Member, Register, Swap};
+use arbiter::{Arbiter, ArbiterError, ArbiterSpec, EtcdArbiter, EtcdSpec, Member, Register, Swap};
 use contract::soon;
 use testkit::needs;
 use testkit::servers::{Etcd, EtcdFiles};
 use testkit::wait::wait_for;
 
-fn spec(etcd: &Etcd, rest: &str) -> ArbiterSpec {
-    format!("etcd://{}{rest}", etcd.endpoints()).parse().unwrap()
+fn spec(etcd: &Etcd, rest: &str) -> EtcdSpec {
+    match format!("etcd://{}{rest}", etcd.endpoints()).parse() {
+        Ok(ArbiterSpec::Etcd(spec)) => spec,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn open(etcd: &Etcd, rest: &str) -> Box<dyn Arbiter> {
-    spec(etcd, rest).open().unwrap()
+    Box::new(EtcdArbiter::new(&spec(etcd, rest)).unwrap())
 }
 
 #[test]
@@ -29,7 +32,7 @@ fn one_member_keeps_a_register_through_its_own_death() {
     contract::swaps_win_only_against_the_expected_value(&mut *arbiter, "app");
     contract::a_repeated_swap_has_won(&mut *arbiter, "again");
     let same = spec(&etcd, "/checksync");
-    contract::each_term_has_one_winner(|| same.open().unwrap(), "race", 30);
+    contract::each_term_has_one_winner(|| Box::new(EtcdArbiter::new(&same).unwrap()), "race", 30);
     let kept = arbiter.read("app", soon()).unwrap().unwrap();
 
     etcd.kill(0);
@@ -98,7 +101,7 @@ fn of_three_members_any_one_may_hang_or_die() {
         register = after;
     }
     let same = spec(&etcd, "/checksync");
-    contract::each_term_has_one_winner(|| same.open().unwrap(), "race", 20);
+    contract::each_term_has_one_winner(|| Box::new(EtcdArbiter::new(&same).unwrap()), "race", 20);
     // Without a majority there is no register, whatever a member still holds.
     etcd.kill(0);
     etcd.kill(1);
@@ -146,8 +149,8 @@ fn tls_asks_both_sides_for_a_certificate() {
         let refused = open(&etcd, &wrong).read("app", soon_over());
         assert!(matches!(&refused, Err(ArbiterError::Unreachable { .. })), "{wrong}: {refused:?}");
     }
-    let absent: ArbiterSpec = format!("etcd://{}/x?ca=/no/such/ca.crt", etcd.endpoints()).parse().unwrap();
-    let error = absent.open().err().unwrap().to_string();
+    let absent = EtcdArbiter::new(&spec(&etcd, "/x?ca=/no/such/ca.crt"));
+    let error = absent.unwrap_err().to_string();
     assert!(error.contains("/no/such/ca.crt"), "{error}");
 }
 

@@ -1,4 +1,4 @@
-//! What every register must do, whoever keeps it.
+//! What every register must do, whoever keeps it. All owners are lives of one host: a witness takes no others from it.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -15,11 +15,11 @@ pub fn swaps_win_only_against_the_expected_value(arbiter: &mut dyn Arbiter, app:
     assert_eq!(arbiter.read(app, soon()).unwrap(), None);
     let first = Register::first(Member::new("a", 1));
     assert_eq!(arbiter.swap(app, None, first.clone(), soon()).unwrap(), Swap::Won);
-    let other = Register::first(Member::new("b", 1));
+    let other = Register::first(Member::new("a", 2));
     assert_eq!(arbiter.swap(app, None, other, soon()).unwrap(), Swap::Lost(Some(first.clone())));
-    let taken = first.taken_by(Member::new("b", 1));
+    let taken = first.taken_by(Member::new("a", 2));
     assert_eq!(arbiter.swap(app, Some(&first), taken.clone(), soon()).unwrap(), Swap::Won);
-    let rival = first.taken_by(Member::new("c", 1));
+    let rival = first.taken_by(Member::new("a", 3));
     assert_eq!(arbiter.swap(app, Some(&first), rival, soon()).unwrap(), Swap::Lost(Some(taken.clone())));
     assert_eq!(arbiter.read(app, soon()).unwrap(), Some(taken));
     assert_eq!(arbiter.read(&format!("{app}-other"), soon()).unwrap(), None);
@@ -31,7 +31,7 @@ pub fn a_repeated_swap_has_won(arbiter: &mut dyn Arbiter, app: &str) {
     let first = Register::first(Member::new("a", 1));
     assert_eq!(arbiter.swap(app, None, first.clone(), soon()).unwrap(), Swap::Won);
     assert_eq!(arbiter.swap(app, None, first.clone(), soon()).unwrap(), Swap::Won);
-    let taken = first.taken_by(Member::new("b", 1));
+    let taken = first.taken_by(Member::new("a", 2));
     assert_eq!(arbiter.swap(app, Some(&first), taken.clone(), soon()).unwrap(), Swap::Won);
     assert_eq!(arbiter.swap(app, Some(&first), taken.clone(), soon()).unwrap(), Swap::Won);
     assert_eq!(arbiter.swap(app, None, first, soon()).unwrap(), Swap::Lost(Some(taken)));
@@ -39,10 +39,10 @@ pub fn a_repeated_swap_has_won(arbiter: &mut dyn Arbiter, app: &str) {
 
 /// Each of `terms` is asked for by all racers at once, and won by one.
 pub fn each_term_has_one_winner(open: impl Fn() -> Box<dyn Arbiter> + Sync, app: &str, terms: u64) {
-    const RACERS: usize = 6;
-    let race = |number: usize| {
+    const RACERS: u64 = 6;
+    let race = |number: u64| {
         let (mut arbiter, mut won) = (open(), Vec::new());
-        let me = Member::new(format!("racer {number}"), 1);
+        let me = Member::new("a", number);
         let mut seen = arbiter.read(app, soon()).unwrap();
         while seen.as_ref().is_none_or(|register| register.term.0 < terms) {
             let new =

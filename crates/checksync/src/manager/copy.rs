@@ -23,8 +23,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 use wire::{
     EngineState, EpochRefused, Exit, FromPrimary, FromStandby, Heartbeat, HeartbeatAnswer, Hello, Incoming,
-    Opening, Outgoing, PROTOCOL_VERSION, RELEASE, Refusal, RefusalCode, Silent, StandbyState, TokenHash,
-    Welcome,
+    Opening, Outgoing, PROTOCOL_VERSION, RELEASE, Refusal, RefusalCode, Silent, StandbyState, TlsFiles,
+    TokenHash, Welcome,
 };
 
 use super::arrived::Arrived;
@@ -46,6 +46,7 @@ pub struct Setup {
     pub timing: Timing,
     pub fencing: Fencing,
     pub arbiter: Option<arbiter::ArbiterSpec>,
+    pub tls: TlsFiles,
     pub state: Option<PathBuf>,
     pub promote_hook: Option<OsString>,
     /// The app's own, here.
@@ -137,8 +138,10 @@ impl Actor {
         let answered = post.clone();
         let patience = span(setup.timing.register_timeout());
         let answer = move |ask, answer| drop(answered.send(Input::Register(ask, answer)));
-        let register =
-            setup.arbiter.as_ref().map(|spec| RegisterDesk::open(spec, &setup.app, patience, answer));
+        let register = setup
+            .arbiter
+            .as_ref()
+            .map(|spec| RegisterDesk::open(spec, &setup.tls, &setup.app, patience, answer));
         let said = post.clone();
         let events = Box::new(move |event| drop(said.send(Input::Engine(event))));
         let engine = Engine::stand_by(engine_settings(&setup.app, 0), kit.spec, events);

@@ -179,8 +179,10 @@ impl Actor {
         let answered = post.clone();
         let patience = span(settings.timing.register_timeout());
         let answer = move |ask, answer| drop(answered.send(Input::Register(ask, answer)));
-        let register =
-            shared.arbiter.as_ref().map(|spec| RegisterDesk::open(spec, &settings.app, patience, answer));
+        let register = shared
+            .arbiter
+            .as_ref()
+            .map(|spec| RegisterDesk::open(spec, &shared.tls, &settings.app, patience, answer));
         // Before the engine: it is to find no thread that locks memory while it tries the kernel out.
         let heart = prepare_heart(&settings, post.clone()).context("no heartbeats can be sent")?;
         let token = GuardToken::random();

@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use arbiter::{Arbiter, ArbiterError, ArbiterSpec, Swap};
 use replica::{Answer, Ask, Question};
+use wire::TlsFiles;
 
 /// Where questions go. Dropping it ends the thread, once it has its last answer.
 #[derive(Debug)]
@@ -19,12 +20,13 @@ impl RegisterDesk {
     /// `patience`: how long a question may take; the machine then counts it as unanswered.
     pub fn open(
         spec: &ArbiterSpec,
+        tls: &TlsFiles,
         app: &str,
         patience: Duration,
         answer: impl Fn(Ask, Answer) + Send + 'static,
     ) -> anyhow::Result<Self> {
         let (questions, asked) = mpsc::channel::<(Ask, Question)>();
-        let (mut arbiter, app) = (spec.open().context("no register")?, app.to_owned());
+        let (mut arbiter, app) = (spec.open(tls).context("no register")?, app.to_owned());
         thread::Builder::new().name("register".to_owned()).spawn(move || {
             for (ask, question) in asked {
                 let answered = put(&mut *arbiter, &app, question, Instant::now() + patience);
