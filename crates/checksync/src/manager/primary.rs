@@ -6,6 +6,7 @@
 mod ending;
 mod progress;
 mod report;
+mod said;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -18,13 +19,10 @@ use bytes::Bytes;
 use engine::{Attach, Command, Connections, Engine, Event, Launch};
 use image::{CheckpointId, Member, Term};
 use replica::primary::{AppExit, Ending, Notice, Permit, Status};
-use replica::{Answer, Ask, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
+use replica::{Answer, Ask, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use wire::{
-    ArrivedPacket, Exit, FromPrimary, FromStandby, GuardArmed, GuardToken, HeartbeatAnswer, Hello,
-    RefusalCode, StandbyState,
-};
+use wire::{ArrivedPacket, Exit, FromPrimary, GuardArmed, GuardToken, HeartbeatAnswer, Hello};
 
 use self::progress::Progress;
 use self::report::{hello, prepare_heart, wire_exit};
@@ -377,74 +375,6 @@ impl Actor {
         self.exited = true;
         tracing::info!("the app has ended: {}", exit_text(exit));
         self.step(PrimaryEvent::AppExited(exit));
-    }
-
-    fn take_link(&mut self, number: u64, event: LinkEvent) {
-        let current = self.session.as_ref().is_some_and(|session| session.number == number);
-        match event {
-            LinkEvent::Connected { standby, held, sender } => {
-                tracing::info!(%standby, held = held.map(|id| id.to_string()), "a standby is connected");
-                self.link_trouble = None;
-                self.session = Some(Session { number, standby: standby.clone(), sender });
-                self.heart.welcomed();
-                self.step(PrimaryEvent::PeerConnected { standby, held });
-            }
-            LinkEvent::Said(message) if current => self.take_said(message),
-            LinkEvent::Ended { why } if current => {
-                tracing::warn!("the standby is lost: {why}");
-                self.session = None;
-                self.step(PrimaryEvent::PeerLost { why });
-            }
-            LinkEvent::Failed { why } => self.note_trouble(why),
-            LinkEvent::Said(_) | LinkEvent::Ended { .. } => {} // Of a session that we let go.
-        }
-    }
-
-    fn note_trouble(&mut self, why: String) {
-        if self.link_trouble.as_ref() != Some(&why) {
-            tracing::warn!("no standby: {why}");
-            self.link_trouble = Some(why);
-        }
-    }
-
-    fn take_said(&mut self, message: FromStandby) {
-        match message {
-            FromStandby::Ack(id) => self.step(PrimaryEvent::Acked { id }),
-            FromStandby::EpochRefused(refused) => {
-                tracing::warn!(id = %refused.id, "the standby refused an epoch: {}", refused.why);
-                self.step(PrimaryEvent::EpochRefused { id: refused.id, why: refused.why });
-            }
-            FromStandby::Progress(_) => {}
-            // A standby that stops, or has forgotten the app as it was told, can take over no more.
-            FromStandby::Refusal(refusal) if refusal.code == RefusalCode::Stopping && self.exited => {
-                self.end_confirmed = true;
-                if let Some(from) = self.session.as_ref().map(|session| session.standby.clone()) {
-                    self.step(PrimaryEvent::EndConfirmed { from });
-                }
-            }
-            FromStandby::Refusal(refusal) => {
-                tracing::warn!("the standby ends the replication: {refusal}");
-                self.session = None;
-                self.step(PrimaryEvent::PeerLost { why: refusal.to_string() });
-            }
-        }
-    }
-
-    fn take_answer(&mut self, from: String, answer: HeartbeatAnswer) {
-        match answer.state {
-            StandbyState::Serving | StandbyState::TakingOver => {
-                self.step(PrimaryEvent::Superseded { term: answer.term, by: from });
-            }
-            StandbyState::Empty | StandbyState::Syncing | StandbyState::Ready | StandbyState::Stopping => {
-                let Some(session) = self.session.as_ref().filter(|session| session.standby.name == from)
-                else {
-                    return;
-                };
-                let from = session.standby.clone();
-                let (sent_at, held) = (Nanos(answer.sent_at_ns), answer.held);
-                self.step(PrimaryEvent::HeartbeatAnswered { from, sent_at, held });
-            }
-        }
     }
 
     fn stop(&mut self) {
