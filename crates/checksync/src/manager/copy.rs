@@ -232,6 +232,7 @@ impl Actor {
             StandbyStatus::Empty
             | StandbyStatus::Receiving
             | StandbyStatus::Following
+            | StandbyStatus::CutOff { .. }
             | StandbyStatus::Suspecting(_)
             | StandbyStatus::Claiming { .. }
             | StandbyStatus::Serving { .. }
@@ -473,6 +474,7 @@ impl Actor {
             StandbyStatus::Empty
             | StandbyStatus::Receiving
             | StandbyStatus::Following
+            | StandbyStatus::CutOff { .. }
             | StandbyStatus::Suspecting(_)
             | StandbyStatus::Claiming { .. }
             | StandbyStatus::Discarded(_) => self.machine.primary().map(|(_, reign)| reign.term),
@@ -569,6 +571,7 @@ impl Actor {
             StandbyStatus::Empty
             | StandbyStatus::Receiving
             | StandbyStatus::Following
+            | StandbyStatus::CutOff { .. }
             | StandbyStatus::Discarded(_) => self.suspected_at_ns = None,
             StandbyStatus::Promoting { .. } | StandbyStatus::Serving { .. } => (),
         }
@@ -651,6 +654,7 @@ fn status_words(status: &StandbyStatus) -> (&'static str, Option<String>) {
         StandbyStatus::Empty => ("empty", Some("no checkpoint has come yet".to_owned())),
         StandbyStatus::Receiving => ("receiving", Some("the first full sync is under way".to_owned())),
         StandbyStatus::Following => ("following", None),
+        StandbyStatus::CutOff { why } => ("cut-off", Some(format!("cannot take over: {why}"))),
         StandbyStatus::Suspecting(why) => ("suspecting", Some(why.to_string())),
         StandbyStatus::Claiming { trouble } => ("claiming", trouble.clone()),
         StandbyStatus::Promoting { .. } => ("promoting", Some("the copy is being restored".to_owned())),
