@@ -1,188 +1,21 @@
 //! The pair as people use it: the real program on both sides, on loopback, with the Python server of `apps/`.
 
+mod world;
+
 use std::fs;
-use std::net::SocketAddr;
-use std::ops::{Deref, DerefMut};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::process::Stdio;
 
 use gate::netlink::Netlink;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
-use serde_json::Value;
-use tempfile::TempDir;
 use testkit::needs;
 use testkit::process::Running;
 use testkit::servers::{Client, Server, own_address};
-use testkit::wait::{Deadline, wait_for, wait_until};
-
-const SOON: Duration = Duration::from_secs(30);
-
-/// Who decides, in a test.
-#[derive(Clone, Copy)]
-enum Fencing {
-    None,
-    Register,
-}
-
-/// Two hosts' files, a run directory of this test's own, and a standby.
-struct World {
-    /// Real-time threads of several pairs on few processors would measure each other.
-    _alone: MutexGuard<'static, ()>,
-    dir: TempDir,
-    fencing: [String; 2],
-    standby: Running,
-    standby_address: String,
-}
-
-impl World {
-    fn new(fencing: Fencing) -> Self {
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let dir = tempfile::tempdir().unwrap();
-        let made =
-            checksync(dir.path()).args(["pki", "init"]).arg(dir.path().join("pki")).args(["a", "b"]).output();
-        assert!(made.unwrap().status.success());
-        let fencing = match fencing {
-            Fencing::None => ["--fencing".to_owned(), "none".to_owned()],
-            Fencing::Register => {
-                ["--arbiter".to_owned(), format!("file:{}", dir.path().join("reg").display())]
-            }
-        };
-        let mut command = checksync(dir.path());
-        command
-            .args(["standby", "--listen", "127.0.0.1:0", "--host", "b", "--pki"])
-            .arg(dir.path().join("pki"));
-        command.args(&fencing).arg("--promote-hook").arg(hook(dir.path()));
-        let mut standby = Running::start(command);
-        let line = standby.line(SOON).expect("a standby says where it listens");
-        let standby_address = line.rsplit(' ').next().unwrap().to_owned();
-        Self { _alone: alone, dir, fencing, standby, standby_address }
-    }
-
-    fn run(&self, program: &[String]) -> Primary {
-        Primary(Running::start(self.run_command("pki", program)))
-    }
-
-    fn run_command(&self, pki: &str, program: &[String]) -> Command {
-        self.run_command_with(pki, &[], program)
-    }
-
-    fn run_command_with(&self, pki: &str, options: &[&str], program: &[String]) -> Command {
-        let mut command = checksync(self.dir.path());
-        command.args(["run", "--app", "kv", "--host", "a", "--standby", &self.standby_address, "--pki"]);
-        command.arg(self.dir.path().join(pki)).args(&self.fencing).args(options).arg("--").args(program);
-        command
-    }
-
-    /// The report of the app by the manager of this role, once `wanted` says that it is the one.
-    fn wait_for_app(&self, role: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        wait_for(&format!("{role}: {what}"), SOON, || {
-            let (_, status) = self.status();
-            let managers = status["managers"].as_array()?.clone();
-            let manager = managers.into_iter().find(|manager| manager["role"] == role)?;
-            manager["apps"].as_array()?.iter().find(|app| wanted(app)).cloned()
-        })
-    }
-
-    fn wait_until_protected(&self) {
-        self.wait_for_app("primary", "protected", |app| app["state"] == "protected");
-    }
-
-    fn status(&self) -> (i32, Value) {
-        let asked = checksync(self.dir.path()).args(["status", "-o", "json"]).output().unwrap();
-        (asked.status.code().unwrap(), serde_json::from_slice(&asked.stdout).unwrap())
-    }
-
-    fn hook_has_run(&self) -> Option<String> {
-        let text = fs::read_to_string(hook_file(self.dir.path())).ok()?;
-        text.ends_with('\n').then_some(text)
-    }
-
-    fn end(mut self) {
-        self.standby.signal(Signal::TERM);
-        assert!(self.standby.wait(SOON).success());
-    }
-}
-
-/// A primary manager. One that is dropped while it runs is asked to end: killed, it would leave its app behind.
-struct Primary(Running);
-
-impl Deref for Primary {
-    type Target = Running;
-
-    fn deref(&self) -> &Running {
-        &self.0
-    }
-}
-
-impl DerefMut for Primary {
-    fn deref_mut(&mut self) -> &mut Running {
-        &mut self.0
-    }
-}
-
-impl Drop for Primary {
-    fn drop(&mut self) {
-        if self.0.is_running() {
-            self.0.signal(Signal::TERM);
-            // One that hangs is killed by the inner guard.
-            let _ = Deadline::after(SOON).poll(|| (!self.0.is_running()).then_some(()));
-        }
-    }
-}
-
-fn checksync(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_checksync"));
-    command.env("CHECKSYNC_RUN_DIR", dir.join("run"));
-    command
-}
-
-fn hook_file(dir: &Path) -> PathBuf {
-    dir.join("hook")
-}
-
-fn hook(dir: &Path) -> String {
-    let file = hook_file(dir);
-    format!("echo $CHECKSYNC_APP $CHECKSYNC_TERM $CHECKSYNC_ROLE > {}", file.display())
-}
-
-fn shell(script: &str) -> Vec<String> {
-    ["sh", "-c", script].map(str::to_owned).to_vec()
-}
-
-/// By the interpreter itself: what is found on the PATH may be a script that ends in it.
-fn python() -> String {
-    let asked = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
-    String::from_utf8(asked.stdout).unwrap().trim().to_owned()
-}
-
-fn counter(address: SocketAddr) -> Vec<String> {
-    let mut line = Server::Python.command_line(address);
-    line[0] = python();
-    line
-}
-
-/// A protected counter at 3, its manager and a client.
-fn protected_counter(world: &World) -> (SocketAddr, Primary, Client) {
-    let address = own_address();
-    let primary = world.run(&counter(address));
-    let mut client = Server::Python.wait_ready(address, SOON);
-    for sequence in 1..=3 {
-        client.advance(0, sequence).unwrap();
-    }
-    world.wait_until_protected();
-    (address, primary, client)
-}
-
-/// Waits for a checkpoint that began after now.
-fn wait_for_two_epochs(world: &World) {
-    let epoch = |app: &Value| app["epoch"].as_u64();
-    let first = epoch(&world.wait_for_app("primary", "an epoch", |app| epoch(app).is_some()));
-    world.wait_for_app("primary", "two epochs more", |app| epoch(app) >= first.map(|first| first + 2));
-}
+use testkit::wait::{wait_for, wait_until};
+use world::{
+    Fencing, Primary, SOON, World, checksync, counter, protected_counter, python, shell, wait_for_two_epochs,
+};
 
 fn serves_after_its_manager_was_killed(world: World) {
     let (address, mut primary, client) = protected_counter(&world);
