@@ -51,7 +51,7 @@ pub enum Verb {
     Inspect(InspectArgs),
     /// Show what the managers of this host do
     Status(StatusArgs),
-    /// Say whether this host, a process and a peer are fit
+    /// Say whether this host, a process, a standby and a register are fit
     Check(CheckArgs),
     /// Show a takeover on this one machine
     Demo(DemoArgs),
@@ -302,10 +302,13 @@ pub struct CheckArgs {
     /// Look whether the standby at HOST:PORT answers
     #[arg(long, requires = "pki")]
     pub standby: Option<String>,
-    /// For `--standby`: the directory with ca.crt and this host's certificate and key
+    /// Look whether this register answers, and swaps as it must
+    #[arg(long, env = "CHECKSYNC_ARBITER", requires = "pki")]
+    pub arbiter: Option<ArbiterSpec>,
+    /// For `--standby` and `--arbiter`: the directory with ca.crt and this host's certificate and key
     #[arg(long, env = "CHECKSYNC_PKI")]
     pub pki: Option<PathBuf>,
-    /// For `--standby`: which host of the directory this is
+    /// For `--standby` and `--arbiter`: which host of the directory this is
     #[arg(long, env = "CHECKSYNC_HOST")]
     pub host: Option<String>,
     #[command(flatten)]

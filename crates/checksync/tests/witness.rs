@@ -100,3 +100,29 @@ fn a_second_witness_of_a_directory_is_refused() {
     let why = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(!second.status.success() && why.contains("registers"), "{why}");
 }
+
+/// What `check` says of the register.
+fn checked(dir: &Path, spec: &str) -> serde_json::Value {
+    let mut command = checksync(dir);
+    command.args(["check", "-o", "json", "--arbiter", spec, "--host", "a", "--pki"]).arg(dir.join("pki"));
+    let report: serde_json::Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    findings.iter().find(|finding| finding["area"] == "register").cloned().expect("a line about the register")
+}
+
+#[test]
+fn check_tries_the_register_and_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    pki(dir.path(), "pki");
+    let (running, address) = witness(dir.path(), "127.0.0.1:0");
+    let spec = format!("witness:{address}");
+    for _ in 0..2 {
+        let finding = checked(dir.path(), &spec);
+        assert!(finding["level"] != "red" && finding["found"].as_str().unwrap().contains("ms"), "{finding}");
+    }
+    drop(running);
+    let finding = checked(dir.path(), &spec);
+    assert!(finding["level"] == "red" && finding["fix"].as_str().unwrap().contains("witness"), "{finding}");
+    let finding = checked(dir.path(), &format!("file:{}", dir.path().display()));
+    assert!(finding["level"] == "yellow" && finding["fix"].as_str().unwrap().contains("etcd"), "{finding}");
+}
