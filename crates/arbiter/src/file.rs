@@ -4,34 +4,28 @@
 //! the last sync. The new value is written to `APP.register.incomplete`, synced, renamed over the old one,
 //! and the directory synced: after a crash the register holds the old value or the new one. What is left of
 //! an incomplete file is written over. A register that can't be understood is never written over: with it
-//! the only memory of who serves would be gone.
+//! the only memory of who serves would be gone. The deadline bounds the wait for the lock; a disk that hangs holds
+//! the caller longer.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use image::Register;
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
+use rustix::io::Errno;
 
+use crate::encoding::{LEN_BYTES_MAX, decode, encode, is_name};
 use crate::{Arbiter, ArbiterError, Swap};
 
-const SCHEMA: u32 = 1;
-/// Far more than a register with a hundred members; a larger file is none of ours.
-const LEN_BYTES_MAX: u64 = 64 * 1024;
-const NAME_LEN_MAX: usize = 100;
+/// Between two looks at a lock that somebody else holds.
+const LOCK_POLL: Duration = Duration::from_millis(1);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct FileArbiter {
     directory: PathBuf,
-}
-
-/// The line in the file. The checksum covers the JSON text of the register.
-#[derive(Serialize, Deserialize)]
-struct Line {
-    schema: u32,
-    crc32: u32,
-    register: String,
 }
 
 impl FileArbiter {
@@ -41,24 +35,27 @@ impl FileArbiter {
     }
 
     fn path(&self, app: &str) -> Result<PathBuf, ArbiterError> {
-        let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if app.is_empty() || app.starts_with('.') || app.len() > NAME_LEN_MAX || !app.chars().all(fits) {
+        if !is_name(app) {
             return Err(ArbiterError::BadName(app.to_owned()));
         }
         Ok(self.directory.join(format!("{app}.register")))
     }
 
     /// Waits for whoever swaps now. The lock lasts as long as the returned file is open.
-    fn lock(&self, app: &str) -> Result<File, ArbiterError> {
+    fn lock(&self, app: &str, deadline: Instant) -> Result<File, ArbiterError> {
         let directory = &self.directory;
         fs::create_dir_all(directory).map_err(unreachable("create", directory))?;
         let path = directory.join(format!("{app}.lock"));
         let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let file = open.map_err(unreachable("open", &path))?;
         loop {
-            match flock(&file, FlockOperation::LockExclusive) {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(file),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_POLL),
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(unreachable("lock", &path)(io::ErrorKind::TimedOut.into()));
+                }
                 Err(errno) => return Err(unreachable("lock", &path)(errno.into())),
             }
         }
@@ -66,15 +63,21 @@ impl FileArbiter {
 }
 
 impl Arbiter for FileArbiter {
-    fn read(&mut self, app: &str) -> Result<Option<Register>, ArbiterError> {
+    fn read(&mut self, app: &str, _deadline: Instant) -> Result<Option<Register>, ArbiterError> {
         // Needs no lock: the rename shows the old value or the new one.
         load(&self.path(app)?)
     }
 
-    fn swap(&mut self, app: &str, expected: Option<&Register>, new: Register) -> Result<Swap, ArbiterError> {
+    fn swap(
+        &mut self,
+        app: &str,
+        expected: Option<&Register>,
+        new: Register,
+        deadline: Instant,
+    ) -> Result<Swap, ArbiterError> {
         assert!(new.follows(expected), "the register of {app} can't go from {expected:?} to {new:?}");
         let path = self.path(app)?;
-        let _lock = self.lock(app)?;
+        let _lock = self.lock(app, deadline)?;
         let current = load(&path)?;
         if current.as_ref() != expected {
             return Ok(Swap::Lost(current));
@@ -91,30 +94,10 @@ fn load(path: &Path) -> Result<Option<Register>, ArbiterError> {
         Err(error) => return Err(unreachable("open", path)(error)),
     };
     let mut bytes = Vec::new();
-    file.take(LEN_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreachable("read", path))?;
-    decode(&bytes).map(Some).map_err(|why| ArbiterError::Corrupt { path: path.to_owned(), why })
-}
-
-fn decode(bytes: &[u8]) -> Result<Register, String> {
-    if bytes.len() as u64 > LEN_BYTES_MAX {
-        return Err(format!("it is longer than {LEN_BYTES_MAX} bytes"));
-    }
-    let line: Line = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    if line.schema != SCHEMA {
-        return Err(format!("its schema is {}, this version reads {SCHEMA}", line.schema));
-    }
-    if line.crc32 != crc32fast::hash(line.register.as_bytes()) {
-        return Err("its checksum is wrong".to_owned());
-    }
-    serde_json::from_str(&line.register).map_err(|error| error.to_string())
-}
-
-fn encode(register: &Register) -> Vec<u8> {
-    let register = serde_json::to_string(register).expect("a register is plain data");
-    let line = Line { schema: SCHEMA, crc32: crc32fast::hash(register.as_bytes()), register };
-    let mut bytes = serde_json::to_vec(&line).expect("a line is plain data");
-    bytes.push(b'\n');
-    bytes
+    file.take(LEN_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(unreachable("read", path))?;
+    decode(&bytes)
+        .map(Some)
+        .map_err(|why| ArbiterError::Corrupt { register: path.display().to_string(), why })
 }
 
 fn store(path: &Path, register: &Register) -> Result<(), ArbiterError> {
@@ -130,7 +113,7 @@ fn store(path: &Path, register: &Register) -> Result<(), ArbiterError> {
 
 fn unreachable(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ArbiterError {
     let path = path.to_owned();
-    move |source| ArbiterError::Unreachable { what, path, source }
+    move |source| ArbiterError::File { what, path, source }
 }
 
 #[cfg(test)]
@@ -145,25 +128,43 @@ mod tests {
         (directory, arbiter)
     }
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    #[test]
+    fn a_lock_that_somebody_holds_on_to_is_not_waited_for_beyond_the_deadline() {
+        let (_directory, mut arbiter) = arbiter();
+        let held = arbiter.lock("app", soon()).unwrap();
+        let first = Register::first(Member::new("a", 1));
+        let late = arbiter.swap("app", None, first.clone(), Instant::now() + Duration::from_millis(20));
+        assert!(matches!(&late, Err(ArbiterError::File { what: "lock", .. })), "{late:?}");
+        drop(held);
+        assert_eq!(arbiter.swap("app", None, first, soon()).unwrap(), Swap::Won);
+    }
+
     #[test]
     fn a_swap_wins_only_against_the_expected_value() {
         let (_directory, mut arbiter) = arbiter();
-        assert_eq!(arbiter.read("app").unwrap(), None);
+        assert_eq!(arbiter.read("app", soon()).unwrap(), None);
         let first = Register::first(Member::new("a", 1));
-        assert_eq!(arbiter.swap("app", None, first.clone()).unwrap(), Swap::Won);
-        assert_eq!(arbiter.swap("app", None, first.clone()).unwrap(), Swap::Lost(Some(first.clone())));
+        assert_eq!(arbiter.swap("app", None, first.clone(), soon()).unwrap(), Swap::Won);
+        assert_eq!(
+            arbiter.swap("app", None, first.clone(), soon()).unwrap(),
+            Swap::Lost(Some(first.clone()))
+        );
         let taken = first.taken_by(Member::new("b", 1));
-        assert_eq!(arbiter.swap("app", Some(&first), taken.clone()).unwrap(), Swap::Won);
+        assert_eq!(arbiter.swap("app", Some(&first), taken.clone(), soon()).unwrap(), Swap::Won);
         let rival = first.taken_by(Member::new("c", 1));
-        assert_eq!(arbiter.swap("app", Some(&first), rival).unwrap(), Swap::Lost(Some(taken)));
-        assert_eq!(arbiter.read("other").unwrap(), None, "apps share nothing");
+        assert_eq!(arbiter.swap("app", Some(&first), rival, soon()).unwrap(), Swap::Lost(Some(taken)));
+        assert_eq!(arbiter.read("other", soon()).unwrap(), None, "apps share nothing");
     }
 
     #[test]
     fn a_corrupt_register_is_refused_by_name_and_kept() {
         let (_directory, mut arbiter) = arbiter();
         let first = Register::first(Member::new("a", 1));
-        arbiter.swap("app", None, first.clone()).unwrap();
+        arbiter.swap("app", None, first.clone(), soon()).unwrap();
         let path = arbiter.path("app").unwrap();
         let whole = fs::read(&path).unwrap();
         let mut flipped = whole.clone();
@@ -173,12 +174,12 @@ mod tests {
             fs::write(&path, corrupt).unwrap();
             let next = first.taken_by(Member::new("b", 1));
             for error in [
-                arbiter.read("app").unwrap_err(),
-                arbiter.swap("app", None, first.clone()).unwrap_err(),
-                arbiter.swap("app", Some(&first), next).unwrap_err(),
+                arbiter.read("app", soon()).unwrap_err(),
+                arbiter.swap("app", None, first.clone(), soon()).unwrap_err(),
+                arbiter.swap("app", Some(&first), next, soon()).unwrap_err(),
             ] {
                 assert!(
-                    matches!(&error, ArbiterError::Corrupt { path: named, .. } if *named == path),
+                    matches!(&error, ArbiterError::Corrupt { register, .. } if *register == path.display().to_string()),
                     "{error}"
                 );
             }
@@ -190,19 +191,19 @@ mod tests {
     fn the_rest_of_a_crashed_swap_changes_nothing() {
         let (_directory, mut arbiter) = arbiter();
         let first = Register::first(Member::new("a", 1));
-        arbiter.swap("app", None, first.clone()).unwrap();
+        arbiter.swap("app", None, first.clone(), soon()).unwrap();
         fs::write(arbiter.directory.join("app.register.incomplete"), b"{\"sch").unwrap();
-        assert_eq!(arbiter.read("app").unwrap(), Some(first.clone()));
+        assert_eq!(arbiter.read("app", soon()).unwrap(), Some(first.clone()));
         let taken = first.taken_by(Member::new("b", 1));
-        assert_eq!(arbiter.swap("app", Some(&first), taken.clone()).unwrap(), Swap::Won);
-        assert_eq!(arbiter.read("app").unwrap(), Some(taken));
+        assert_eq!(arbiter.swap("app", Some(&first), taken.clone(), soon()).unwrap(), Swap::Won);
+        assert_eq!(arbiter.read("app", soon()).unwrap(), Some(taken));
     }
 
     #[test]
     fn a_name_that_leaves_the_directory_is_refused() {
         let (_directory, mut arbiter) = arbiter();
         for name in ["", "..", ".hidden", "a/b", "a\0b", &"x".repeat(101)] {
-            assert!(matches!(arbiter.read(name), Err(ArbiterError::BadName(_))), "{name:?}");
+            assert!(matches!(arbiter.read(name, soon()), Err(ArbiterError::BadName(_))), "{name:?}");
         }
     }
 
@@ -213,6 +214,6 @@ mod tests {
         let second = Register::first(Member::new("a", 1)).taken_by(Member::new("b", 1));
         let mut fallen = second.with_members(Vec::new());
         fallen.term = image::Term(1);
-        let _ = arbiter.swap("app", Some(&second), fallen);
+        let _ = arbiter.swap("app", Some(&second), fallen, soon());
     }
 }

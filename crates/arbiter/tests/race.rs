@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use arbiter::{Arbiter, FileArbiter, Member, Register, Swap};
 
@@ -16,14 +17,18 @@ const PROCESSES: u64 = 3;
 const DIRECTORY: &str = "CHECKSYNC_RACE_DIRECTORY";
 const NUMBER: &str = "CHECKSYNC_RACE_NUMBER";
 
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
 /// Asks for every term up to `TERMS`; the terms that it won.
 fn race(directory: &Path, name: &str) -> Vec<u64> {
     let (mut arbiter, mut won) = (FileArbiter::new(directory), Vec::new());
     let me = Member::new(name, 1);
-    let mut seen = arbiter.read("app").unwrap();
+    let mut seen = arbiter.read("app", soon()).unwrap();
     while seen.as_ref().is_none_or(|register| register.term.0 < TERMS) {
         let new = seen.as_ref().map_or_else(|| Register::first(me.clone()), |old| old.taken_by(me.clone()));
-        match arbiter.swap("app", seen.as_ref(), new.clone()).unwrap() {
+        match arbiter.swap("app", seen.as_ref(), new.clone(), soon()).unwrap() {
             Swap::Won => {
                 won.push(new.term.0);
                 seen = Some(new);

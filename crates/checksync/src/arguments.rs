@@ -37,6 +37,8 @@ pub enum Verb {
     Pki(PkiVerb),
     /// Keep warm copies of apps, and take over when their primaries die
     Standby(StandbyArgs),
+    /// Keep the registers of who may serve, on a third host
+    Witness(WitnessArgs),
     /// Start a program and protect it
     Run(RunArgs),
     /// Protect a program that runs already
@@ -49,7 +51,7 @@ pub enum Verb {
     Inspect(InspectArgs),
     /// Show what the managers of this host do
     Status(StatusArgs),
-    /// Say whether this host, a process and a peer are fit
+    /// Say whether this host, a process, a standby and a register are fit
     Check(CheckArgs),
     /// Show a takeover on this one machine
     Demo(DemoArgs),
@@ -101,7 +103,9 @@ pub struct SharedArgs {
     /// Which host of the directory this is, if it holds several
     #[arg(long, env = "CHECKSYNC_HOST")]
     pub host: Option<String>,
-    /// What decides who may serve: file:DIR, for managers on one host
+    /// What decides who may serve: witness:HOST:PORT, where `checksync witness` runs;
+    /// etcd://HOST:PORT[,HOST:PORT…]/PREFIX, with ?ca=FILE[&cert=FILE&key=FILE] for TLS; or file:DIR, for managers
+    /// on one host
     #[arg(long, env = "CHECKSYNC_ARBITER", conflicts_with = "fencing")]
     pub arbiter: Option<ArbiterSpec>,
     /// `none`: take over on silence without an arbiter; a cut-off primary and its standby may then both serve
@@ -136,6 +140,24 @@ pub struct StandbyArgs {
     pub link: Option<String>,
     #[command(flatten)]
     pub shared: SharedArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct WitnessArgs {
+    /// The address to listen on; port 0 takes any, and says which
+    #[arg(long, env = "CHECKSYNC_LISTEN")]
+    pub listen: SocketAddr,
+    /// The directory with ca.crt and this host's certificate and key
+    #[arg(long, env = "CHECKSYNC_PKI")]
+    pub pki: PathBuf,
+    /// Which host of the directory this is, if it holds several
+    #[arg(long, env = "CHECKSYNC_HOST")]
+    pub host: Option<String>,
+    /// Where the registers are kept, on a disk that survives a crash
+    #[arg(long, env = "CHECKSYNC_STATE")]
+    pub state: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// What `run` and `attach` share.
@@ -280,10 +302,13 @@ pub struct CheckArgs {
     /// Look whether the standby at HOST:PORT answers
     #[arg(long, requires = "pki")]
     pub standby: Option<String>,
-    /// For `--standby`: the directory with ca.crt and this host's certificate and key
+    /// Look whether this register answers, and swaps as it must
+    #[arg(long, env = "CHECKSYNC_ARBITER", requires = "pki")]
+    pub arbiter: Option<ArbiterSpec>,
+    /// For `--standby` and `--arbiter`: the directory with ca.crt and this host's certificate and key
     #[arg(long, env = "CHECKSYNC_PKI")]
     pub pki: Option<PathBuf>,
-    /// For `--standby`: which host of the directory this is
+    /// For `--standby` and `--arbiter`: which host of the directory this is
     #[arg(long, env = "CHECKSYNC_HOST")]
     pub host: Option<String>,
     #[command(flatten)]

@@ -40,6 +40,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Pki(PkiVerb::Init(args)) => verbs::pki::run(args),
         Verb::Standby(args) => verbs::standby::run(args),
+        Verb::Witness(args) => verbs::witness::run(args),
         Verb::Run(args) => verbs::run::run(args),
         Verb::Attach(args) => verbs::attach::run(args),
         Verb::Checkpoint(args) => verbs::checkpoint::run(args),

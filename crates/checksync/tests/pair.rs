@@ -2,48 +2,23 @@
 
 #[path = "pair/sync.rs"]
 mod sync;
-#[path = "pair/world.rs"]
 mod world;
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
 
 use gate::netlink::Netlink;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
-use serde_json::Value;
 use testkit::needs;
 use testkit::process::Running;
 use testkit::servers::{Client, Server, own_address};
 use testkit::wait::{wait_for, wait_until};
-use world::{Fencing, Primary, SOON, World, foreign_pki, python, shell};
-
-fn counter(address: SocketAddr) -> Vec<String> {
-    let mut line = Server::Python.command_line(address);
-    line[0] = python();
-    line
-}
-
-/// A protected counter at 3, its manager and a client.
-fn protected_counter(world: &World) -> (SocketAddr, Primary, Client) {
-    let address = own_address();
-    let primary = world.run(&counter(address));
-    let mut client = Server::Python.wait_ready(address, SOON);
-    for sequence in 1..=3 {
-        client.advance(0, sequence).unwrap();
-    }
-    world.wait_until_protected();
-    (address, primary, client)
-}
-
-/// Waits for a checkpoint that began after now.
-fn wait_for_two_epochs(world: &World) {
-    let epoch = |app: &Value| app["epoch"].as_u64();
-    let first = epoch(&world.wait_for_app("primary", "an epoch", |app| epoch(app).is_some()));
-    world.wait_for_app("primary", "two epochs more", |app| epoch(app) >= first.map(|first| first + 2));
-}
+use world::{
+    Fencing, Primary, SOON, World, counter, foreign_pki, protected_counter, python, shell,
+    wait_for_two_epochs,
+};
 
 fn serves_after_its_manager_was_killed(world: World) {
     let (address, mut primary, client) = protected_counter(&world);

@@ -329,6 +329,19 @@ impl Standby {
             }
         }
         self.finish_applying(actions);
+        self.watch_register(now, actions);
+    }
+
+    /// A copy that could not get the term protects nobody, so the register is looked at also while there is nothing to
+    /// ask. What it holds is then at hand when a claim begins.
+    fn watch_register(&mut self, now: Nanos, actions: &mut Vec<StandbyAction>) {
+        let watched =
+            self.config.fencing == Fencing::Register && self.watching() && self.copy.held().is_some();
+        let due = now.since(self.desk.seen_at()) >= self.config.timing.register_check();
+        if watched && due && !self.silent(now) && self.desk.may_ask(now) {
+            let (ask, question) = self.desk.ask(now, Question::Read);
+            actions.push(StandbyAction::AskArbiter { ask, question });
+        }
     }
 
     /// Asks the register for the term, as far as it has not answered that yet.
@@ -434,7 +447,11 @@ impl Standby {
                     StandbyStatus::Empty
                 }
             }
-            Life::Watching => self.suspicion(now).map_or(StandbyStatus::Following, StandbyStatus::Suspecting),
+            Life::Watching => match (self.suspicion(now), self.desk.trouble()) {
+                (Some(suspicion), _) => StandbyStatus::Suspecting(suspicion),
+                (None, Some(why)) => StandbyStatus::CutOff { why: why.to_owned() },
+                (None, None) => StandbyStatus::Following,
+            },
             Life::Claiming { .. } => {
                 StandbyStatus::Claiming { trouble: self.desk.trouble().map(str::to_owned) }
             }

@@ -17,7 +17,9 @@ use tracing::warn;
 
 use crate::error::version_advice;
 use crate::identity::PeerIdentity;
-use crate::limits::{FROM_PRIMARY_BYTES_MAX, FROM_STANDBY_BYTES_MAX, QUEUE_MESSAGES, SMALL_BYTES_MAX};
+use crate::limits::{
+    FROM_PRIMARY_BYTES_MAX, FROM_STANDBY_BYTES_MAX, QUEUE_MESSAGES, REGISTER_BYTES_MAX, SMALL_BYTES_MAX,
+};
 use crate::link::{Connection, Incoming, Outgoing};
 use crate::message::{
     FromPrimary, FromStandby, Heartbeat, HeartbeatAnswer, Hello, Refusal, RefusalCode, Silent, Welcome,
@@ -26,7 +28,9 @@ use crate::proto;
 use crate::proto::from_standby::Message;
 use crate::proto::guard_server::{self, Guard, GuardServer};
 use crate::proto::heart_server::{self, Heart, HeartServer};
+use crate::proto::registry_server::{self, Registry, RegistryServer};
 use crate::proto::replication_server::{self, Replication, ReplicationServer};
+use crate::registry::{RegisterAnswer, RegisterQuestion};
 
 /// Who answers verified peers. A call of `replicate` or `beat` owns its links; when the last half of one is
 /// dropped, that direction ends.
@@ -41,6 +45,20 @@ pub trait Handler: Send + Sync + 'static {
     /// A guard gives its word. Whether its token is the armed one is for the handler to see. Runs to its end
     /// even if the guard is gone; the guard waits for the answer no longer than [`crate::Limits::opening`].
     async fn silent(&self, peer: PeerIdentity, silent: Silent) -> Result<(), Refusal>;
+
+    /// A manager asks for the register of an app. Like a guard's word it runs to its end.
+    async fn register(
+        &self,
+        _peer: PeerIdentity,
+        _app: String,
+        _question: RegisterQuestion,
+    ) -> Result<RegisterAnswer, Refusal> {
+        Err(Refusal {
+            code: RefusalCode::Register,
+            why: "no registers are kept here".to_owned(),
+            way_out: "name the port of `checksync witness`".to_owned(),
+        })
+    }
 }
 
 /// A hello that waits for its answer. Dropped without one, the stream just ends.
@@ -117,7 +135,14 @@ impl Calls {
                 let service = GuardServer::new(self)
                     .max_decoding_message_size(SMALL_BYTES_MAX)
                     .max_encoding_message_size(SMALL_BYTES_MAX);
-                // The only call whose message ends with the request: a request that never ends is none.
+                // Its message ends with the request: a request that never ends is none. So it is below.
+                let answered = timeout(opening, { service }.call(request)).await;
+                answered.unwrap_or_else(|_| Ok(Status::deadline_exceeded("it took too long").into_http()))
+            }
+            registry_server::SERVICE_NAME => {
+                let service = RegistryServer::new(self)
+                    .max_decoding_message_size(REGISTER_BYTES_MAX)
+                    .max_encoding_message_size(REGISTER_BYTES_MAX);
                 let answered = timeout(opening, { service }.call(request)).await;
                 answered.unwrap_or_else(|_| Ok(Status::deadline_exceeded("it took too long").into_http()))
             }
@@ -213,5 +238,20 @@ impl Guard for Calls {
         let taken = tokio::spawn(async move { calls.handler.silent(calls.peer(), silent).await }).await;
         let refusal = taken.map_err(|why| Status::internal(why.to_string()))?.err().map(Into::into);
         Ok(Response::new(proto::SilentAnswer { refusal }))
+    }
+}
+
+#[async_trait]
+impl Registry for Calls {
+    async fn ask(
+        &self,
+        request: Request<proto::RegisterQuestion>,
+    ) -> Result<Response<proto::RegisterAnswer>, Status> {
+        let malformed = |why: crate::convert::Malformed| Status::internal(why.to_string());
+        let (app, question) = RegisterQuestion::from_wire(request.into_inner()).map_err(malformed)?;
+        let calls = self.clone();
+        let answered =
+            tokio::spawn(async move { calls.handler.register(calls.peer(), app, question).await }).await;
+        Ok(Response::new(answered.map_err(|why| Status::internal(why.to_string()))?.into()))
     }
 }

@@ -19,11 +19,13 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Context, Poll, Service, http};
 use tonic::{Request, Status};
 
+use crate::convert::Malformed;
 use crate::error::{WireError, chain, version_advice};
 use crate::identity::{CLUSTER_NAME, PeerIdentity};
 use crate::limits::{
     FROM_PRIMARY_BYTES_MAX, FROM_STANDBY_BYTES_MAX, HTTP2_FRAME_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
-    QUEUE_MESSAGES, REQUEST_HEAD_BYTES_MAX, SEND_BUFFER_BYTES, SMALL_BYTES_MAX, WINDOW_BYTES,
+    QUEUE_MESSAGES, REGISTER_BYTES_MAX, REQUEST_HEAD_BYTES_MAX, SEND_BUFFER_BYTES, SMALL_BYTES_MAX,
+    WINDOW_BYTES,
 };
 use crate::link::{Connection, Incoming, Outgoing};
 use crate::message::{
@@ -33,7 +35,9 @@ use crate::proto;
 use crate::proto::from_standby::Message;
 use crate::proto::guard_client::GuardClient;
 use crate::proto::heart_client::HeartClient;
+use crate::proto::registry_client::RegistryClient;
 use crate::proto::replication_client::ReplicationClient;
+use crate::registry::{RegisterAnswer, RegisterQuestion};
 use crate::tls::TlsFiles;
 use crate::witness::Witness;
 
@@ -119,6 +123,19 @@ impl Client {
         let word = Request::new(proto::SilentRequest::from(silent));
         let answer = self.answered("answer the guard's word", client.silent(word)).await?.into_inner();
         answer.refusal.map_or(Ok(()), |refusal| Err(self.refused(refusal.into())))
+    }
+
+    /// Asks a witness.
+    pub async fn register(&self, app: &str, question: RegisterQuestion) -> Result<RegisterAnswer, WireError> {
+        let mut client = RegistryClient::with_origin(self.calls.clone(), origin())
+            .max_encoding_message_size(REGISTER_BYTES_MAX)
+            .max_decoding_message_size(REGISTER_BYTES_MAX);
+        let question = Request::new(question.into_wire(app.to_owned()));
+        let answer = self.answered("answer for the register", client.ask(question)).await?.into_inner();
+        match answer.refusal {
+            Some(refusal) => Err(self.refused(refusal.into())),
+            None => answer.try_into().map_err(|why: Malformed| self.connection.malformed(why.to_string())),
+        }
     }
 
     async fn answered<T>(
@@ -244,7 +261,7 @@ async fn drive(driver: impl Future<Output = hyper::Result<()>>, connection: Conn
 
 /// What tonic's generated code calls.
 #[derive(Clone)]
-struct Calls(SendRequest<Body>);
+pub(crate) struct Calls(pub(crate) SendRequest<Body>);
 
 impl Service<http::Request<Body>> for Calls {
     type Response = http::Response<hyper::body::Incoming>;

@@ -12,7 +12,7 @@ use crate::token::{GuardToken, TokenHash};
 /// A message that lacks what it can't be without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a message {0}")]
-pub struct Malformed(&'static str);
+pub struct Malformed(pub(crate) &'static str);
 
 impl From<CheckpointId> for proto::Checkpoint {
     fn from(id: CheckpointId) -> Self {
@@ -268,6 +268,7 @@ impl From<Refusal> for proto::Refusal {
             RefusalCode::Fencing => Wire::Fencing.into(),
             RefusalCode::Guard => Wire::Guard.into(),
             RefusalCode::Stopping => Wire::Stopping.into(),
+            RefusalCode::Register => Wire::Register.into(),
             RefusalCode::Other(code) => code,
         };
         Self { code, why, way_out }
@@ -285,6 +286,7 @@ impl From<proto::Refusal> for Refusal {
             Ok(Wire::Fencing) => RefusalCode::Fencing,
             Ok(Wire::Guard) => RefusalCode::Guard,
             Ok(Wire::Stopping) => RefusalCode::Stopping,
+            Ok(Wire::Register) => RefusalCode::Register,
             Ok(Wire::Unspecified) | Err(_) => RefusalCode::Other(code),
         };
         Self { code, why, way_out }

@@ -10,6 +10,8 @@ pub const FROM_PRIMARY_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + HEADER_BYTES + 64;
 pub const FROM_STANDBY_BYTES_MAX: usize = 256 << 10;
 /// The longest heartbeat, guard's word, or answer to one of them.
 pub const SMALL_BYTES_MAX: usize = 4 << 10;
+/// The longest question to a witness, or answer: a register with hundreds of members.
+pub const REGISTER_BYTES_MAX: usize = 128 << 10;
 
 /// Messages that wait in front of a connection. With frames of 1 MiB this and the window keep the link busy.
 pub(crate) const QUEUE_MESSAGES: usize = 4;

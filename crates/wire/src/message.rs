@@ -92,6 +92,8 @@ pub enum RefusalCode {
     Busy,
     /// The two sides have not been told the same about who decides.
     Fencing,
+    /// A question to a register that cannot be answered.
+    Register,
     /// The guard's token is not the one that was armed.
     Guard,
     Stopping,

@@ -119,6 +119,35 @@ impl Files {
     }
 }
 
+/// For a server that is not of ours: `ca` vouches for its name, and we show `pair` if it asks. What failed comes
+/// with the file that is to blame.
+pub(crate) fn plain_client(
+    ca: &Path,
+    pair: Option<(&Path, &Path)>,
+) -> Result<ClientConfig, (PathBuf, String)> {
+    let blame = |path: &Path, why: String| (path.to_owned(), why);
+    let told = |path: &Path, error: TlsError| match error {
+        TlsError::Read { source, .. } => blame(path, source.to_string()),
+        TlsError::Bad { why, .. } => blame(path, why),
+        TlsError::NoHost { .. } | TlsError::WhichHost { .. } => blame(path, error.to_string()),
+    };
+    let roots = read_roots(ca).map_err(|error| told(ca, error))?;
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("ring has TLS 1.3")
+        .with_root_certificates(roots);
+    let mut config = match pair {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let chain = read_certificates(certificate).map_err(|error| told(certificate, error))?;
+            let secret = read_key(key).map_err(|error| told(key, error))?;
+            builder.with_client_auth_cert(chain, secret).map_err(|why| blame(key, why.to_string()))?
+        }
+    };
+    config.alpn_protocols = vec![HTTP2.to_vec()];
+    Ok(config)
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

@@ -17,7 +17,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("prost", &["wire"]),
     ("tonic", &["wire"]),
     ("rustls", &["wire"]),
-    ("tokio", &["wire", "checksync"]),
+    ("tokio", &["wire", "arbiter", "checksync"]),
     ("libc", &["sys", "tracee", "checkpoint", "engine", "gate", "testkit", "checksync"]),
     (
         "rustix",

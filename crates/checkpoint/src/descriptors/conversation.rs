@@ -59,9 +59,9 @@ fn look(
     stolen: &OwnedFd,
     unanswered: &Unanswered<'_>,
 ) -> Result<Option<(UnixEnd, ByteBuf)>, SaveError> {
-    let diagnosis = saver.cache.diagnosis(saver.subject.pidfd);
-    let report = diagnosis
-        .and_then(|diagnosis| unix_report(diagnosis, info.inode))
+    let report = saver
+        .cache
+        .diagnose(saver.subject.pidfd, |diagnosis| unix_report(diagnosis, info.inode))
         .map_err(|source| saver.kernel(number, "ask about the unix socket", source))?;
     let Some(unanswered) = unanswered(report.peer) else { return Ok(None) };
     let queue = peek_queue(stolen.as_fd(), libc::SOCK_STREAM)

@@ -23,8 +23,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 use wire::{
     EngineState, EpochRefused, Exit, FromPrimary, FromStandby, Heartbeat, HeartbeatAnswer, Hello, Incoming,
-    Opening, Outgoing, PROTOCOL_VERSION, RELEASE, Refusal, RefusalCode, Silent, StandbyState, TokenHash,
-    Welcome,
+    Opening, Outgoing, PROTOCOL_VERSION, RELEASE, Refusal, RefusalCode, Silent, StandbyState, TlsFiles,
+    TokenHash, Welcome,
 };
 
 use super::app_socket::{AppSocket, Restored};
@@ -35,7 +35,7 @@ use super::network::CopyNetwork;
 use super::output::Forwarding;
 use super::primary::exit_text;
 use super::register::RegisterDesk;
-use super::{engine_settings, exit_of, fresh_incarnation, hook, now, wall_clock_ns};
+use super::{engine_settings, exit_of, fresh_incarnation, hook, now, span, wall_clock_ns};
 use crate::guard::Order;
 use crate::status::{AppReport, Board, Role, TakeoverReport};
 
@@ -47,6 +47,7 @@ pub struct Setup {
     pub timing: Timing,
     pub fencing: Fencing,
     pub arbiter: Option<arbiter::ArbiterSpec>,
+    pub tls: TlsFiles,
     pub state: Option<PathBuf>,
     pub promote_hook: Option<OsString>,
     /// The app's own, here.
@@ -140,8 +141,12 @@ impl Actor {
         kit.spec.network = namespace.context("cannot give the copy its network")?;
         kit.spec.cgroup = fence.directory();
         let answered = post.clone();
+        let patience = span(setup.timing.register_timeout());
         let answer = move |ask, answer| drop(answered.send(Input::Register(ask, answer)));
-        let register = setup.arbiter.as_ref().map(|spec| RegisterDesk::open(spec, &setup.app, answer));
+        let register = setup
+            .arbiter
+            .as_ref()
+            .map(|spec| RegisterDesk::open(spec, &setup.tls, &setup.app, patience, answer));
         let said = post.clone();
         let events = Box::new(move |event| drop(said.send(Input::Engine(event))));
         let called = post.clone();
@@ -241,6 +246,7 @@ impl Actor {
             StandbyStatus::Empty
             | StandbyStatus::Receiving
             | StandbyStatus::Following
+            | StandbyStatus::CutOff { .. }
             | StandbyStatus::Suspecting(_)
             | StandbyStatus::Claiming { .. }
             | StandbyStatus::Serving { .. }
@@ -483,6 +489,7 @@ impl Actor {
             StandbyStatus::Empty
             | StandbyStatus::Receiving
             | StandbyStatus::Following
+            | StandbyStatus::CutOff { .. }
             | StandbyStatus::Suspecting(_)
             | StandbyStatus::Claiming { .. }
             | StandbyStatus::Discarded(_) => self.machine.primary().map(|(_, reign)| reign.term),
@@ -599,6 +606,7 @@ impl Actor {
             StandbyStatus::Empty
             | StandbyStatus::Receiving
             | StandbyStatus::Following
+            | StandbyStatus::CutOff { .. }
             | StandbyStatus::Discarded(_) => self.suspected_at_ns = None,
             StandbyStatus::Promoting { .. } | StandbyStatus::Serving { .. } => (),
         }
@@ -683,6 +691,7 @@ fn status_words(status: &StandbyStatus) -> (&'static str, Option<String>) {
         StandbyStatus::Empty => ("empty", Some("no checkpoint has come yet".to_owned())),
         StandbyStatus::Receiving => ("receiving", Some("the first full sync is under way".to_owned())),
         StandbyStatus::Following => ("following", None),
+        StandbyStatus::CutOff { why } => ("cut-off", Some(format!("cannot take over: {why}"))),
         StandbyStatus::Suspecting(why) => ("suspecting", Some(why.to_string())),
         StandbyStatus::Claiming { trouble } => ("claiming", trouble.clone()),
         StandbyStatus::Promoting { .. } => ("promoting", Some("the copy is being restored".to_owned())),

@@ -47,6 +47,10 @@ fn now() -> replica::Nanos {
     replica::Nanos(gate::boot_clock_ns())
 }
 
+fn span(nanos: replica::Nanos) -> Duration {
+    Duration::from_nanos(nanos.0)
+}
+
 /// A number that no earlier life of a manager had.
 fn fresh_incarnation() -> u64 {
     wall_clock_ns()

@@ -35,7 +35,7 @@ use super::link::{self, Dialling, LinkEvent, LinkSender};
 use super::network::AppNetwork;
 use super::output::Forwarding;
 use super::register::RegisterDesk;
-use super::{engine_settings, exit_of, fresh_incarnation, now};
+use super::{engine_settings, exit_of, fresh_incarnation, now, span};
 use crate::config::{PrimarySettings, nanos};
 use crate::guard::{Arm, Order};
 use crate::status::{Board, PauseRing};
@@ -180,8 +180,12 @@ impl Actor {
             Target::Process(pid) => Fence::around(*pid, shared.fencing)?,
         };
         let answered = post.clone();
+        let patience = span(settings.timing.register_timeout());
         let answer = move |ask, answer| drop(answered.send(Input::Register(ask, answer)));
-        let register = shared.arbiter.as_ref().map(|spec| RegisterDesk::open(spec, &settings.app, answer));
+        let register = shared
+            .arbiter
+            .as_ref()
+            .map(|spec| RegisterDesk::open(spec, &shared.tls, &settings.app, patience, answer));
         // Before the engine: it is to find no thread that locks memory while it tries the kernel out.
         let heart = prepare_heart(&settings, post.clone()).context("no heartbeats can be sent")?;
         let token = GuardToken::random();

@@ -1,10 +1,14 @@
 //! The register, asked on a thread of its own: its calls block.
 
 use std::sync::mpsc;
-use std::{io, thread};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
 
 use arbiter::{Arbiter, ArbiterError, ArbiterSpec, Swap};
 use replica::{Answer, Ask, Question};
+use wire::TlsFiles;
 
 /// Where questions go. Dropping it ends the thread, once it has its last answer.
 #[derive(Debug)]
@@ -13,16 +17,19 @@ pub struct RegisterDesk {
 }
 
 impl RegisterDesk {
+    /// `patience`: how long a question may take; the machine then counts it as unanswered.
     pub fn open(
         spec: &ArbiterSpec,
+        tls: &TlsFiles,
         app: &str,
+        patience: Duration,
         answer: impl Fn(Ask, Answer) + Send + 'static,
-    ) -> io::Result<Self> {
+    ) -> anyhow::Result<Self> {
         let (questions, asked) = mpsc::channel::<(Ask, Question)>();
-        let (mut arbiter, app) = (spec.open(), app.to_owned());
+        let (mut arbiter, app) = (spec.open(tls).context("no register")?, app.to_owned());
         thread::Builder::new().name("register".to_owned()).spawn(move || {
             for (ask, question) in asked {
-                let answered = put(&mut *arbiter, &app, question);
+                let answered = put(&mut *arbiter, &app, question, Instant::now() + patience);
                 answer(ask, answered.unwrap_or_else(|why| Answer::Unreachable { why: chain(&why) }));
             }
         })?;
@@ -35,10 +42,15 @@ impl RegisterDesk {
     }
 }
 
-fn put(arbiter: &mut dyn Arbiter, app: &str, question: Question) -> Result<Answer, ArbiterError> {
+fn put(
+    arbiter: &mut dyn Arbiter,
+    app: &str,
+    question: Question,
+    deadline: Instant,
+) -> Result<Answer, ArbiterError> {
     match question {
-        Question::Read => arbiter.read(app).map(Answer::Value),
-        Question::Swap { expected, new } => match arbiter.swap(app, expected.as_ref(), new)? {
+        Question::Read => arbiter.read(app, deadline).map(Answer::Value),
+        Question::Swap { expected, new } => match arbiter.swap(app, expected.as_ref(), new, deadline)? {
             Swap::Won => Ok(Answer::Won),
             Swap::Lost(current) => Ok(Answer::Lost(current)),
         },

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use wire::{
     Handler, Heartbeat, HeartbeatAnswer, Hello, Incoming, Opening, Outgoing, PeerIdentity, Refusal,
-    RefusalCode, Silent,
+    RefusalCode, Silent, TlsFiles,
 };
 
 use super::copy::{Actor, Input, Setup};
@@ -28,6 +28,7 @@ pub struct Daemon {
     pub host: String,
     pub fencing: Fencing,
     pub arbiter: Option<arbiter::ArbiterSpec>,
+    pub tls: TlsFiles,
     pub state: Option<PathBuf>,
     pub promote_hook: Option<OsString>,
     /// Where the apps' addresses are; the primary's word without it.
@@ -125,6 +126,7 @@ impl Daemon {
             timing,
             fencing: self.fencing,
             arbiter: self.arbiter.clone(),
+            tls: self.tls.clone(),
             state: self.state.clone(),
             promote_hook: self.promote_hook.clone(),
             network,

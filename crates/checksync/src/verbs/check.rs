@@ -1,4 +1,4 @@
-//! `checksync check`: whether this host, a process or program, and a standby are fit, found out by trying and
+//! `checksync check`: whether this host, a process or program, a standby and a register are fit, found out by trying and
 //! not by versions. Every line that is not green says why, and what to do. Nothing is left behind.
 
 mod finding;
@@ -7,6 +7,7 @@ mod host;
 mod peer;
 mod process;
 mod program;
+mod register;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,9 @@ pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     if let (Some(standby), Some(pki)) = (&args.standby, &args.pki) {
         findings.push(peer::look(standby, pki, args.host.as_deref())?);
     }
+    if let (Some(arbiter), Some(pki)) = (&args.arbiter, &args.pki) {
+        findings.push(register::look(arbiter, &wire::TlsFiles::load(pki, args.host.as_deref())?));
+    }
     let report = Report::new(findings);
     match args.output.format {
         Format::Text => print!("{}", report.text()),
@@ -40,7 +44,7 @@ fn exit(findings: &[Finding]) -> Exit {
     let red = |area| findings.iter().any(|finding| finding.area == area && finding.level == Level::Red);
     match () {
         () if red(Area::Host) || red(Area::Process) => Exit::Unsupported,
-        () if red(Area::Peer) => Exit::Unreachable,
+        () if red(Area::Register) || red(Area::Peer) => Exit::Unreachable,
         () => Exit::Ok,
     }
 }

@@ -13,3 +13,4 @@ pub mod run;
 pub mod signals;
 pub mod standby;
 pub mod status;
+pub mod witness;

@@ -1,5 +1,6 @@
 //! `standby`: keep warm copies of apps, and take over.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,18 @@ struct Listening {
     address: String,
 }
 
+/// Says where a daemon listens: for whoever gave port 0.
+pub fn announce(address: SocketAddr, format: Format) -> anyhow::Result<()> {
+    match format {
+        Format::Json => {
+            let listening = Listening { schema: SCHEMA, address: address.to_string() };
+            println!("{}", serde_json::to_string(&listening)?);
+        }
+        Format::Text => println!("listening on {address}"),
+    }
+    Ok(())
+}
+
 pub fn run(args: StandbyArgs) -> anyhow::Result<ExitCode> {
     let settings = StandbySettings::resolve(args)?;
     let _state = lock_state(settings.shared.state.as_deref())?;
@@ -48,6 +61,7 @@ async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
         host: shared.host().to_owned(),
         fencing: shared.fencing,
         arbiter: shared.arbiter,
+        tls: shared.tls.clone(),
         state: shared.state,
         promote_hook,
         link,
@@ -57,13 +71,7 @@ async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
         apps: Arc::new(Places::new(APPS_MAX)),
     });
     let stop = on_stop()?;
-    match shared.format {
-        Format::Json => println!(
-            "{}",
-            serde_json::to_string(&Listening { schema: SCHEMA, address: address.to_string() })?
-        ),
-        Format::Text => println!("listening on {address}"),
-    }
+    announce(address, shared.format)?;
     let handler = Arc::clone(&daemon) as Arc<dyn wire::Handler>;
     wire::serve(listener, &shared.tls, wire::Limits::default(), handler, async {
         // The task that sends it lives as long as the runtime.
@@ -76,7 +84,7 @@ async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
 }
 
 /// Ready at the first SIGTERM or Ctrl-C. At the second the process ends at once, and its guards see to the rest.
-fn on_stop() -> anyhow::Result<oneshot::Receiver<()>> {
+pub fn on_stop() -> anyhow::Result<oneshot::Receiver<()>> {
     let (told, stop) = oneshot::channel();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {

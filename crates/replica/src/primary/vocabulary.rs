@@ -308,7 +308,7 @@ pub enum Reason {
     Child(i32),
     #[error("the standby is not in the register yet")]
     NotEnrolled,
-    #[error("the register is unreachable, so nobody could take over: {0}")]
+    #[error("cannot fail over: {0}")]
     RegisterUnreachable(String),
     #[error("takeover on silence needs --arbiter or --fencing none")]
     NoFencing,

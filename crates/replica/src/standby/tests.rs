@@ -325,3 +325,25 @@ fn a_copy_that_broke_or_did_not_come_to_life_is_discarded_by_name() {
     let actions = bench.step(at(201), StandbyEvent::RestoreFailed { why: "no memory".to_owned() });
     assert_eq!(actions[0], StandbyAction::Discard(Discarded::NotRestored("no memory".to_owned())));
 }
+
+#[test]
+fn a_copy_whose_register_is_unreachable_says_so_before_it_is_needed() {
+    let mut bench = Bench::following(Fencing::Register);
+    let asked = bench.heartbeat(at(1_000));
+    assert!(matches!(asked_of(&asked), Some((_, Question::Read))), "{asked:?}");
+    let why = "no route".to_owned();
+    let told = bench.answer(at(1_001), &asked, Answer::Unreachable { why: why.clone() });
+    assert!(told.contains(&StandbyAction::Status(StandbyStatus::CutOff { why })), "{told:?}");
+    let asked = bench.heartbeat(at(1_200));
+    let told = bench.answer(at(1_201), &asked, Answer::Value(Some(paired())));
+    assert!(told.contains(&StandbyAction::Status(StandbyStatus::Following)), "{told:?}");
+}
+
+#[test]
+fn a_claim_swaps_at_once_when_the_register_was_seen_to_name_us() {
+    let mut bench = Bench::following(Fencing::Register);
+    let asked = bench.heartbeat(at(1_000));
+    bench.answer(at(1_001), &asked, Answer::Value(Some(paired())));
+    let claim = bench.step(at(1_200), StandbyEvent::Tick);
+    assert!(matches!(asked_of(&claim), Some((_, Question::Swap { .. }))), "{claim:?}");
+}

@@ -184,6 +184,10 @@ pub enum StandbyStatus {
     /// The first full sync is under way.
     Receiving,
     Following,
+    /// All is well with the primary, but the register does not answer: the copy could not take over.
+    CutOff {
+        why: String,
+    },
     Suspecting(Suspicion),
     Claiming {
         trouble: Option<String>,

@@ -4,6 +4,7 @@
 //! own protocol, outlives its failovers, and [`Judgement`] says whether what the server holds is a valid prefix.
 
 mod client;
+mod etcd;
 mod load;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 pub use client::Client;
+pub use etcd::{Etcd, EtcdFiles};
 pub use load::{Judgement, Load, Lost};
 
 use crate::programs::{apps_build_dir, go_app, go_app_by, lock, run_to_success, source_dir};
@@ -48,6 +50,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("javac", "default-jdk-headless"),
     ("java", "default-jre-headless"),
     ("curl", "curl"),
+    ("etcd", "etcd-server"),
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
 ];

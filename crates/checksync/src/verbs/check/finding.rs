@@ -9,6 +9,7 @@ pub enum Area {
     /// A running process, or a program that is to become one.
     Process,
     Peer,
+    Register,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -89,6 +90,9 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
+const TITLES: [(Area, &str); 4] =
+    [(Area::Host, "host"), (Area::Process, "process"), (Area::Peer, "standby"), (Area::Register, "register")];
+
 impl Report {
     pub fn new(findings: Vec<Finding>) -> Self {
         let fit = findings.iter().all(|finding| finding.level != Level::Red);
@@ -98,7 +102,7 @@ impl Report {
     pub fn text(&self) -> String {
         let width = self.findings.iter().map(|finding| finding.what.chars().count()).max().unwrap_or(0);
         let mut text = String::new();
-        for (area, title) in [(Area::Host, "host"), (Area::Process, "process"), (Area::Peer, "standby")] {
+        for (area, title) in TITLES {
             let mut findings = self.findings.iter().filter(|finding| finding.area == area).peekable();
             if findings.peek().is_some() {
                 text += &format!("{title}\n");

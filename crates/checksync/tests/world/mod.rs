@@ -1,6 +1,9 @@
-//! Two managers on loopback with files of their own.
+//! Two hosts' managers on loopback, as people start them, with the Python server of `apps/`.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::fs;
+use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,15 +14,18 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use testkit::process::Running;
+use testkit::servers::{Client, Server, own_address};
 use testkit::wait::{Deadline, wait_for};
 
 pub const SOON: Duration = Duration::from_secs(30);
 
 /// Who decides, in a test.
 #[derive(Clone, Copy)]
-pub enum Fencing {
+pub enum Fencing<'a> {
     None,
     Register,
+    /// `--arbiter` as it is.
+    Arbiter(&'a str),
 }
 
 /// Two hosts' files, a run directory of this test's own, and a standby.
@@ -33,16 +39,16 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(fencing: Fencing) -> Self {
+    pub fn new(fencing: Fencing<'_>) -> Self {
         Self::make(fencing, &[])
     }
 
     /// Where apps have addresses of their own, on this link.
-    pub fn on_link(fencing: Fencing, link: &str) -> Self {
+    pub fn on_link(fencing: Fencing<'_>, link: &str) -> Self {
         Self::make(fencing, &["--link", link])
     }
 
-    fn make(fencing: Fencing, options: &[&str]) -> Self {
+    fn make(fencing: Fencing<'_>, options: &[&str]) -> Self {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().unwrap();
@@ -51,6 +57,7 @@ impl World {
         assert!(made.unwrap().status.success());
         let fencing = match fencing {
             Fencing::None => ["--fencing".to_owned(), "none".to_owned()],
+            Fencing::Arbiter(spec) => ["--arbiter".to_owned(), spec.to_owned()],
             Fencing::Register => {
                 ["--arbiter".to_owned(), format!("file:{}", dir.path().join("reg").display())]
             }
@@ -168,4 +175,29 @@ pub fn foreign_pki(world: &World) {
     let foreign = world.dir.path().join("foreign");
     let made = checksync(world.dir.path()).args(["pki", "init"]).arg(&foreign).arg("a").output().unwrap();
     assert!(made.status.success());
+}
+
+pub fn counter(address: SocketAddr) -> Vec<String> {
+    let mut line = Server::Python.command_line(address);
+    line[0] = python();
+    line
+}
+
+/// A protected counter at 3, its manager and a client.
+pub fn protected_counter(world: &World) -> (SocketAddr, Primary, Client) {
+    let address = own_address();
+    let primary = world.run(&counter(address));
+    let mut client = Server::Python.wait_ready(address, SOON);
+    for sequence in 1..=3 {
+        client.advance(0, sequence).unwrap();
+    }
+    world.wait_until_protected();
+    (address, primary, client)
+}
+
+/// Waits for a checkpoint that began after now.
+pub fn wait_for_two_epochs(world: &World) {
+    let epoch = |app: &Value| app["epoch"].as_u64();
+    let first = epoch(&world.wait_for_app("primary", "an epoch", |app| epoch(app).is_some()));
+    world.wait_for_app("primary", "two epochs more", |app| epoch(app) >= first.map(|first| first + 2));
 }
