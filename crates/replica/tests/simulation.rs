@@ -86,7 +86,7 @@ fn never_two_audible_nothing_committed_lost_and_rest_in_the_end() {
 
 /// The first complaint that a flaw brings about.
 fn complaint(flaw: Flaw) -> Option<String> {
-    (0..500).find_map(|seed| {
+    (0..SEEDS).find_map(|seed| {
         let panic = catch_unwind(AssertUnwindSafe(|| live_through(seed, flaw))).err()?;
         panic.downcast::<String>().ok().map(|text| *text)
     })

@@ -148,7 +148,7 @@ impl Strays {
             while !stopped.load(Ordering::Relaxed) {
                 // The link comes and goes.
                 let _ = rustix::net::sendto(&raw, &packet, SendFlags::empty(), &SocketAddr::new(to.ip(), 0));
-                std::thread::sleep(Duration::from_micros(50));
+                std::thread::yield_now();
             }
         });
         Self { stop, thread: Some(thread) }
