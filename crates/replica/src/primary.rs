@@ -110,6 +110,8 @@ pub struct Primary {
     capture_failure: Option<String>,
     /// Since when captures that were due had to wait for acknowledgements.
     crowded_since: Option<Nanos>,
+    /// The last standby was let go for acknowledging nothing. What one holds counts only once it acknowledges anew.
+    unproven: bool,
     children: BTreeSet<i32>,
     stopping: bool,
     permit: Permit,
@@ -146,6 +148,7 @@ impl Primary {
             end_confirmed: false,
             capture_failure: None,
             crowded_since: None,
+            unproven: false,
             children: BTreeSet::new(),
             stopping: false,
             permit: Permit::Shut,
@@ -251,7 +254,7 @@ impl Primary {
         }
         self.disconnect("it connected anew".to_owned(), actions);
         self.sessions += 1;
-        let held = held.filter(|id| self.knows(*id));
+        let held = held.filter(|id| self.knows(*id) && !self.unproven);
         if let Some(id) = held {
             self.commit(id, actions);
         }
@@ -323,6 +326,7 @@ impl Primary {
             return;
         }
         assert!(self.committed < Some(id), "committed goes back from {:?} to {id}", self.committed);
+        self.unproven = false;
         self.committed = Some(id);
         self.unsettled.retain(|unsettled| *unsettled > id);
         self.may_release(id);

@@ -334,7 +334,7 @@ impl Actor {
             }
             Event::Prepared { id } => {
                 self.receiving = None;
-                self.held_since_ns = Some(wall_clock_ns());
+                self.held_since_ns = Some(now().0);
                 self.arrived.covered_by(id);
                 self.step_alone(StandbyEvent::Prepared { id });
                 self.publish();
@@ -617,7 +617,7 @@ impl Actor {
     fn publish(&self) {
         let (state, why_not) = status_words(&self.status);
         let serving = self.serving.is_some();
-        let age_ns = self.held_since_ns.map(|at| wall_clock_ns().saturating_sub(at));
+        let age_ns = self.held_since_ns.map(|at| now().0.saturating_sub(at));
         self.setup.board.set(AppReport {
             app: self.setup.app.clone(),
             role: if serving { Role::Primary } else { Role::Standby },

@@ -61,9 +61,29 @@ fn wall_clock_ns() -> u64 {
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
+/// When it was on our clock that the wall clock said this, a moment ago. Ages are counted from there: a wall clock can
+/// be set at any time.
+fn on_our_clock(wall_ns: u64) -> u64 {
+    now().0.saturating_sub(wall_clock_ns().saturating_sub(wall_ns))
+}
+
 fn exit_of(exit: engine::AppExit) -> replica::primary::AppExit {
     match exit {
         engine::AppExit::Code(code) => replica::primary::AppExit::Code(code),
         engine::AppExit::Signal(signal) => replica::primary::AppExit::Signal(signal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_of_the_wall_clock_is_found_on_ours() {
+        const AGE_NS: u64 = 5_000_000;
+        let before = now().0;
+        let found = on_our_clock(wall_clock_ns() - AGE_NS);
+        assert!(found + AGE_NS >= before && found + AGE_NS <= now().0, "{found} {before}");
+        assert_eq!(on_our_clock(0), 0, "before this host was started");
     }
 }

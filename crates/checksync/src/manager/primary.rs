@@ -365,7 +365,7 @@ impl Actor {
             }
             Event::Captured { id, frames, report } => {
                 self.pauses.push(report.pause);
-                self.frozen.push_back((id, report.frozen_at_ns));
+                self.frozen.push_back((id, super::on_our_clock(report.frozen_at_ns)));
                 self.progress.end();
                 self.syncing = None;
                 self.captured = Some((id, frames));

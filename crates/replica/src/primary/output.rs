@@ -36,11 +36,13 @@ impl Primary {
         }
     }
 
-    /// Clients wait for a standby that acknowledges nothing: it is no standby.
+    /// Clients wait for a standby that acknowledges nothing: it is no standby. One that comes back and would go on
+    /// from what it holds would have them wait again.
     pub(super) fn settle_patience(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
         let awaited = self.config.consistency != Consistency::Timeline || self.somebody_syncs();
         if awaited && self.crowded_since.is_some_and(|since| now >= since + self.config.stalled_after) {
             self.crowded_since = None;
+            self.unproven = true;
             self.drop_peer("it acknowledges nothing".to_owned(), actions);
         }
     }

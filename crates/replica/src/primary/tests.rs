@@ -1,3 +1,5 @@
+mod strong;
+
 use image::Register;
 
 use super::*;

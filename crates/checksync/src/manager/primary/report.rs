@@ -9,7 +9,7 @@ use wire::{Consistency, Exit, Hello, PROTOCOL_VERSION, RELEASE, ServiceNetwork};
 
 use super::{Actor, Heart, HostFacts, Input, Pulse};
 use crate::config::{PrimarySettings, fencing_name};
-use crate::manager::wall_clock_ns;
+use crate::manager::now;
 use crate::status::{AppReport, Role};
 
 impl Actor {
@@ -53,7 +53,7 @@ impl Actor {
             why_not,
             term: Some(reign.term.0),
             epoch: self.machine.committed().map(|id| id.epoch.0),
-            lag_ms: self.committed_at_ns.map(|at| wall_clock_ns().saturating_sub(at) / 1_000_000),
+            lag_ms: self.committed_at_ns.map(|at| now().0.saturating_sub(at) / 1_000_000),
             pause_us: self.pauses.pauses(),
             app_pid: self.app_pid,
             peer: self.session.as_ref().map(|session| session.standby.name.clone()),
