@@ -18,6 +18,7 @@ pub mod network;
 pub mod output;
 pub mod primary;
 pub mod register;
+pub mod stages;
 pub mod standby;
 
 use std::time::Duration;

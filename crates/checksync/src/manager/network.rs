@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
 use engine::Barrier;
@@ -39,14 +40,13 @@ impl AppNetwork {
         Ok(Self { network, strong: None, muted: false })
     }
 
-    /// From now on output is held back; `waits` is called when it begins to wait.
+    /// From now on output is held back; `waits` is called when it begins to wait, with the instant.
     pub fn hold_back(
         &mut self,
-        waits: impl Fn() + Send + Sync + 'static,
+        waits: impl Fn(Instant) + Send + Sync + 'static,
         packets: OnPackets,
     ) -> anyhow::Result<()> {
-        let options =
-            TapOptions { on_waiting: Some(Box::new(move |_since| waits())), ..TapOptions::default() };
+        let options = TapOptions { on_waiting: Some(Box::new(waits)), ..TapOptions::default() };
         let gate = TapGate::open(&self.network, options).context("cannot hold the app's output back")?;
         let recorder = Recorder::start(&self.network, RECORD_BYTES_MAX, packets);
         let recorder = Arc::new(recorder.context("cannot record what comes in for the app")?);

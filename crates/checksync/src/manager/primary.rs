@@ -4,6 +4,7 @@
 //! actor ends when the machine ends the pair, and leaves nothing behind: no cell, no cgroup, no thread.
 
 mod ending;
+mod epochs;
 mod progress;
 mod report;
 
@@ -22,8 +23,7 @@ use replica::{Answer, Ask, Nanos, Primary, PrimaryAction, PrimaryConfig, Primary
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use wire::{
-    ArrivedPacket, Exit, FromPrimary, FromStandby, GuardArmed, GuardToken, HeartbeatAnswer, Hello,
-    RefusalCode, StandbyState,
+    Exit, FromPrimary, FromStandby, GuardArmed, GuardToken, HeartbeatAnswer, Hello, RefusalCode, StandbyState,
 };
 
 use self::progress::Progress;
@@ -36,13 +36,11 @@ use super::link::{self, Dialling, LinkEvent, LinkSender};
 use super::network::AppNetwork;
 use super::output::Forwarding;
 use super::register::RegisterDesk;
+use super::stages::Passage;
 use super::{engine_settings, exit_of, fresh_incarnation, now};
 use crate::config::{PrimarySettings, nanos};
 use crate::guard::{Arm, Order};
 use crate::status::{Board, PauseRing};
-
-/// Each has at most 64 KiB, and a message a frame's size.
-const ARRIVED_PER_MESSAGE: usize = 15;
 
 /// What is protected.
 #[derive(Debug, Clone)]
@@ -61,8 +59,8 @@ pub enum Input {
         answer: HeartbeatAnswer,
     },
     Register(Ask, Answer),
-    /// Output of the app waits for an epoch.
-    OutputWaits,
+    /// Since then, output of the app waits for an epoch.
+    OutputWaits(Instant),
     /// What came in for the app.
     Arrived(gate::Batch),
     /// The engine has let go of this full sync's sink.
@@ -79,19 +77,6 @@ pub enum Outcome {
     Ended(Ending),
     /// The app never began, or can't be started.
     Failed(String),
-}
-
-/// Tells when the engine drops the sink that it is in.
-struct SinkHeld {
-    id: CheckpointId,
-    post: mpsc::Sender<Input>,
-}
-
-impl Drop for SinkHeld {
-    fn drop(&mut self) {
-        // The actor may have ended first.
-        let _ = self.post.send(Input::SyncOver(self.id));
-    }
 }
 
 /// A session as the machine sees it.
@@ -134,6 +119,7 @@ pub struct Actor {
     frozen: VecDeque<(CheckpointId, u64)>,
     committed_at_ns: Option<u64>,
     pauses: PauseRing,
+    passage: Passage,
     progress: Progress,
     status: Option<Status>,
     link_trouble: Option<String>,
@@ -214,6 +200,7 @@ impl Actor {
             frozen: VecDeque::new(),
             committed_at_ns: None,
             pauses: PauseRing::default(),
+            passage: Passage::default(),
             progress: Progress::default(),
             status: None,
             link_trouble: None,
@@ -226,6 +213,7 @@ impl Actor {
             failure: None,
             ending: None,
         };
+        actor.board.set_stages(&actor.settings.app, actor.passage.stages());
         actor.hold_back()?;
         actor.start_engine()?;
         Ok(actor)
@@ -236,7 +224,7 @@ impl Actor {
             return Ok(());
         };
         let (waits, packets) = (self.post.clone(), self.post.clone());
-        let waits = move || drop(waits.send(Input::OutputWaits));
+        let waits = move |since| drop(waits.send(Input::OutputWaits(since)));
         network.hold_back(waits, Box::new(move |arrived| drop(packets.send(Input::Arrived(arrived)))))
     }
 
@@ -318,7 +306,10 @@ impl Actor {
             Input::Link(number, event) => self.take_link(number, event),
             Input::Heart { from, answer } => self.take_answer(from, answer),
             Input::Register(ask, answer) => self.step(PrimaryEvent::RegisterAnswer { ask, answer }),
-            Input::OutputWaits => self.step(PrimaryEvent::OutputWaits),
+            Input::OutputWaits(since) => {
+                self.passage.output_waits(since);
+                self.step(PrimaryEvent::OutputWaits);
+            }
             Input::Arrived(packets) => self.pass_on(packets),
             Input::SyncOver(id) => self.sync_over(id),
             Input::Stop => self.stop(),
@@ -337,14 +328,7 @@ impl Actor {
                 tracing::error!("{why}");
                 self.failure = Some(why);
             }
-            Event::Captured { id, frames, report } => {
-                self.pauses.push(report.pause);
-                self.frozen.push_back((id, report.frozen_at_ns));
-                self.progress.end();
-                self.syncing = None;
-                self.captured = Some((id, frames));
-                self.step(PrimaryEvent::Captured { id });
-            }
+            Event::Captured { id, frames, report } => self.captured(id, frames, &report),
             Event::CaptureFailed { id, why, refused } => {
                 self.progress.end();
                 self.syncing = None;
@@ -465,20 +449,17 @@ impl Actor {
         match action {
             PrimaryAction::StartApp { term } => self.start_app(term),
             PrimaryAction::StartFullSync { id, eligible: _ } => self.start_full_sync(id),
-            PrimaryAction::CaptureNow { id, parent } => self.command(Command::Capture { id, parent }),
+            PrimaryAction::CaptureNow { id, parent } => self.capture(id, parent),
             PrimaryAction::SendEpoch { id, sync: _ } => self.send_epoch(id),
             PrimaryAction::Committed(committed) => self.committed(committed.id()),
             PrimaryAction::ReturnToLedger { ids: _ } => {
                 self.captured = None;
                 self.frozen.clear();
+                self.passage.given_up();
                 self.command(Command::ReturnToLedger);
             }
             PrimaryAction::SetPermit(permit) => self.set_permit(permit),
-            PrimaryAction::Release(id) => {
-                if let Some(network) = &self.network {
-                    network.release(id);
-                }
-            }
+            PrimaryAction::Release(id) => self.release(id),
             PrimaryAction::SetOutput(output) => {
                 if let Some(network) = &mut self.network {
                     network.set_output(output);
@@ -560,62 +541,6 @@ impl Actor {
             on_link: Arc::new(move |session, event| drop(post.send(Input::Link(session, event)))),
         };
         self.dialling = Some(self.runtime.spawn(link::keep_connected(dialling)));
-    }
-
-    fn start_full_sync(&mut self, id: CheckpointId) {
-        let Some(session) = &self.session else {
-            return tracing::warn!(%id, "a full sync without a standby");
-        };
-        *self.end_frame.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let mut sink = session.sender.sink(Arc::clone(&self.end_frame));
-        let held = SinkHeld { id, post: self.post.clone() };
-        let sink = Box::new(move |frame| {
-            let SinkHeld { .. } = &held;
-            sink(frame)
-        });
-        self.progress.begin();
-        self.syncing = Some(id);
-        self.command(Command::FullSync { id, sink });
-    }
-
-    /// Without an answer before it, the engine has given the full sync up: it would be waited for in vain.
-    fn sync_over(&mut self, id: CheckpointId) {
-        if self.syncing.take_if(|syncing| *syncing == id).is_some() {
-            let why = "the engine gave the full sync up".to_owned();
-            self.step(PrimaryEvent::CaptureFailed { id, why });
-        }
-    }
-
-    fn send_epoch(&mut self, id: CheckpointId) {
-        let frames = self.captured.take().filter(|(captured, _)| *captured == id);
-        let end = self.end_frame.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(session) = &self.session else { return };
-        // Of a full sync only its end waits here; of any other epoch, all of it.
-        for frame in frames.into_iter().flat_map(|(_, frames)| frames).chain(end) {
-            session.sender.send(FromPrimary::Frame(frame));
-        }
-    }
-
-    fn committed(&mut self, id: CheckpointId) {
-        while let Some(&(captured, at_ns)) = self.frozen.front().filter(|(captured, _)| *captured <= id) {
-            self.frozen.pop_front();
-            if captured == id {
-                self.committed_at_ns = Some(at_ns);
-            }
-        }
-        self.command(Command::Committed(id));
-    }
-
-    /// To the standby, which may have to take over before the app has acted on them.
-    fn pass_on(&self, packets: gate::Batch) {
-        let Some(session) = &self.session else { return };
-        for packets in packets.chunks(ARRIVED_PER_MESSAGE) {
-            let packet = |recorded: &gate::Recorded| ArrivedPacket {
-                since: recorded.since,
-                packet: Bytes::copy_from_slice(&recorded.packet),
-            };
-            session.sender.offer(FromPrimary::Arrived(packets.iter().map(packet).collect()));
-        }
     }
 
     fn set_permit(&mut self, permit: Permit) {
