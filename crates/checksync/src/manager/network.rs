@@ -4,11 +4,12 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::Context;
 use engine::Barrier;
-use gate::{CellNetwork, Claim, NetworkSpec, Recorded, Recorder, TapGate, TapHandle, TapOptions, replay};
+use gate::{
+    CellNetwork, Claim, NetworkSpec, Recorded, Recorder, TapGate, TapHandle, TapOptions, Waiting, replay,
+};
 use image::CheckpointId;
 use replica::primary::Output;
 
@@ -40,10 +41,11 @@ impl AppNetwork {
         Ok(Self { network, strong: None, muted: false })
     }
 
-    /// From now on output is held back; `waits` is called when it begins to wait, with the instant.
+    /// From now on output is held back; `waits` is called when it begins to wait, and when
+    /// nobody else is to be expected.
     pub fn hold_back(
         &mut self,
-        waits: impl Fn(Instant) + Send + Sync + 'static,
+        waits: impl Fn(Waiting) + Send + Sync + 'static,
         packets: OnPackets,
     ) -> anyhow::Result<()> {
         let options = TapOptions { on_waiting: Some(Box::new(waits)), ..TapOptions::default() };
@@ -104,6 +106,11 @@ impl AppNetwork {
         if let Err(why) = self.network.lower() {
             tracing::error!("the app's address is not given up: {why}");
         }
+    }
+
+    /// Whether output waits that no barrier has covered.
+    pub fn waits(&self) -> bool {
+        self.gate().is_some_and(|gate| gate.waiting().is_some())
     }
 
     /// The standby has this epoch.

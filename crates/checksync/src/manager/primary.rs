@@ -59,8 +59,8 @@ pub enum Input {
         answer: HeartbeatAnswer,
     },
     Register(Ask, Answer),
-    /// Since then, output of the app waits for an epoch.
-    OutputWaits(Instant),
+    /// Output of the app waits for an epoch.
+    OutputWaits(gate::Waiting),
     /// What came in for the app.
     Arrived(gate::Batch),
     /// The engine has let go of this full sync's sink.
@@ -224,7 +224,7 @@ impl Actor {
             return Ok(());
         };
         let (waits, packets) = (self.post.clone(), self.post.clone());
-        let waits = move |since| drop(waits.send(Input::OutputWaits(since)));
+        let waits = move |waiting| drop(waits.send(Input::OutputWaits(waiting)));
         network.hold_back(waits, Box::new(move |arrived| drop(packets.send(Input::Arrived(arrived)))))
     }
 
@@ -235,13 +235,24 @@ impl Actor {
 
     /// Runs the pair to its end.
     pub fn run(mut self) -> Outcome {
+        // Above the engine's: clients wait for what is decided here, and it is decided at once.
+        const PRIORITY: i32 = 15;
+        if self.settings.is_strong()
+            && let Err(why) = sys::task::become_real_time(PRIORITY)
+        {
+            tracing::warn!("no real-time priority for the manager, clients of a busy app wait longer: {why}");
+        }
         let tick = (self.settings.timing.heartbeat().0 / 2).min(nanos(self.settings.interval).0 / 4);
         let tick = Duration::from_nanos(tick.max(500_000));
         let mut next_tick = Instant::now();
         while self.ending.is_none() && !self.hopeless() {
-            let wait = next_tick.saturating_duration_since(Instant::now());
+            let mut wait = next_tick.saturating_duration_since(Instant::now());
+            if let Some(at) = self.machine.wake_at() {
+                wait = wait.min(Duration::from_nanos(at.since(now()).0));
+            }
             match self.inbox.recv_timeout(wait) {
                 Ok(input) => self.take(input),
+                Err(_) if Instant::now() < next_tick => self.step(PrimaryEvent::Tick),
                 Err(_) => {
                     next_tick = Instant::now() + tick;
                     self.step(PrimaryEvent::Tick);
@@ -306,9 +317,9 @@ impl Actor {
             Input::Link(number, event) => self.take_link(number, event),
             Input::Heart { from, answer } => self.take_answer(from, answer),
             Input::Register(ask, answer) => self.step(PrimaryEvent::RegisterAnswer { ask, answer }),
-            Input::OutputWaits(since) => {
+            Input::OutputWaits(gate::Waiting { since, all }) => {
                 self.passage.output_waits(since);
-                self.step(PrimaryEvent::OutputWaits);
+                self.step(PrimaryEvent::OutputWaits { all });
             }
             Input::Arrived(packets) => self.pass_on(packets),
             Input::SyncOver(id) => self.sync_over(id),

@@ -107,8 +107,13 @@ pub enum PrimaryEvent {
         id: CheckpointId,
         why: String,
     },
-    /// Output has begun to wait for an epoch that covers it. Strong consistency only.
-    OutputWaits,
+    /// Output has begun to wait for an epoch that covers it; `all`: no more of it is to be expected before some has
+    /// left. Strong consistency only.
+    OutputWaits {
+        all: bool,
+    },
+    /// What was said to wait is covered by the capture under way.
+    NothingWaits,
     /// The answer to `CaptureNow` or `StartFullSync`: frozen, thawed, ready to be sent.
     Captured {
         id: CheckpointId,

@@ -40,6 +40,10 @@ impl Actor {
         self.progress.end();
         self.syncing = None;
         self.captured = Some((id, frames));
+        if self.network.as_ref().is_some_and(|network| !network.waits()) {
+            // What was told between the question and the barrier is in this epoch.
+            self.step(PrimaryEvent::NothingWaits);
+        }
         self.step(PrimaryEvent::Captured { id });
     }
 
