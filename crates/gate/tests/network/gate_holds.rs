@@ -136,7 +136,7 @@ fn barrier_reads_what_the_gates_own_thread_has_not() {
     let (go, gone) = std::sync::mpsc::channel::<()>();
     let (gone, (tell, told)) = (std::sync::Mutex::new(gone), std::sync::mpsc::channel());
     // Keeps the gate's thread from reading until the test lets it go.
-    let on_waiting = Box::new(move |since: Instant| {
+    let on_waiting = Box::new(move |Waiting { since, .. }: Waiting| {
         let _ = tell.send(since);
         let _ = gone.lock().unwrap().recv_timeout(PATIENCE);
     });
@@ -195,7 +195,7 @@ fn what_is_forgotten_never_leaves() {
     let (go, gone) = std::sync::mpsc::channel::<()>();
     let (gone, (tell, told)) = (std::sync::Mutex::new(gone), std::sync::mpsc::channel());
     // Keeps the gate's thread from reading until the test lets it go.
-    let on_waiting = Box::new(move |since: Instant| {
+    let on_waiting = Box::new(move |Waiting { since, .. }: Waiting| {
         let _ = tell.send(since);
         let _ = gone.lock().unwrap().recv_timeout(PATIENCE);
     });
