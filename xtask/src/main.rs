@@ -31,6 +31,9 @@ enum Task {
     Eval {
         /// Which figures; without a name, the list.
         name: Option<String>,
+        /// Of `strong`: only the rows whose ids begin like this (without `strong.`); the others stay as they were.
+        #[arg(long)]
+        only: Option<String>,
     },
 }
 
@@ -42,8 +45,8 @@ fn main() -> ExitCode {
         Task::Ci => ci::run_all(),
         Task::Tidy => tidy::run(),
         // As the program does.
-        Task::Eval { name } => {
-            sys::bell::mute().map_err(Into::into).and_then(|()| eval::run(name.as_deref()))
+        Task::Eval { name, only } => {
+            sys::bell::mute().map_err(Into::into).and_then(|()| eval::run(name.as_deref(), only.as_deref()))
         }
     };
     match outcome {

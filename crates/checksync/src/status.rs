@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 
+use crate::manager::stages::Stages;
+
 /// Grows with every change of meaning, not with a new field.
 pub const SCHEMA: u32 = 1;
 
@@ -56,6 +58,9 @@ pub struct AppReport {
     /// How old the newest committed state is.
     pub lag_ms: Option<u64>,
     pub pause_us: Option<Pauses>,
+    /// What the last epochs were made of: see `manager::stages`.
+    #[serde(default)]
+    pub stages_us: BTreeMap<String, Pauses>,
     /// The app's process on this host.
     pub app_pid: Option<i32>,
     pub peer: Option<String>,
@@ -91,6 +96,8 @@ pub struct Board {
     head: Arc<ManagerReport>,
     apps: Arc<Mutex<BTreeMap<String, AppReport>>>,
     takeovers: Arc<Mutex<Vec<TakeoverReport>>>,
+    /// Read when somebody asks.
+    stages: Arc<Mutex<BTreeMap<String, Stages>>>,
 }
 
 impl Board {
@@ -107,14 +114,20 @@ impl Board {
             apps: Vec::new(),
             takeovers: Vec::new(),
         };
-        Self { head: Arc::new(head), apps: Arc::default(), takeovers: Arc::default() }
+        Self { head: Arc::new(head), apps: Arc::default(), takeovers: Arc::default(), stages: Arc::default() }
     }
 
     pub fn set(&self, report: AppReport) {
         self.lock().insert(report.app.clone(), report);
     }
 
+    /// Where an app's times are to be had.
+    pub fn set_stages(&self, app: &str, stages: Stages) {
+        self.stages().insert(app.to_owned(), stages);
+    }
+
     pub fn remove(&self, app: &str) {
+        self.stages().remove(app);
         self.lock().remove(app);
     }
 
@@ -126,8 +139,15 @@ impl Board {
         self.apps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn stages(&self) -> MutexGuard<'_, BTreeMap<String, Stages>> {
+        self.stages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn line(&self) -> Vec<u8> {
-        let apps = self.lock().values().cloned().collect();
+        let mut apps: Vec<_> = self.lock().values().cloned().collect();
+        for app in &mut apps {
+            app.stages_us = self.stages().get(&app.app).map(Stages::quantiles).unwrap_or_default();
+        }
         let takeovers = self.takeovers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let report = ManagerReport { apps, takeovers, ..(*self.head).clone() };
         let mut line = serde_json::to_vec(&report).expect("a report is plain data");

@@ -1,7 +1,7 @@
 //! The copy's side: takes epochs in, applies them to a skeleton, and becomes the app when told to.
 //!
-//! Frames are taken in their order. The header of an epoch is reported; nothing after it is looked at until
-//! `Receive` says what to do with it. A full epoch goes into a skeleton of its own as it comes, beside the
+//! Frames are taken in their order. The header of an epoch is reported. An epoch that goes on from what is held is
+//! prepared at once; of any other nothing is looked at until `Receive` says what to do with it. A full epoch goes into a skeleton of its own as it comes, beside the
 //! old one if that is to be kept.
 
 use std::cell::RefCell;
@@ -183,7 +183,7 @@ impl Keeper<'_> {
                 match frame.decode::<Header>("header") {
                     Ok(header) => {
                         self.context.say(Event::EpochBegins { id: header.id, sync: header.sync });
-                        Receiving::Announced(header, frame)
+                        self.begin(header, frame)
                     }
                     Err(why) => {
                         tracing::warn!("a header can't be read: {why}");
@@ -196,6 +196,21 @@ impl Keeper<'_> {
             Receiving::Incremental(id, collector) => self.take_incremental(id, collector, &frame),
             Receiving::Full(id, full) => self.take_full(id, full, &frame),
         };
+    }
+
+    /// What goes on from what is held is taken in at once, and nobody's word waited for: until `Apply` it changes
+    /// nothing, and `DropHalf` forgets it.
+    fn begin(&mut self, header: Header, frame: Frame) -> Receiving {
+        if !self.is_next(&header) {
+            return Receiving::Announced(header, frame);
+        }
+        let collector = Collector::new(self.context.settings.epoch_bytes_max);
+        self.take_incremental(header.id, collector, &frame)
+    }
+
+    fn is_next(&self, header: &Header) -> bool {
+        let held = self.copy.as_ref().and_then(|copy| copy.held.as_ref());
+        held.is_some_and(|held| header.sync == Sync::Since(held.id))
     }
 
     fn take_incremental(&mut self, id: CheckpointId, mut collector: Collector, frame: &Frame) -> Receiving {
@@ -274,38 +289,42 @@ impl Keeper<'_> {
     }
 
     fn receive(&mut self, id: CheckpointId, full: bool, keep_old: bool) {
+        if !full && self.under_way() == Some(id) {
+            return;
+        }
         let (header, frame) = match std::mem::replace(&mut self.receiving, Receiving::Nothing) {
             Receiving::Announced(header, frame) if header.id == id => (header, frame),
             other => {
-                tracing::warn!(%id, "told to receive an epoch that is not announced");
+                tracing::debug!(%id, "told to receive an epoch that is not announced, or was refused");
                 self.receiving = other;
                 return;
             }
         };
-        if full != (header.sync == Sync::Full) {
-            self.say_refused(id, &FrameError::Place(FrameKind::Header));
+        if !full || header.sync != Sync::Full {
+            let base = EngineError::NoBase;
+            let place = FrameError::Place(FrameKind::Header);
+            let why: &dyn std::error::Error = if full { &place } else { &base };
+            self.say_refused(id, why);
             self.receiving = Receiving::Skipping;
             return;
         }
-        if let Sync::Since(parent) = header.sync
-            && self.copy.as_ref().and_then(|copy| copy.held.as_ref()).is_none_or(|held| held.id != parent)
-        {
-            self.say_refused(id, &EngineError::NoBase);
-            self.receiving = Receiving::Skipping;
-            return;
+        if !keep_old {
+            self.copy = None;
         }
-        if full {
-            if !keep_old {
-                self.copy = None;
+        let mut incoming = Incoming::new(u64::MAX);
+        self.receiving = match incoming.accept(&frame) {
+            Ok(_) => Receiving::Full(id, Box::new(FullCopy { incoming, copy: None })),
+            Err(_) => Receiving::Skipping,
+        };
+    }
+
+    /// The incremental epoch that is being taken in, or was.
+    fn under_way(&self) -> Option<CheckpointId> {
+        match &self.receiving {
+            Receiving::Incremental(id, _) => Some(*id),
+            Receiving::Nothing | Receiving::Announced(..) | Receiving::Full(..) | Receiving::Skipping => {
+                self.prepared.as_ref().map(|(id, _)| *id)
             }
-            let mut incoming = Incoming::new(u64::MAX);
-            self.receiving = match incoming.accept(&frame) {
-                Ok(_) => Receiving::Full(id, Box::new(FullCopy { incoming, copy: None })),
-                Err(_) => Receiving::Skipping,
-            };
-        } else {
-            let collector = Collector::new(self.context.settings.epoch_bytes_max);
-            self.receiving = self.take_incremental(id, collector, &frame);
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::{io, panic};
 
+use bytes::Bytes;
 use sys::bell::Bell;
 
 use crate::command::{Attach, Command, Launch, Settings};
@@ -65,8 +66,16 @@ impl Engine {
         if let Command::Frame(bytes) = &command {
             self.inbox.await_room(bytes.len());
         }
-        lock(&self.inbox.queue).push_back(command);
-        self.inbox.bell.ring();
+        self.inbox.put(command);
+    }
+
+    /// As a [`Command::Frame`], but returns at once: an engine that has too many gives it back.
+    pub fn offer(&self, frame: Bytes) -> Result<(), Bytes> {
+        if !self.inbox.make_room(frame.len()) {
+            return Err(frame);
+        }
+        self.inbox.put(Command::Frame(frame));
+        Ok(())
     }
 }
 
@@ -80,6 +89,9 @@ impl Drop for Engine {
     }
 }
 
+/// Frames that wait for an engine.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+
 #[derive(Debug, Clone)]
 struct Inbox {
     queue: Arc<Mutex<VecDeque<Command>>>,
@@ -90,7 +102,6 @@ struct Inbox {
 
 impl Inbox {
     fn await_room(&self, len: usize) {
-        const WAITING_BYTES_MAX: usize = 64 << 20;
         let (waiting, fewer) = &*self.frames;
         let full = |waiting: &mut usize| *waiting > WAITING_BYTES_MAX;
         let mut waiting = match fewer.wait_timeout_while(lock(waiting), standby::ROOM_PATIENCE, full) {
@@ -98,6 +109,20 @@ impl Inbox {
             Err(poisoned) => poisoned.into_inner().0,
         };
         *waiting += len;
+    }
+
+    fn make_room(&self, len: usize) -> bool {
+        let mut waiting = lock(&self.frames.0);
+        let room = *waiting <= WAITING_BYTES_MAX;
+        if room {
+            *waiting += len;
+        }
+        room
+    }
+
+    fn put(&self, command: Command) {
+        lock(&self.queue).push_back(command);
+        self.bell.ring();
     }
 
     fn frame_taken(&self, len: usize) {

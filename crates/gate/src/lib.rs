@@ -32,7 +32,9 @@ pub use ingress::{Batch, OnPackets, Recorded, Recorder, RecorderCounters, Replay
 pub use namespace::Namespace;
 pub use network::{CellNetwork, Claim, NetworkError, NetworkSpec, ServiceAddress, SpecError};
 pub use permit::{Permit, PermitError, PermitHandle, Revoked, boot_clock_ns};
-pub use tap::{OnWaiting, QUEUE_FRAMES, TapCounters, TapError, TapGate, TapHandle, TapOptions, TapState};
+pub use tap::{
+    OnWaiting, QUEUE_FRAMES, TapCounters, TapError, TapGate, TapHandle, TapOptions, TapState, Waiting,
+};
 
 /// What can hold a cell's output.
 ///

@@ -69,6 +69,15 @@ enum Then {
     Restart,
 }
 
+/// Output that waits for a capture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    Nothing,
+    /// More is to be expected.
+    Some,
+    All,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Capture {
     id: CheckpointId,
@@ -97,8 +106,12 @@ pub struct Primary {
     unrelated: bool,
     capturing: Option<Capture>,
     capture_due: Nanos,
-    /// Output waits that no capture under way covers.
-    output_waits: bool,
+    /// When the last capture was done, and how long it took.
+    captured_at: Nanos,
+    capture_cost: Nanos,
+    released_at: Nanos,
+    /// What no capture under way covers.
+    waiting: Waiting,
     /// Calls of `sync` that wait, in their order.
     syncs: Vec<sync::Waiter>,
     output: Output,
@@ -140,7 +153,10 @@ impl Primary {
             unrelated: false,
             capturing: None,
             capture_due: now,
-            output_waits: false,
+            captured_at: now,
+            released_at: now,
+            capture_cost: Nanos(0),
+            waiting: Waiting::Nothing,
             syncs: Vec::new(),
             output: Output::Shut,
             held_back_from: None,
@@ -221,11 +237,12 @@ impl Primary {
             PrimaryEvent::HeartbeatAnswered { from, sent_at, held } => {
                 self.heartbeat_answered(now, &from, sent_at, held, actions);
             }
-            PrimaryEvent::Acked { id } => self.acked(id, actions),
+            PrimaryEvent::Acked { id } => self.acked(now, id, actions),
             PrimaryEvent::EpochRefused { id, why } => self.epoch_refused(now, id, why, actions),
-            PrimaryEvent::OutputWaits => self.output_waits = true,
+            PrimaryEvent::OutputWaits { all } => self.output_waits(all),
+            PrimaryEvent::NothingWaits => self.waiting = Waiting::Nothing,
+            PrimaryEvent::Captured { id } => self.captured(now, id, actions),
             PrimaryEvent::SyncAsked { call, patience } => self.sync_asked(now, call, patience),
-            PrimaryEvent::Captured { id } => self.captured(id, actions),
             PrimaryEvent::CaptureFailed { id, why } => self.capture_failed(now, id, why),
             PrimaryEvent::ChildSeen { pid } => drop(self.children.insert(pid)),
             PrimaryEvent::ChildGone { pid } => drop(self.children.remove(&pid)),
@@ -256,7 +273,7 @@ impl Primary {
         self.sessions += 1;
         let held = held.filter(|id| self.knows(*id) && !self.unproven);
         if let Some(id) = held {
-            self.commit(id, actions);
+            self.commit(now, id, actions);
         }
         self.unsettled.clear();
         self.link = Some(Link::new(standby, self.sessions, held));
@@ -306,14 +323,14 @@ impl Primary {
         if let Some(id) = acked
             && link.acked(id) == Acked::New
         {
-            self.commit(id, actions);
+            self.commit(now, id, actions);
         }
     }
 
-    fn acked(&mut self, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
+    fn acked(&mut self, now: Nanos, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
         let Some(link) = &mut self.link else { return };
         match link.acked(id) {
-            Acked::New => self.commit(id, actions),
+            Acked::New => self.commit(now, id, actions),
             Acked::Old => {}
             Acked::NeverSent => {
                 self.drop_peer(format!("it acknowledged {id}, which it was never sent"), actions)
@@ -321,7 +338,7 @@ impl Primary {
         }
     }
 
-    fn commit(&mut self, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
+    fn commit(&mut self, now: Nanos, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
         if self.committed == Some(id) {
             return;
         }
@@ -329,7 +346,9 @@ impl Primary {
         self.unproven = false;
         self.committed = Some(id);
         self.unsettled.retain(|unsettled| *unsettled > id);
+        // First of all: clients wait for it.
         self.may_release(id);
+        self.settle_release(now, actions);
         actions.push(PrimaryAction::Committed(Committed::by_acknowledgement(id)));
     }
 
@@ -342,10 +361,11 @@ impl Primary {
         self.capture_due = now + self.config.full_sync_retry;
     }
 
-    fn captured(&mut self, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
+    fn captured(&mut self, now: Nanos, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
         let Some(capture) = self.capturing.take_if(|capture| capture.id == id) else { return };
         self.captured = Some(id);
         self.capture_failure = None;
+        (self.captured_at, self.capture_cost) = (now, now.since(capture.begun_at));
         let parent = match capture.sync {
             Sync::Full => None,
             Sync::Since(parent) => Some(parent),

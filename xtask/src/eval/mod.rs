@@ -6,6 +6,7 @@
 //!
 //! - [`pause`] and [`overhead`] drive a pair of engines in this process ([`pair`], [`side`], [`cell`]).
 //! - [`failover`] drives the program that people use, in two network namespaces ([`hosts`]).
+//! - [`strong`] has the tests of that program measure, and makes rows of their samples.
 //! - [`takeover`] has the tests of that program play rounds, and counts what their judge found.
 
 mod cell;
@@ -20,14 +21,16 @@ mod published;
 mod row;
 mod side;
 mod spin;
+mod strong;
 mod table;
 mod takeover;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::Serialize;
+use serde_json::{Value, json};
 
 pub use cell::as_first_process;
 pub use row::Row;
@@ -58,6 +61,11 @@ const EVALS: &[Eval] = &[
         measure: failover::rows,
     },
     Eval {
+        name: "strong",
+        what: "what strong consistency costs clients, beside timeline, a synced log and Raft; who used the processors",
+        measure: strong::rows,
+    },
+    Eval {
         name: "takeover",
         what: "what concurrent clients notice of deaths at random instants, judged over their whole history",
         measure: takeover::rows,
@@ -74,32 +82,37 @@ fn quick() -> bool {
     std::env::var_os("CHECKSYNC_EVAL_QUICK").is_some_and(|wanted| wanted == "1")
 }
 
-/// What is written to target/eval/NAME.json.
-#[derive(Debug, Serialize)]
-struct Report {
-    rows: Vec<Row>,
+/// What rows are asked for.
+static ONLY: OnceLock<String> = OnceLock::new();
+
+/// Only rows whose ids begin like this are wanted; empty for all.
+fn only() -> &'static str {
+    ONLY.get().map_or("", String::as_str)
 }
 
-pub fn run(name: Option<&str>) -> Result<()> {
+/// With `only`, rows that were taken before and are not asked for stay in the file.
+pub fn run(name: Option<&str>, only: Option<&str>) -> Result<()> {
+    ONLY.get_or_init(|| only.unwrap_or_default().to_owned());
     let Some(name) = name else {
         println!("{}", known());
         return Ok(());
     };
     let eval = find(name)?;
     if cfg!(debug_assertions) {
-        return run_optimised(name);
+        return run_optimised(name, only);
     }
     let rows = (eval.measure)().with_context(|| format!("eval {name} took no figures"))?;
     print!("{}", table::render(&rows));
-    let path = write(name, Report { rows })?;
+    let path = write(name, &rows)?;
     println!("written to {}", path.display());
     Ok(())
 }
 
 /// Engines run in this very program: figures of one that is not optimised say nothing.
-fn run_optimised(name: &str) -> Result<()> {
+fn run_optimised(name: &str, only: Option<&str>) -> Result<()> {
     let words = ["run", "--locked", "--release", "--quiet", "--package", "xtask", "--", "eval", name];
-    let done = cargo(&words).status().context("cannot start cargo")?;
+    let only = only.map(|only| ["--only", only]).into_iter().flatten();
+    let done = cargo(&words).args(only).status().context("cannot start cargo")?;
     ensure!(done.success(), "eval {name}: {done}");
     Ok(())
 }
@@ -116,18 +129,47 @@ fn known() -> String {
     lines.join("\n")
 }
 
-fn write(name: &str, report: Report) -> Result<PathBuf> {
+fn write(name: &str, rows: &[Row]) -> Result<PathBuf> {
     let dir = target_dir().join("eval");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let path = dir.join(format!("{name}.json"));
+    let rows = rows.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>();
+    let rows = rows.context("figures that are no JSON")?;
+    let before = if only().is_empty() { Vec::new() } else { rows_in(&path) };
+    let report = json!({ "rows": merged(before, rows) });
     let text = serde_json::to_string_pretty(&report).context("figures that are no JSON")?;
     fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }
 
+/// Of an earlier run, if there was one.
+fn rows_in(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let report: Value = serde_json::from_str(&text).unwrap_or_default();
+    report["rows"].as_array().cloned().unwrap_or_default()
+}
+
+/// The rows of before, new ones in their places, and those that were not there behind.
+fn merged(mut rows: Vec<Value>, new: Vec<Value>) -> Vec<Value> {
+    for row in new {
+        match rows.iter_mut().find(|before| before["id"] == row["id"]) {
+            Some(before) => *before = row,
+            None => rows.push(row),
+        }
+    }
+    rows
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_that_were_not_asked_for_stay() {
+        let row = |id: &str, median: u64| json!({ "id": id, "median": median });
+        let rows = merged(vec![row("a", 1), row("b", 1)], vec![row("c", 2), row("b", 2)]);
+        assert_eq!(rows, [row("a", 1), row("b", 2), row("c", 2)]);
+    }
 
     #[test]
     fn an_unknown_name_is_answered_with_the_known_ones() {

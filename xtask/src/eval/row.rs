@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// Lower is better in every unit that we use.
+/// Lower is better, unless the unit is a rate.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
     /// What was measured, with its size: `pause/1k keys`.
@@ -43,6 +43,13 @@ impl Row {
         }
     }
 
+    /// A row of rates, where more is better: `p99` is what all but one of a hundred reached.
+    pub fn rate(id: impl Into<String>, unit: &'static str, samples: &[f64]) -> Self {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        Self { p99: quantile(&sorted, 0.99), ..Self::measured(id, unit, samples) }
+    }
+
     pub fn thesis(self, thesis: impl Into<Option<f64>>) -> Self {
         Self { thesis: thesis.into(), ..self }
     }
@@ -55,6 +62,12 @@ impl Row {
     pub fn aim(self, aim: impl Into<Option<f64>>) -> Self {
         let aim = aim.into();
         Self { aim, met: self.median.zip(aim).map(|(median, aim)| median <= aim), ..self }
+    }
+
+    /// The same for rates.
+    pub fn aim_at_least(self, aim: impl Into<Option<f64>>) -> Self {
+        let aim = aim.into();
+        Self { aim, met: self.median.zip(aim).map(|(median, aim)| median >= aim), ..self }
     }
 }
 

@@ -3,10 +3,12 @@
 //! It lives from the first hello of an app until the app, taken over, has ended here. Inputs are taken one
 //! by one on a thread of its own, so that neither another app nor the network is in front of a heartbeat.
 
-use std::collections::HashMap;
+mod stream;
+
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -22,11 +24,12 @@ use replica::{
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 use wire::{
-    EngineState, EpochRefused, Exit, FromPrimary, FromStandby, Heartbeat, HeartbeatAnswer, Hello, Incoming,
-    Opening, Outgoing, PROTOCOL_VERSION, RELEASE, Refusal, RefusalCode, Silent, StandbyState, TlsFiles,
-    TokenHash, Welcome,
+    EngineState, EpochRefused, Exit, FromPrimary, FromStandby, Heartbeat, HeartbeatAnswer, Hello, Opening,
+    Outgoing, PROTOCOL_VERSION, RELEASE, Refusal, RefusalCode, Silent, StandbyState, TlsFiles, TokenHash,
+    Welcome,
 };
 
+use self::stream::Intake;
 use super::app_socket::{AppSocket, Restored};
 use super::arrived::Arrived;
 use super::cell::{CellKit, GuardLine};
@@ -35,6 +38,7 @@ use super::network::CopyNetwork;
 use super::output::Forwarding;
 use super::primary::exit_text;
 use super::register::RegisterDesk;
+use super::stages::Stages;
 use super::{engine_settings, exit_of, fresh_incarnation, hook, now, span, wall_clock_ns};
 use crate::guard::Order;
 use crate::status::{AppReport, Board, Role, TakeoverReport};
@@ -119,6 +123,9 @@ pub struct Actor {
     /// What the engine is taking in.
     receiving: Option<CheckpointId>,
     held_since_ns: Option<u64>,
+    stages: Stages,
+    /// When the first frame of what is taken in was there.
+    header_at: Arc<Mutex<Option<Instant>>>,
     serving: Option<RestoreReport>,
     /// When the primary was given up, and when the right to serve was won.
     suspected_at_ns: Option<u64>,
@@ -163,6 +170,8 @@ impl Actor {
             timing: setup.timing,
             fencing: setup.fencing,
         };
+        let stages = Stages::default();
+        setup.board.set_stages(&setup.app, stages.clone());
         let actor = Self {
             machine: Standby::new(config),
             engine: Arc::new(engine.context("cannot start an engine")?),
@@ -184,6 +193,8 @@ impl Actor {
             announced: HashMap::new(),
             receiving: None,
             held_since_ns: None,
+            stages,
+            header_at: Arc::default(),
             serving: None,
             suspected_at_ns: None,
             won_at_ns: 0,
@@ -333,10 +344,15 @@ impl Actor {
                 self.announced.remove(&id);
             }
             Event::Prepared { id } => {
+                let prepared_at = Instant::now();
                 self.receiving = None;
-                self.held_since_ns = Some(now().0);
-                self.arrived.covered_by(id);
                 self.step_alone(StandbyEvent::Prepared { id });
+                self.note_times(prepared_at);
+                // Not if it was refused while it was being prepared.
+                if self.machine.held() == Some(id) {
+                    self.held_since_ns = Some(now().0);
+                    self.arrived.covered_by(id);
+                }
                 self.publish();
             }
             Event::Refused { id, why } => {
@@ -365,6 +381,14 @@ impl Actor {
             | Event::Progress(_) => {
                 tracing::warn!(?event, "a copy's engine spoke of captures");
             }
+        }
+    }
+
+    fn note_times(&mut self, prepared_at: Instant) {
+        let header_at = self.header_at.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(header_at) = header_at {
+            self.stages.note("receive", prepared_at.saturating_duration_since(header_at));
+            self.stages.note("answer", prepared_at.elapsed());
         }
     }
 
@@ -420,7 +444,7 @@ impl Actor {
         }
     }
 
-    /// Lets the stream in: frames go to the engine by a thread of their own, which the engine may hold up.
+    /// Lets the stream in.
     fn welcome(&mut self, hello: &Hello, opening: Opening, held: Option<CheckpointId>) {
         let (outgoing, incoming) = opening.welcome(Welcome {
             protocol_version: PROTOCOL_VERSION,
@@ -434,18 +458,14 @@ impl Actor {
         self.sessions += 1;
         let number = self.sessions;
         let (queue, queued) = tokio_mpsc::unbounded_channel();
-        self.setup.runtime.spawn(write(queued, outgoing));
-        let (frames, fed) = tokio_mpsc::channel(FRAMES_ON_THE_WAY);
-        let (engine, post) = (Arc::downgrade(&self.engine), self.post.clone());
-        let fed = std::thread::Builder::new().name("frames".to_owned()).spawn(move || {
-            feed(fed, &engine);
-            // The actor may have ended first.
-            let _ = post.send(Input::StreamEnded(number));
-        });
-        if let Err(why) = fed {
-            return tracing::error!("no thread for a page stream: {why}");
-        }
-        self.setup.runtime.spawn(read(number, incoming, frames, self.post.clone()));
+        self.setup.runtime.spawn(stream::write(queued, outgoing));
+        let intake = Intake {
+            number,
+            engine: Arc::downgrade(&self.engine),
+            post: self.post.clone(),
+            header_at: Arc::clone(&self.header_at),
+        };
+        self.setup.runtime.spawn(intake.read(incoming));
         let reign = Reign { term: hello.term, incarnation: Incarnation(hello.incarnation) };
         self.armed = hello.guard_token_hash.map(|hash| (hash, reign));
         self.session = Some(Session { number, outgoing: queue, token: hello.guard_token_hash, reign });
@@ -628,6 +648,7 @@ impl Actor {
             epoch: self.machine.held().map(|id| id.epoch.0),
             lag_ms: age_ns.filter(|_| !serving).map(|ns| ns / 1_000_000),
             pause_us: None,
+            stages_us: BTreeMap::new(), // The board reads them when it is asked.
             app_pid: self.serving.map(|report| report.pid),
             peer: self.machine.primary().map(|(member, _)| member.name.clone()),
         });
@@ -648,43 +669,6 @@ impl Actor {
 
 /// What a host lacks that has just taken over.
 const UNPROTECTED: &str = "unprotected: it has no standby";
-/// Frames between the network and the engine.
-const FRAMES_ON_THE_WAY: usize = 4;
-
-async fn write(mut queue: tokio_mpsc::UnboundedReceiver<FromStandby>, outgoing: Outgoing<FromStandby>) {
-    while let Some(message) = queue.recv().await {
-        if let Err(why) = outgoing.send(message).await {
-            return tracing::debug!("an answer did not go: {why}");
-        }
-    }
-}
-
-async fn read(
-    number: u64,
-    mut incoming: Incoming<FromPrimary>,
-    frames: tokio_mpsc::Sender<Bytes>,
-    post: mpsc::Sender<Input>,
-) {
-    loop {
-        let taken = match incoming.recv().await {
-            Some(Ok(FromPrimary::Frame(frame))) => frames.send(frame).await.is_ok(),
-            Some(Ok(message)) => post.send(Input::Said(number, message)).is_ok(),
-            Some(Err(why)) => return tracing::warn!("the page stream is lost: {why}"),
-            None => return,
-        };
-        if !taken {
-            return;
-        }
-    }
-}
-
-/// Hands frames to the engine, which may hold this up.
-fn feed(mut frames: tokio_mpsc::Receiver<Bytes>, engine: &Weak<Engine>) {
-    while let Some(frame) = frames.blocking_recv() {
-        let Some(engine) = engine.upgrade() else { return };
-        engine.send(Command::Frame(frame));
-    }
-}
 
 fn status_words(status: &StandbyStatus) -> (&'static str, Option<String>) {
     match status {

@@ -20,6 +20,7 @@ pub mod output;
 pub mod places;
 pub mod primary;
 pub mod register;
+pub mod stages;
 pub mod standby;
 
 use std::time::Duration;

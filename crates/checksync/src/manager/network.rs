@@ -9,7 +9,7 @@ use anyhow::Context;
 use engine::Barrier;
 use gate::{
     CellNetwork, Claim, GateError, NetworkError, NetworkSpec, PermitHandle, Recorded, Recorder, TapGate,
-    TapHandle, TapOptions, replay,
+    TapHandle, TapOptions, Waiting, replay,
 };
 use image::CheckpointId;
 use replica::primary::Output;
@@ -39,14 +39,14 @@ impl AppNetwork {
         Ok(Self { network, strong: None, muted: false })
     }
 
-    /// From now on output is held back; `waits` is called when it begins to wait.
+    /// From now on output is held back; `waits` is called when it begins to wait, and when
+    /// nobody else is to be expected.
     pub fn hold_back(
         &mut self,
-        waits: impl Fn() + Send + Sync + 'static,
+        waits: impl Fn(Waiting) + Send + Sync + 'static,
         packets: gate::OnPackets,
     ) -> anyhow::Result<()> {
-        let options =
-            TapOptions { on_waiting: Some(Box::new(move |_since| waits())), ..TapOptions::default() };
+        let options = TapOptions { on_waiting: Some(Box::new(waits)), ..TapOptions::default() };
         let gate = TapGate::open(&self.network, options).context("cannot hold the app's output back")?;
         let recorder = Recorder::start(&self.network, RECORD_BYTES_MAX, packets);
         let recorder = Arc::new(recorder.context("cannot record what comes in for the app")?);
@@ -101,6 +101,11 @@ impl AppNetwork {
         if let Some(Err(why)) = self.gate().as_ref().map(set) {
             tracing::error!("the app's output stays shut in: {why}");
         }
+    }
+
+    /// Whether output waits that no barrier has covered.
+    pub fn waits(&self) -> bool {
+        self.gate().is_some_and(|gate| gate.waiting().is_some())
     }
 
     /// The standby has this epoch.

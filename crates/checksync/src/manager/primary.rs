@@ -4,6 +4,7 @@
 //! actor ends when the machine ends the pair, and leaves nothing behind: no cell, no cgroup, no thread.
 
 mod ending;
+mod epochs;
 mod peer;
 mod progress;
 mod report;
@@ -22,7 +23,7 @@ use replica::primary::{AppExit, Ending, Permit, Status, SyncCall};
 use replica::{Answer, Ask, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use wire::{ArrivedPacket, FromPrimary, GuardArmed, GuardToken, HeartbeatAnswer, Hello};
+use wire::{FromPrimary, GuardArmed, GuardToken, HeartbeatAnswer, Hello};
 
 use self::progress::Progress;
 use self::report::{hello, prepare_heart};
@@ -35,13 +36,11 @@ use super::link::{self, Dialling, LinkEvent, LinkSender};
 use super::network::AppNetwork;
 use super::output::Forwarding;
 use super::register::RegisterDesk;
+use super::stages::Passage;
 use super::{engine_settings, exit_of, fresh_incarnation, now, span};
 use crate::config::{PrimarySettings, nanos};
 use crate::guard::{Arm, Order};
 use crate::status::{Board, PauseRing};
-
-/// Each has at most 64 KiB, and a message a frame's size.
-const ARRIVED_PER_MESSAGE: usize = 15;
 
 /// What is protected.
 #[derive(Debug, Clone)]
@@ -61,7 +60,7 @@ pub enum Input {
     },
     Register(Ask, Answer),
     /// Output of the app waits for an epoch.
-    OutputWaits,
+    OutputWaits(gate::Waiting),
     /// The app calls `sync`, with how long it will wait for protection.
     Sync(SyncCall, Option<Duration>),
     /// What came in for the app.
@@ -80,19 +79,6 @@ pub enum Outcome {
     Ended(Ending),
     /// The app never began, or can't be started.
     Failed(String),
-}
-
-/// Tells when the engine drops the sink that it is in.
-struct SinkHeld {
-    id: CheckpointId,
-    post: mpsc::Sender<Input>,
-}
-
-impl Drop for SinkHeld {
-    fn drop(&mut self) {
-        // The actor may have ended first.
-        let _ = self.post.send(Input::SyncOver(self.id));
-    }
 }
 
 /// A session as the machine sees it.
@@ -137,6 +123,7 @@ pub struct Actor {
     frozen: VecDeque<(CheckpointId, u64)>,
     committed_at_ns: Option<u64>,
     pauses: PauseRing,
+    passage: Passage,
     progress: Progress,
     status: Option<Status>,
     link_trouble: Option<String>,
@@ -222,6 +209,7 @@ impl Actor {
             frozen: VecDeque::new(),
             committed_at_ns: None,
             pauses: PauseRing::default(),
+            passage: Passage::default(),
             progress: Progress::default(),
             status: None,
             link_trouble: None,
@@ -234,6 +222,7 @@ impl Actor {
             failure: None,
             ending: None,
         };
+        actor.board.set_stages(&actor.settings.app, actor.passage.stages());
         actor.hold_back()?;
         actor.open_socket()?;
         actor.start_engine()?;
@@ -256,7 +245,7 @@ impl Actor {
             return Ok(());
         };
         let (waits, packets) = (self.post.clone(), self.post.clone());
-        let waits = move || drop(waits.send(Input::OutputWaits));
+        let waits = move |waiting| drop(waits.send(Input::OutputWaits(waiting)));
         network.hold_back(waits, Box::new(move |arrived| drop(packets.send(Input::Arrived(arrived)))))
     }
 
@@ -267,13 +256,24 @@ impl Actor {
 
     /// Runs the pair to its end.
     pub fn run(mut self) -> Outcome {
+        // Above the engine's: clients wait for what is decided here, and it is decided at once.
+        const PRIORITY: i32 = 15;
+        if self.settings.is_strong()
+            && let Err(why) = sys::task::become_real_time(PRIORITY)
+        {
+            tracing::warn!("no real-time priority for the manager, clients of a busy app wait longer: {why}");
+        }
         let tick = (self.settings.timing.heartbeat().0 / 2).min(nanos(self.settings.interval).0 / 4);
         let tick = Duration::from_nanos(tick.max(500_000));
         let mut next_tick = Instant::now();
         while self.ending.is_none() && !self.hopeless() {
-            let wait = next_tick.saturating_duration_since(Instant::now());
+            let mut wait = next_tick.saturating_duration_since(Instant::now());
+            if let Some(at) = self.machine.wake_at() {
+                wait = wait.min(Duration::from_nanos(at.since(now()).0));
+            }
             match self.inbox.recv_timeout(wait) {
                 Ok(input) => self.take(input),
+                Err(_) if Instant::now() < next_tick => self.step(PrimaryEvent::Tick),
                 Err(_) => {
                     next_tick = Instant::now() + tick;
                     self.step(PrimaryEvent::Tick);
@@ -340,7 +340,10 @@ impl Actor {
             Input::Link(number, event) => self.take_link(number, event),
             Input::Heart { from, answer } => self.take_answer(from, answer),
             Input::Register(ask, answer) => self.step(PrimaryEvent::RegisterAnswer { ask, answer }),
-            Input::OutputWaits => self.step(PrimaryEvent::OutputWaits),
+            Input::OutputWaits(gate::Waiting { since, all }) => {
+                self.passage.output_waits(since);
+                self.step(PrimaryEvent::OutputWaits { all });
+            }
             Input::Sync(call, patience) => {
                 let patience = patience.map(nanos);
                 self.step(PrimaryEvent::SyncAsked { call, patience });
@@ -363,14 +366,7 @@ impl Actor {
                 tracing::error!("{why}");
                 self.failure = Some(why);
             }
-            Event::Captured { id, frames, report } => {
-                self.pauses.push(report.pause);
-                self.frozen.push_back((id, super::on_our_clock(report.frozen_at_ns)));
-                self.progress.end();
-                self.syncing = None;
-                self.captured = Some((id, frames));
-                self.step(PrimaryEvent::Captured { id });
-            }
+            Event::Captured { id, frames, report } => self.captured(id, frames, &report),
             Event::CaptureFailed { id, why, refused } => {
                 self.progress.end();
                 self.syncing = None;
@@ -423,20 +419,17 @@ impl Actor {
         match action {
             PrimaryAction::StartApp { term } => self.start_app(term),
             PrimaryAction::StartFullSync { id, eligible: _ } => self.start_full_sync(id),
-            PrimaryAction::CaptureNow { id, parent } => self.command(Command::Capture { id, parent }),
+            PrimaryAction::CaptureNow { id, parent } => self.capture(id, parent),
             PrimaryAction::SendEpoch { id, sync: _ } => self.send_epoch(id),
             PrimaryAction::Committed(committed) => self.committed(committed.id()),
             PrimaryAction::ReturnToLedger { ids: _ } => {
                 self.captured = None;
                 self.frozen.clear();
+                self.passage.given_up();
                 self.command(Command::ReturnToLedger);
             }
             PrimaryAction::SetPermit(permit) => self.set_permit(permit),
-            PrimaryAction::Release(id) => {
-                if let Some(network) = &self.network {
-                    network.release(id);
-                }
-            }
+            PrimaryAction::Release(id) => self.release(id),
             PrimaryAction::SetOutput(output) => {
                 if let Some(network) = &mut self.network {
                     network.set_output(output);
@@ -528,65 +521,6 @@ impl Actor {
             on_link: Arc::new(move |session, event| drop(post.send(Input::Link(session, event)))),
         };
         self.dialling = Some(self.runtime.spawn(link::keep_connected(dialling)));
-    }
-
-    fn start_full_sync(&mut self, id: CheckpointId) {
-        let Some(session) = &self.session else {
-            return tracing::warn!(%id, "a full sync without a standby");
-        };
-        *self.end_frame.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let mut sink = session.sender.sink(Arc::clone(&self.end_frame));
-        let held = SinkHeld { id, post: self.post.clone() };
-        let sink = Box::new(move |frame| {
-            let SinkHeld { .. } = &held;
-            sink(frame)
-        });
-        self.progress.begin();
-        self.syncing = Some(id);
-        self.command(Command::FullSync { id, sink });
-    }
-
-    /// Without an answer before it, the engine has given the full sync up: it would be waited for in vain.
-    fn sync_over(&mut self, id: CheckpointId) {
-        if self.syncing.take_if(|syncing| *syncing == id).is_some() {
-            let why = "the engine gave the full sync up".to_owned();
-            self.step(PrimaryEvent::CaptureFailed { id, why });
-        }
-    }
-
-    fn send_epoch(&mut self, id: CheckpointId) {
-        let frames = self.captured.take().filter(|(captured, _)| *captured == id);
-        let end = self.end_frame.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(session) = &self.session else { return };
-        // Of a full sync only its end waits here; of any other epoch, all of it.
-        for frame in frames.into_iter().flat_map(|(_, frames)| frames).chain(end) {
-            session.sender.send(FromPrimary::Frame(frame));
-        }
-    }
-
-    fn committed(&mut self, id: CheckpointId) {
-        while let Some(&(captured, at_ns)) = self.frozen.front().filter(|(captured, _)| *captured <= id) {
-            self.frozen.pop_front();
-            if captured == id {
-                self.committed_at_ns = Some(at_ns);
-            }
-        }
-        if let Some(socket) = &self.socket {
-            socket.tell(|role| role.epoch = Some(id.epoch.0));
-        }
-        self.command(Command::Committed(id));
-    }
-
-    /// To the standby, which may have to take over before the app has acted on them.
-    fn pass_on(&self, packets: gate::Batch) {
-        let Some(session) = &self.session else { return };
-        for packets in packets.chunks(ARRIVED_PER_MESSAGE) {
-            let packet = |recorded: &gate::Recorded| ArrivedPacket {
-                since: recorded.since,
-                packet: Bytes::copy_from_slice(&recorded.packet),
-            };
-            session.sender.offer(FromPrimary::Arrived(packets.iter().map(packet).collect()));
-        }
     }
 
     fn set_permit(&mut self, permit: Permit) {

@@ -3,6 +3,7 @@
 
 mod asker;
 mod clients;
+mod figures;
 mod rounds;
 mod street;
 mod version6;
@@ -20,6 +21,7 @@ use testkit::wait::Deadline;
 
 use asker::{Asker, Pesterer};
 use clients::{Load, Store, Streams};
+use figures::Figures;
 use rounds::{Death, Mode, Seed, play, strike};
 use street::{Pair, SERVICE, SOON, Side, add_address};
 
@@ -159,6 +161,13 @@ fn address_that_somebody_has_is_refused_by_name() {
     let ended = pair.manager(Side::A).wait(SOON);
     let log = pair.log_of(Side::A);
     assert!(!ended.success() && log.contains("address 10.78.0.9 is in use already on br0"), "{log}");
+}
+
+/// `cargo xtask eval strong` asks for this one, and reads a line of JSON for each sample.
+#[test]
+#[ignore = "it takes minutes"]
+fn as_many_figures_as_are_asked_for() {
+    Figures::asked_for().take();
 }
 
 /// `cargo xtask eval takeover` asks for this one, and reads a line of JSON for each round. A round that fails is

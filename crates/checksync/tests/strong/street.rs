@@ -160,6 +160,10 @@ impl Pair {
         self.hosts[side as usize].manager.as_mut().expect("a manager was started")
     }
 
+    pub fn manager_pid(&self, side: Side) -> Option<u32> {
+        self.host(side).manager.as_ref().map(Running::pid)
+    }
+
     pub fn signal(&mut self, side: Side, signal: Signal) {
         self.manager(side).signal(signal);
     }

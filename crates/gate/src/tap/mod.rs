@@ -50,15 +50,23 @@ const DEVICE_INDEX: u32 = 3;
 /// How many frames may wait in the device while our thread does not run.
 pub const QUEUE_FRAMES: u32 = 10_000;
 
-/// Called with the time at which the first frame began to wait. By the thread that reads the frames: it must
-/// return at once, and must not call the gate.
-pub type OnWaiting = Box<dyn Fn(Instant) + Send + Sync>;
+/// Output that waits for a barrier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// When the first frame began to wait.
+    pub since: Instant,
+    /// As many wait as did lately when everybody had been answered: an epoch now has them all.
+    pub all: bool,
+}
+
+/// Called by the thread that reads the frames: it must return at once, and must not call the gate.
+pub type OnWaiting = Box<dyn Fn(Waiting) + Send + Sync>;
 
 pub struct TapOptions {
     /// How much memory the frames that wait may take. It may become half a MiB more, and up to 16 MiB are kept to
     /// be used again.
     pub held_bytes_max: usize,
-    /// Told of the first frame that waits since the last barrier.
+    /// Told of the first frame that waits since the last barrier, and when all do.
     pub on_waiting: Option<OnWaiting>,
 }
 

@@ -13,7 +13,7 @@ use sys::tun::HEADER_BYTES;
 
 use super::outlet::{Outlet, Sent, WayOut};
 use super::queue::{Chunk, Marked, Spares, Unmarked};
-use super::{QUEUE_FRAMES, TapCounters, TapOptions, TapState};
+use super::{QUEUE_FRAMES, TapCounters, TapOptions, TapState, Waiting};
 use crate::packet::await_readable;
 use crate::{GateError, frame};
 
@@ -50,6 +50,7 @@ pub struct Shared {
     /// When the first unmarked frame came, in nanoseconds since `opened`; zero if there is none.
     waiting_since_ns: AtomicU64,
     waiting_bytes: AtomicUsize,
+    crowd: Crowd,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +77,8 @@ struct Round {
     more: bool,
     /// When the first frame came that waits since the last barrier, if it came in this round.
     first: Option<Instant>,
+    /// A frame was added to those that wait.
+    added: bool,
     /// What leaves at once.
     urgent: Chunk,
 }
@@ -101,6 +104,7 @@ impl Shared {
             counts: Counts::default(),
             waiting_since_ns: AtomicU64::new(0),
             waiting_bytes: AtomicUsize::new(0),
+            crowd: Crowd::default(),
         })
     }
 
@@ -163,8 +167,17 @@ impl Shared {
         }
         drop(intake);
         self.send_urgent(&round.urgent);
-        if let (Some(since), Some(tell)) = (round.first, &self.options.on_waiting) {
-            tell(since);
+        if round.added {
+            self.tell(round.first.is_some());
+        }
+    }
+
+    fn tell(&self, first: bool) {
+        let Some(tell) = &self.options.on_waiting else { return };
+        let all = self.crowd.completes(self.counts.held_frames.load(Ordering::Relaxed));
+        // A barrier may have come first; then there is nothing to tell.
+        if let Some((since, _)) = self.waiting().filter(|_| first || all) {
+            tell(Waiting { since, all });
         }
     }
 
@@ -242,6 +255,7 @@ impl Shared {
             TapState::Holding if self.has_room_for(len) => {
                 last.accept();
                 self.count_held(len, &mut round.first);
+                round.added = true;
             }
             TapState::Holding => {
                 last.reject();
@@ -291,6 +305,7 @@ impl Shared {
         chunks.iter().skip(full).for_each(|last| self.count_sealed(last));
         lock(&self.marked).push(epoch, chunks);
         self.nothing_waits();
+        self.crowd.counted(self.counts.held_frames.load(Ordering::Relaxed));
     }
 
     fn nothing_waits(&self) {
@@ -387,6 +402,7 @@ impl Shared {
         self.let_go(epoch, &mut way_out);
         self.send_on(&mut way_out);
         drop(way_out);
+        self.crowd.released();
         self.still_open()
     }
 
@@ -448,7 +464,61 @@ impl Shared {
     }
 }
 
+/// How many frames wait at a time when everybody who can be answered has been: clients that wait for an answer before
+/// they ask again make an epoch of this many, and whoever waits longer for more waits in vain.
+#[derive(Debug, Default)]
+struct Crowd {
+    frames: AtomicU64,
+    /// Since the last barrier or release, it was.
+    complete: AtomicBool,
+}
+
+impl Crowd {
+    /// So many are held at a barrier, of this epoch and of those on their way. More is believed at once, and less
+    /// by and by.
+    fn counted(&self, held: u64) {
+        let before = self.frames.load(Ordering::Relaxed);
+        let frames = if held > before { held } else { (before * 3 + held) / 4 };
+        self.frames.store(frames, Ordering::Relaxed);
+        self.complete.store(false, Ordering::Relaxed);
+    }
+
+    /// Those who have their answers now will be back.
+    fn released(&self) {
+        self.complete.store(false, Ordering::Relaxed);
+    }
+
+    /// True once between two barriers or releases.
+    fn completes(&self, held: u64) -> bool {
+        held >= self.frames.load(Ordering::Relaxed) && !self.complete.swap(true, Ordering::Relaxed)
+    }
+}
+
 /// A panic of the caller's callback poisons nothing that the gate needs.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_is_complete_once_as_many_wait_as_waited_together_before() {
+        let crowd = Crowd::default();
+        assert!(crowd.completes(1), "nobody else is known");
+        assert!(!crowd.completes(2), "told already");
+        crowd.counted(4);
+        assert!(!crowd.completes(3) && crowd.completes(4));
+        crowd.released();
+        assert!(!crowd.completes(3) && crowd.completes(5));
+    }
+
+    #[test]
+    fn who_stays_away_is_waited_for_a_few_times_and_then_no_more() {
+        let crowd = Crowd::default();
+        crowd.counted(64);
+        let barriers = (0..).take_while(|_| !crowd.completes(1)).inspect(|_| crowd.counted(1)).count();
+        assert!((2..20).contains(&barriers), "{barriers} barriers");
+    }
 }

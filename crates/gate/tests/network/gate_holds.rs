@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gate::netlink::Netlink;
-use gate::{CellNetwork, Claim, GateError, TapError, TapGate, TapOptions, TapState};
+use gate::{CellNetwork, Claim, GateError, TapError, TapGate, TapOptions, TapState, Waiting};
 use image::CheckpointId;
 use testkit::needs;
 use testkit::wait::wait_until;
@@ -136,7 +136,7 @@ fn barrier_reads_what_the_gates_own_thread_has_not() {
     let (go, gone) = std::sync::mpsc::channel::<()>();
     let (gone, (tell, told)) = (std::sync::Mutex::new(gone), std::sync::mpsc::channel());
     // Keeps the gate's thread from reading until the test lets it go.
-    let on_waiting = Box::new(move |since: Instant| {
+    let on_waiting = Box::new(move |Waiting { since, .. }: Waiting| {
         let _ = tell.send(since);
         let _ = gone.lock().unwrap().recv_timeout(PATIENCE);
     });
@@ -195,7 +195,7 @@ fn what_is_forgotten_never_leaves() {
     let (go, gone) = std::sync::mpsc::channel::<()>();
     let (gone, (tell, told)) = (std::sync::Mutex::new(gone), std::sync::mpsc::channel());
     // Keeps the gate's thread from reading until the test lets it go.
-    let on_waiting = Box::new(move |since: Instant| {
+    let on_waiting = Box::new(move |Waiting { since, .. }: Waiting| {
         let _ = tell.send(since);
         let _ = gone.lock().unwrap().recv_timeout(PATIENCE);
     });
@@ -349,7 +349,7 @@ fn order_is_kept_whatever_the_threads_do() {
 fn first_frame_that_waits_is_told_once_per_barrier() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
     let (tell, told) = std::sync::mpsc::channel();
-    let on_waiting = Box::new(move |since: Instant| tell.send(since).unwrap());
+    let on_waiting = Box::new(move |waiting: Waiting| tell.send(waiting.since).unwrap());
     let talk = Talk::new(TapOptions { on_waiting: Some(on_waiting), ..TapOptions::default() });
     talk.gate.hold().unwrap();
     assert_eq!(talk.gate.waiting(), None);

@@ -11,10 +11,44 @@
 
 use image::{CheckpointId, Member};
 
-use super::{Consistency, Ending, Life, OnStandbyLoss, Output, Permit, Primary, PrimaryAction};
+use super::{Consistency, Ending, Life, OnStandbyLoss, Output, Permit, Primary, PrimaryAction, Waiting};
 use crate::{Fencing, Nanos};
 
 impl Primary {
+    pub(super) fn output_waits(&mut self, all: bool) {
+        if all {
+            self.waiting = Waiting::All;
+        } else if self.waiting == Waiting::Nothing {
+            self.waiting = Waiting::Some;
+        }
+    }
+
+    /// When output that waits asks for a capture.
+    ///
+    /// Alone, a client gets its epoch at once. Where many share one, those who have just been answered will be back,
+    /// and two groups that take turns would cost twice the captures: so the others wait for them, as long as a capture
+    /// takes. That is also the time that the app has, whatever it says, between two captures.
+    fn output_due(&self) -> Option<Nanos> {
+        let flying = self.link.as_ref().is_some_and(|link| link.in_flight() > 0);
+        match self.waiting {
+            Waiting::Nothing => None,
+            Waiting::Some | Waiting::All if flying => Some(self.captured_at + self.capture_cost * 2),
+            Waiting::Some => Some(self.captured_at.max(self.released_at) + self.capture_cost),
+            Waiting::All => Some(self.captured_at),
+        }
+    }
+
+    pub(super) fn output_is_due(&self, now: Nanos) -> bool {
+        self.output_due().is_some_and(|due| now >= due)
+    }
+
+    /// When a tick is due that no other event will bring.
+    pub fn wake_at(&self) -> Option<Nanos> {
+        let crowded = self.link.as_ref().is_none_or(|link| link.in_flight() >= self.config.in_flight_max);
+        let able = matches!(self.life, Life::Serving) && self.capturing.is_none() && self.children.is_empty();
+        self.output_due().filter(|_| able && !crowded)
+    }
+
     /// Whether a standby could be kept up to date right now.
     fn candidate(&self, now: Nanos) -> Option<&Member> {
         let permit = self.config.timing.permit();
@@ -59,7 +93,7 @@ impl Primary {
             },
         };
         self.set_output(output, actions);
-        self.settle_release(actions);
+        self.settle_release(now, actions);
     }
 
     fn audible_output(&self, now: Nanos) -> Output {
@@ -97,12 +131,17 @@ impl Primary {
         }
     }
 
-    fn settle_release(&mut self, actions: &mut Vec<PrimaryAction>) {
+    pub(super) fn settle_release(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
         let Some(link) = &self.link else { return };
         if self.desk.rivals().all(|rival| *rival == link.standby)
             && let Some(id) = self.release_due.take()
         {
             actions.push(PrimaryAction::Release(id));
+            self.released_at = now;
+            // Whoever waits now was all while the others had no answer.
+            if self.waiting == Waiting::All {
+                self.waiting = Waiting::Some;
+            }
         }
     }
 

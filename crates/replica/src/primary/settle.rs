@@ -4,7 +4,7 @@
 use image::{CheckpointId, Member, Register, Sync, Term};
 
 use super::{
-    Capture, Consistency, Ending, Life, Notice, Permit, Primary, PrimaryAction, Reason, Status, Then,
+    Capture, Consistency, Ending, Life, Notice, Permit, Primary, PrimaryAction, Reason, Status, Then, Waiting,
 };
 use crate::{Fencing, Nanos, Progress, Question};
 
@@ -186,7 +186,7 @@ impl Primary {
 
     fn settle_capture(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
         let due = matches!(self.life, Life::Serving)
-            && (now >= self.capture_due || self.output_waits || self.sync_waits())
+            && (now >= self.capture_due || self.output_is_due(now) || self.sync_waits())
             && self.capturing.is_none()
             && self.children.is_empty();
         let Some(link) = self.link.as_ref().filter(|_| due) else { return };
@@ -205,7 +205,7 @@ impl Primary {
         };
         self.capturing = Some(Capture { id, sync, session, begun_at: now });
         self.capture_due = now + self.config.interval;
-        self.output_waits = false;
+        self.waiting = Waiting::Nothing;
         actions.push(action);
     }
 

@@ -565,3 +565,72 @@ fn a_standby_that_acknowledges_nothing_is_let_go_when_a_call_waits_for_it() {
     ));
     assert!(now >= at(2_000), "it was let go at {now}");
 }
+
+/// One in strong consistency, whose second epoch took two milliseconds to capture and is committed at 110 ms.
+fn holding() -> Bench {
+    let strong = Consistency::Strong { on_standby_loss: OnStandbyLoss::default() };
+    let mut bench = Bench::new(|config| (config.consistency, config.interval) = (strong, at(10_000)));
+    bench.step(at(0), PrimaryEvent::Tick);
+    bench.connect(at(0), None);
+    bench.answer_heartbeat(at(90));
+    bench.step(at(90), PrimaryEvent::Captured { id: CheckpointId::new(1, 1) });
+    bench.step(at(100), PrimaryEvent::Acked { id: CheckpointId::new(1, 1) });
+    // The first that is captured behind a shut gate is the second.
+    assert!(captures(&bench.step(at(105), PrimaryEvent::OutputWaits { all: true })));
+    bench.step(at(107), PrimaryEvent::Captured { id: CheckpointId::new(1, 2) });
+    bench.step(at(110), PrimaryEvent::Acked { id: CheckpointId::new(1, 2) });
+    assert_eq!(bench.primary.phase(), Phase::Protected);
+    bench
+}
+
+fn captures(actions: &[PrimaryAction]) -> bool {
+    actions.iter().any(|action| matches!(action, PrimaryAction::CaptureNow { .. }))
+}
+
+#[test]
+fn a_client_alone_waits_for_no_other() {
+    let mut bench = holding();
+    assert!(captures(&bench.step(at(110), PrimaryEvent::OutputWaits { all: true })));
+}
+
+#[test]
+fn whoever_was_just_answered_is_waited_for_as_long_as_a_capture_takes() {
+    let mut bench = holding();
+    assert!(!captures(&bench.step(at(111), PrimaryEvent::OutputWaits { all: false })));
+    assert_eq!(bench.primary.wake_at(), Some(at(112)));
+    assert!(captures(&bench.step(at(112), PrimaryEvent::Tick)));
+    assert_eq!(bench.primary.wake_at(), None, "it is captured already");
+}
+
+#[test]
+fn who_is_told_to_be_the_last_ends_the_wait() {
+    let mut bench = holding();
+    assert!(!captures(&bench.step(at(111), PrimaryEvent::OutputWaits { all: false })));
+    assert!(captures(&bench.step(at(111), PrimaryEvent::OutputWaits { all: true })));
+}
+
+#[test]
+fn who_waits_while_an_epoch_travels_shares_the_next_with_those_that_it_answers() {
+    let mut bench = holding();
+    bench.step(at(120), PrimaryEvent::OutputWaits { all: true });
+    bench.step(at(122), PrimaryEvent::Captured { id: CheckpointId::new(1, 3) });
+    assert!(!captures(&bench.step(at(123), PrimaryEvent::OutputWaits { all: true })));
+    assert_eq!(bench.primary.wake_at(), Some(at(126)), "a standby that is slow is not waited for");
+    let acked = bench.step(at(124), PrimaryEvent::Acked { id: CheckpointId::new(1, 3) });
+    assert!(!captures(&acked), "those who are answered now would miss it");
+    let release = position(&acked, |action| matches!(action, PrimaryAction::Release(_)));
+    let committed = position(&acked, |action| matches!(action, PrimaryAction::Committed(_)));
+    assert!(release < committed, "clients wait, and the ledger does not");
+    assert!(captures(&bench.step(at(125), PrimaryEvent::OutputWaits { all: true })));
+}
+
+#[test]
+fn output_that_the_capture_covers_asks_for_no_other() {
+    let mut bench = holding();
+    bench.step(at(120), PrimaryEvent::OutputWaits { all: true });
+    bench.step(at(120), PrimaryEvent::OutputWaits { all: true });
+    bench.step(at(122), PrimaryEvent::NothingWaits);
+    bench.step(at(122), PrimaryEvent::Captured { id: CheckpointId::new(1, 3) });
+    assert!(!captures(&bench.step(at(123), PrimaryEvent::Acked { id: CheckpointId::new(1, 3) })));
+    assert_eq!(bench.primary.wake_at(), None);
+}

@@ -111,8 +111,13 @@ pub enum PrimaryEvent {
         id: CheckpointId,
         why: String,
     },
-    /// Output has begun to wait for an epoch that covers it. Strong consistency only.
-    OutputWaits,
+    /// Output has begun to wait for an epoch that covers it; `all`: no more of it is to be expected before some has
+    /// left. Strong consistency only.
+    OutputWaits {
+        all: bool,
+    },
+    /// What was said to wait is covered by the capture under way.
+    NothingWaits,
     /// The app asks to be told when everything before this is committed. While it is unprotected the call waits for
     /// `patience`; without one it is refused as soon as that has lasted for [`PrimaryConfig::sync_patience`].
     SyncAsked {

@@ -1,5 +1,6 @@
 //! What an app's actor says of itself: to people, and to the standby when it knocks.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -55,6 +56,7 @@ impl Actor {
             epoch: self.machine.committed().map(|id| id.epoch.0),
             lag_ms: self.committed_at_ns.map(|at| now().0.saturating_sub(at) / 1_000_000),
             pause_us: self.pauses.pauses(),
+            stages_us: BTreeMap::new(), // The board reads them when it is asked.
             app_pid: self.app_pid,
             peer: self.session.as_ref().map(|session| session.standby.name.clone()),
         });

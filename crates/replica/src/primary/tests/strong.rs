@@ -30,7 +30,7 @@ impl Beside {
         let first = self.bench.actions.len();
         for now in (from..to).step_by(10) {
             self.bench.answer_heartbeat(at(now));
-            self.bench.step(at(now), PrimaryEvent::OutputWaits);
+            self.bench.step(at(now), PrimaryEvent::OutputWaits { all: false });
             while let Some(action) = self.bench.actions.get(self.done).cloned() {
                 self.done += 1;
                 match action {

@@ -1,0 +1,321 @@
+//! What strong consistency costs: the same clients at the same servers, protected in different ways and not at all.
+//!
+//! `cargo xtask eval strong` asks for these, and makes rows of the samples. A sample's id is
+//! `SERVER.WAY.CLIENTS.FIGURE`.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use testkit::process::Running;
+use testkit::programs::go_app;
+use testkit::servers::Server;
+
+use super::STRONG;
+use super::clients::{Store, Streams};
+use super::street::{Pair, SERVICE, SOON, Side, add_address, start_on};
+
+/// What is measured, and where it is written.
+#[derive(Debug)]
+pub struct Figures {
+    samples: File,
+    /// Only ids that begin like this.
+    only: String,
+    runs: usize,
+    seconds: u32,
+}
+
+/// How a server is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Native,
+    Strong,
+    Timeline,
+    /// A log that is synced before each answer.
+    SyncedLog,
+    /// Three nodes with a synced log; gets ask the others.
+    Raft,
+    /// The same, and gets ask nobody.
+    RaftLocalGets,
+}
+
+/// A server that runs, and what must live as long.
+struct Service {
+    pair: Pair,
+    /// One that nobody protects.
+    _server: Option<Running>,
+    port: u16,
+}
+
+/// How clients ask.
+#[derive(Debug, Clone, Copy)]
+struct Crowd {
+    clients: u32,
+    pipeline: u32,
+}
+
+const CROWDS: [Crowd; 3] = [
+    Crowd { clients: 1, pipeline: 1 },
+    Crowd { clients: 16, pipeline: 1 },
+    Crowd { clients: 64, pipeline: 1 },
+];
+const PIPELINES: Crowd = Crowd { clients: 64, pipeline: 16 };
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Strong => "strong",
+            Self::Timeline => "timeline",
+            Self::SyncedLog => "synced-log",
+            Self::Raft => "raft",
+            Self::RaftLocalGets => "raft-local-gets",
+        }
+    }
+
+    fn of(store: Store) -> &'static [Self] {
+        match store {
+            Store::Kv => &[Self::Native, Self::Strong, Self::Timeline, Self::Raft, Self::RaftLocalGets],
+            Store::Redis => &[Self::Native, Self::Strong, Self::Timeline, Self::SyncedLog],
+        }
+    }
+}
+
+impl Crowd {
+    fn name(self) -> String {
+        match self.pipeline {
+            1 => self.clients.to_string(),
+            depth => format!("{}x{depth}", self.clients),
+        }
+    }
+}
+
+impl Service {
+    fn start(store: Store, way: Way) -> Self {
+        match way {
+            Way::Strong => Self::protected(STRONG, store),
+            Way::Timeline => Self::protected(&[], store),
+            Way::Native | Way::SyncedLog => Self::alone(store, way == Way::SyncedLog),
+            Way::Raft => Self::raft(&[]),
+            Way::RaftLocalGets => Self::raft(&["--local-gets"]),
+        }
+    }
+
+    fn protected(options: &[&str], store: Store) -> Self {
+        Self { pair: Pair::protecting(options, &store.command_line()), _server: None, port: 7000 }
+    }
+
+    fn alone(store: Store, logged: bool) -> Self {
+        let pair = street();
+        let line = store.command_line();
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]).current_dir(pair.dir.path());
+        if logged {
+            command.args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]).arg(pair.dir.path());
+        }
+        let server = start_on(pair.namespace(Side::A), command);
+        let kind = match store {
+            Store::Kv => Server::Kv,
+            Store::Redis => Server::Redis,
+        };
+        let _client = pair.clients.within(|| Ok(kind.wait_ready((SERVICE, 7000).into(), SOON))).unwrap();
+        Self { pair, _server: Some(server), port: 7000 }
+    }
+
+    /// Clients ask the leader, which is on any of three ports.
+    fn raft(words: &[&str]) -> Self {
+        let pair = street();
+        let mut command = Command::new(go_app("raftkv"));
+        let listen = [7000, 7001, 7002].map(|port| format!("{SERVICE}:{port}")).join(",");
+        command
+            .args(["cluster", "--listen", &listen, "--data"])
+            .arg(pair.dir.path().join("raft"))
+            .args(words);
+        let mut server = start_on(pair.namespace(Side::A), command);
+        let lines = server.expect_line("ready", SOON);
+        let leader = lines.iter().rev().find_map(|line| line.strip_prefix("listening ")).expect("a leader");
+        let port = leader.rsplit(':').next().and_then(|port| port.parse().ok()).expect("an address");
+        Self { pair, _server: Some(server), port }
+    }
+
+    fn load(&self, store: Store, crowd: Crowd, seconds: u32) -> Value {
+        let mut command = Command::new(go_app("load"));
+        command.args(["--target", store.name(), "--address", &format!("{SERVICE}:{}", self.port)]);
+        command.args(["--clients", &crowd.clients.to_string(), "--pipeline", &crowd.pipeline.to_string()]);
+        command.args(["--seconds", &seconds.to_string(), "--keys", "1000", "--fill", "--timeout", "20s"]);
+        let mut load = start_on(&self.pair.clients, command);
+        let report = load.line(SOON * 2).expect("a load reports at its end");
+        load.wait(SOON);
+        serde_json::from_str(&report).unwrap()
+    }
+}
+
+/// The street, the service's address on host a.
+fn street() -> Pair {
+    let pair = Pair::build();
+    pair.namespace(Side::A).within(|| add_address("br0", SERVICE)).unwrap();
+    pair
+}
+
+impl Figures {
+    /// As the environment says.
+    pub fn asked_for() -> Self {
+        let asked = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+        let number = |name: &str| asked(name).parse().unwrap_or_else(|_| panic!("{name} is no number"));
+        Self {
+            samples: File::create(asked("CHECKSYNC_FIGURES_TO")).unwrap(),
+            only: asked("CHECKSYNC_FIGURES_ONLY"),
+            runs: number("CHECKSYNC_FIGURES_RUNS"),
+            seconds: number("CHECKSYNC_FIGURES_SECONDS") as u32,
+        }
+    }
+
+    pub fn take(&mut self) {
+        for store in [Store::Kv, Store::Redis] {
+            for &way in Way::of(store) {
+                self.requests(store, way);
+            }
+        }
+        self.bulk();
+    }
+
+    /// Whether a figure whose id begins like this is asked for.
+    fn wants(&self, id: &str) -> bool {
+        id.starts_with(&self.only) || self.only.starts_with(id)
+    }
+
+    fn say(&mut self, id: &str, unit: &str, value: f64) {
+        if id.starts_with(&self.only) {
+            let line = json!({ "id": id, "unit": unit, "value": value });
+            writeln!(self.samples, "{line}").unwrap();
+        }
+    }
+
+    fn requests(&mut self, store: Store, way: Way) {
+        let prefix = format!("{}.{}", store.name(), way.name());
+        let crowds = CROWDS.into_iter().chain((store == Store::Redis).then_some(PIPELINES));
+        let named = crowds.map(|crowd| (format!("{prefix}.{}", crowd.name()), crowd));
+        let wanted: Vec<_> = named.filter(|(id, _)| self.wants(&format!("{id}."))).collect();
+        for (id, crowd) in wanted {
+            // Anew for each: what it says of its last epochs is then of these clients.
+            let service = Service::start(store, way);
+            for run in 1..=self.runs {
+                let before = Busy::of(&service.pair);
+                let report = service.load(store, crowd, self.seconds);
+                let busy = before.until(&Busy::of(&service.pair));
+                assert_eq!(report["broken_connections"], 0, "{report}");
+                let of = |name: &str| report[name].as_f64().unwrap();
+                let rate = of("requests_per_second");
+                println!("{id}, {run} of {}: {rate:.0}/s, p50 {} us", self.runs, of("p50_us"));
+                self.say(&format!("{id}.rate"), "/s", rate);
+                self.say(&format!("{id}.p50"), "us", of("p50_us"));
+                self.say(&format!("{id}.p99"), "us", of("p99_us"));
+                for (who, seconds) in busy {
+                    let percent = 100.0 * seconds / of("seconds");
+                    self.say(&format!("{id}.cpu-{who}"), "%", percent);
+                }
+                self.say_stages(&id, &service.pair);
+            }
+        }
+    }
+
+    /// What an epoch's time was made of.
+    fn say_stages(&mut self, id: &str, pair: &Pair) {
+        for app in [Side::A, Side::B].into_iter().filter_map(|side| pair.app(side)) {
+            for (stage, times) in app["stages_us"].as_object().into_iter().flatten() {
+                self.say(&format!("{id}.stage-{stage}"), "us", times["p50"].as_f64().unwrap());
+            }
+        }
+    }
+
+    /// One flow, each way.
+    fn bulk(&mut self) {
+        for (way, options) in [
+            ("native", None),
+            ("gate", Some([STRONG, &["--on-standby-loss", "continue"]].concat())),
+            ("strong", Some(STRONG.to_vec())),
+        ] {
+            for direction in ["down", "up"] {
+                let id = format!("bulk.{way}.{direction}");
+                if self.wants(&format!("{id}.")) {
+                    (0..self.runs).for_each(|_| self.flow(&id, direction, way, options.as_deref()));
+                }
+            }
+        }
+    }
+
+    fn flow(&mut self, id: &str, direction: &str, way: &str, options: Option<&[&str]>) {
+        let bytes = if way == "strong" { "200000000" } else { "1000000000" };
+        let (pair, _server) = match options {
+            Some(options) if way == "strong" => (Pair::protecting(options, &Streams::serve()), None),
+            // Without a standby all passes through the gate, and nothing is captured.
+            Some(options) => {
+                let mut pair = Pair::build();
+                pair.start_primary(options, &Streams::serve());
+                pair.wait_for_app(Side::A, "an app", |app| app["app_pid"].is_number());
+                (pair, None)
+            }
+            None => {
+                let pair = street();
+                let line = Streams::serve();
+                let mut command = Command::new(&line[0]);
+                command.args(&line[1..]);
+                let mut server = start_on(pair.namespace(Side::A), command);
+                server.expect_line("ready", SOON);
+                (pair, Some(server))
+            }
+        };
+        let words = ["--connections", "1", "--modes", direction, "--bytes", bytes, "--pause", "0s"];
+        let report = Streams::start(&pair.clients, pair.dir.path(), &words).finish(SOON * 2);
+        assert_eq!(report["failed"], 0, "{report}");
+        let rate = report["bytes_per_second"].as_f64().unwrap() * 8.0 / 1e9;
+        println!("{id}: {rate:.2} Gb/s");
+        self.say(&format!("{id}.rate"), "Gb/s", rate);
+        self.say(&format!("{id}.gap"), "ms", report["gap_ms_max"].as_f64().unwrap());
+    }
+}
+
+/// Seconds that processors worked for each part, so far.
+#[derive(Debug, Default)]
+struct Busy(BTreeMap<&'static str, f64>);
+
+impl Busy {
+    fn of(pair: &Pair) -> Self {
+        let mut busy = Self::default();
+        for (side, whole) in [(Side::A, "manager"), (Side::B, "standby")] {
+            let Some(pid) = pair.manager_pid(side) else { continue };
+            for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+                busy.add(&task.path().join("stat").display().to_string(), |name| match (side, name) {
+                    (Side::A, "gate" | "recorder" | "recorded") => "gate",
+                    (Side::A, name) if name == "engine" || name.starts_with("copy-") => "engine",
+                    (Side::A | Side::B, _) => whole,
+                });
+            }
+            let app = pair.app(side).and_then(|app| app["app_pid"].as_i64());
+            if let Some(pid) = app.filter(|_| side == Side::A) {
+                busy.add(&format!("/proc/{pid}/stat"), |_| "app");
+            }
+        }
+        busy
+    }
+
+    /// N.B. the name in the brackets may hold blanks.
+    fn add(&mut self, stat: &str, whose: impl Fn(&str) -> &'static str) {
+        const TICKS_PER_SECOND: f64 = 100.0;
+        // It may have ended meanwhile.
+        let text = fs::read_to_string(stat).unwrap_or_default();
+        let Some((name, rest)) = text.split_once('(').and_then(|(_, text)| text.rsplit_once(')')) else {
+            return;
+        };
+        let ticks =
+            rest.split_ascii_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok());
+        *self.0.entry(whose(name)).or_default() += ticks.sum::<f64>() / TICKS_PER_SECOND;
+    }
+
+    fn until(&self, later: &Self) -> Vec<(&'static str, f64)> {
+        let since = |(who, seconds): (&&'static str, &f64)| (*who, seconds - self.0.get(who).unwrap_or(&0.0));
+        later.0.iter().map(since).collect()
+    }
+}

@@ -1,0 +1,168 @@
+//! What strong consistency costs, beside no protection, timeline consistency, a synced log, and the same store on
+//! Raft: requests per second, latencies, and who used the processors. And what an epoch's time is made of.
+//!
+//! The servers, the managers and the clients of `crates/checksync/tests/strong`, all on this machine; its test
+//! `as_many_figures_as_are_asked_for` takes the samples, and here they become rows, with aims and peers.
+//!
+//! *More figures*: a test that prints samples of the same form, a line in [`TESTS`], and its aims in [`aim`].
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use super::{Row, only, quick};
+use crate::workspace::cargo;
+
+/// Tests that take samples.
+const TESTS: [&str; 1] = ["as_many_figures_as_are_asked_for"];
+const RUNS: usize = 5;
+const SECONDS: u32 = 2;
+const THESIS: &str = "the same server on etcd's Raft library, three nodes, synced log, in the same run";
+const LOGGED: &str = "redis with appendfsync always, in the same run";
+
+/// A line of the samples.
+#[derive(Debug, Deserialize)]
+struct Sample {
+    id: String,
+    unit: String,
+    value: f64,
+}
+
+/// Samples by id, in the order in which they came first.
+#[derive(Debug, Default)]
+struct Samples {
+    order: Vec<(String, String)>,
+    values: BTreeMap<String, Vec<f64>>,
+}
+
+pub fn rows() -> Result<Vec<Row>> {
+    let mut samples = Samples::default();
+    for test in TESTS {
+        samples.take(test)?;
+    }
+    Ok(samples.rows())
+}
+
+impl Samples {
+    fn take(&mut self, test: &str) -> Result<()> {
+        let dir = tempfile::tempdir().context("cannot make a directory")?;
+        let lines = dir.path().join("samples");
+        let words =
+            ["test", "--locked", "--release", "--quiet", "--package", "checksync", "--test", "strong", "--"];
+        let mut command = cargo(&words);
+        command.args(["--ignored", "--exact", test, "--nocapture"]);
+        let (runs, seconds) = if quick() { (2, 1) } else { (RUNS, SECONDS) };
+        command.env("CHECKSYNC_FIGURES_RUNS", runs.to_string());
+        command.env("CHECKSYNC_FIGURES_SECONDS", seconds.to_string());
+        command.env("CHECKSYNC_FIGURES_ONLY", only()).env("CHECKSYNC_FIGURES_TO", &lines);
+        let done = command.status().context("cannot start cargo")?;
+        ensure!(done.success(), "{test}: {done}");
+        self.read(&lines)
+    }
+
+    fn read(&mut self, path: &Path) -> Result<()> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        for line in text.lines() {
+            let sample: Sample =
+                serde_json::from_str(line).with_context(|| format!("an odd sample: {line}"))?;
+            self.add(sample);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, Sample { id, unit, value }: Sample) {
+        let values = self.values.entry(id.clone()).or_default();
+        if values.is_empty() {
+            self.order.push((id, unit));
+        }
+        values.push(value);
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        self.order.iter().map(|(id, unit)| self.row(id, unit)).collect()
+    }
+
+    fn row(&self, id: &str, unit: &str) -> Row {
+        let (unit, samples) = (known(unit), &self.values[id]);
+        let row = match is_rate(unit) {
+            true => Row::rate(format!("strong.{id}"), unit, samples),
+            false => Row::measured(format!("strong.{id}"), unit, samples),
+        };
+        let row = match (aim(id), is_rate(unit)) {
+            (Some(aim), true) => row.aim_at_least(aim),
+            (aim, _) => row.aim(aim),
+        };
+        self.beside(id, row)
+    }
+
+    /// The Go server at 64 clients is to be twice as fast as its port to Raft.
+    fn beside(&self, id: &str, row: Row) -> Row {
+        let median = |id: &str| Row::measured("", "", self.values.get(id)?).median;
+        if let Some(rest) = id.strip_prefix("kv.strong.").filter(|rest| rest.ends_with(".rate")) {
+            let raft = median(&format!("kv.raft.{rest}"));
+            let aim = raft.filter(|_| rest == "64.rate").map(|raft| 2.0 * raft);
+            return row.peer(THESIS, raft).aim_at_least(aim.or_else(|| self::aim(id)));
+        }
+        match id.strip_prefix("redis.strong.").filter(|rest| rest.ends_with(".rate")) {
+            Some(rest) => row.peer(LOGGED, median(&format!("redis.synced-log.{rest}"))),
+            None => row,
+        }
+    }
+}
+
+/// Units are few, and rows keep them for ever.
+fn known(unit: &str) -> &'static str {
+    ["/s", "us", "%", "Gb/s", "ms"].into_iter().find(|known| *known == unit).unwrap_or("")
+}
+
+fn is_rate(unit: &str) -> bool {
+    unit.ends_with("/s")
+}
+
+fn aim(id: &str) -> Option<f64> {
+    match id {
+        "kv.strong.1.rate" | "redis.strong.1.rate" => Some(1_500.0),
+        "kv.strong.1.p50" | "redis.strong.1.p50" => Some(650.0),
+        "redis.strong.64.rate" => Some(10_000.0),
+        "redis.strong.64x16.rate" => Some(100_000.0),
+        "bulk.gate.down.rate" | "bulk.gate.up.rate" => Some(3.0),
+        "bulk.strong.down.rate" | "bulk.strong.up.rate" => Some(1.0),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(of: &[(&str, &str, f64)]) -> Samples {
+        let mut samples = Samples::default();
+        for &(id, unit, value) in of {
+            samples.add(Sample { id: id.to_owned(), unit: unit.to_owned(), value });
+        }
+        samples
+    }
+
+    #[test]
+    fn the_go_server_is_measured_against_its_port_to_raft() {
+        let samples = samples(&[
+            ("kv.strong.64.rate", "/s", 7_000.0),
+            ("kv.strong.64.rate", "/s", 9_000.0),
+            ("kv.strong.64.rate", "/s", 8_000.0),
+            ("kv.raft.64.rate", "/s", 3_000.0),
+        ]);
+        let rows = samples.rows();
+        assert_eq!((rows[0].median, rows[0].p99, rows[0].runs), (Some(8_000.0), Some(7_000.0), 3));
+        assert_eq!((rows[0].peer, rows[0].aim, rows[0].met), (Some(3_000.0), Some(6_000.0), Some(true)));
+    }
+
+    #[test]
+    fn more_requests_and_less_time_meet_an_aim() {
+        let samples = samples(&[("redis.strong.1.rate", "/s", 1_499.0), ("redis.strong.1.p50", "us", 640.0)]);
+        let met: Vec<_> = samples.rows().iter().map(|row| row.met).collect();
+        assert_eq!(met, [Some(false), Some(true)]);
+    }
+}
