@@ -147,6 +147,10 @@ pub struct PrimaryArgs {
     /// HOST:PORT of the standby
     #[arg(long, env = "CHECKSYNC_STANDBY")]
     pub standby: Option<String>,
+    /// `structures`: no process is captured; the program keeps its state in maps and values of the SDK, and every
+    /// change is on the standby before it returns; needs no root [default: process]
+    #[arg(long, env = "CHECKSYNC_REPLICATE", value_enum)]
+    pub replicate: Option<ReplicateArg>,
     /// From one checkpoint to the next [default: 50ms]
     #[arg(long, env = "CHECKSYNC_INTERVAL", value_parser = duration::parse)]
     pub interval: Option<Duration>,
@@ -186,6 +190,13 @@ pub struct PrimaryArgs {
     pub shadow_mib: Option<u64>,
     #[command(flatten)]
     pub shared: SharedArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicateArg {
+    Process,
+    Structures,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]

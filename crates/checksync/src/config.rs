@@ -17,7 +17,8 @@ use serde::Deserialize;
 use wire::TlsFiles;
 
 use crate::arguments::{
-    ConsistencyArg, FencingArg, Format, OnCrashArg, OnStandbyLossArg, PrimaryArgs, SharedArgs, StandbyArgs,
+    ConsistencyArg, FencingArg, Format, OnCrashArg, OnStandbyLossArg, PrimaryArgs, ReplicateArg, SharedArgs,
+    StandbyArgs,
 };
 use crate::duration;
 
@@ -46,6 +47,8 @@ pub struct PrimarySettings {
     pub timing: Timing,
     pub on_crash: OnCrash,
     pub consistency: Consistency,
+    /// Structures instead of a process, which needs neither a capture nor a network.
+    pub structures: bool,
     pub abandon_standby: bool,
     /// The app's own, instead of the host's.
     pub network: Option<NetworkSpec>,
@@ -80,6 +83,7 @@ struct File {
     #[serde(deserialize_with = "duration::deserialize")]
     heartbeat: Option<Duration>,
     missed: Option<u32>,
+    replicate: Option<ReplicateArg>,
     on_crash: Option<OnCrashArg>,
     consistency: Option<ConsistencyArg>,
     on_standby_loss: Option<OnStandbyLossArg>,
@@ -112,7 +116,13 @@ impl PrimarySettings {
             (Some(address), None) => bail!("where is {address}? Name the bridge or device with --link"),
             (None, _) => None,
         };
-        let strong = args.consistency.or(file.consistency) == Some(ConsistencyArg::Strong);
+        let structures = args.replicate.or(file.replicate) == Some(ReplicateArg::Structures);
+        if structures && network.is_some() {
+            bail!(
+                "structures move without an address; leave --address out, or give it to the program's own hosts"
+            );
+        }
+        let strong = structures || args.consistency.or(file.consistency) == Some(ConsistencyArg::Strong);
         let on_standby_loss =
             args.on_standby_loss.or(file.on_standby_loss).map_or_else(Default::default, Into::into);
         let consistency = match strong {
@@ -121,8 +131,8 @@ impl PrimarySettings {
         };
         let grace = args.grace.or(file.grace).unwrap_or(GRACE);
         let shared = Shared::resolve(args.shared, file)?;
-        check_strong(consistency, network.as_ref(), shared.fencing)?;
-        if strong && on_crash == OnCrashArg::Restart {
+        check_strong(consistency, structures || network.is_some(), shared.fencing)?;
+        if strong && !structures && on_crash == OnCrashArg::Restart {
             bail!(
                 "strong consistency keeps the connections, and a program that is started afresh knows none of them; \
                  give --on-crash failover or stop"
@@ -130,6 +140,7 @@ impl PrimarySettings {
         }
         Ok(Self {
             consistency,
+            structures,
             abandon_standby: args.abandon_standby,
             network,
             app,
@@ -149,14 +160,10 @@ impl PrimarySettings {
 }
 
 /// What strong consistency can't do without.
-fn check_strong(
-    consistency: Consistency,
-    network: Option<&NetworkSpec>,
-    fencing: Fencing,
-) -> anyhow::Result<()> {
+fn check_strong(consistency: Consistency, can_hold: bool, fencing: Fencing) -> anyhow::Result<()> {
     match consistency {
         Consistency::Timeline => Ok(()),
-        Consistency::Strong { .. } if network.is_none() => {
+        Consistency::Strong { .. } if !can_hold => {
             bail!("strong consistency needs an address that is the app's own; give --address and --link")
         }
         Consistency::Strong { on_standby_loss: OnStandbyLoss::Continue } if fencing != Fencing::Register => {

@@ -110,6 +110,10 @@ impl Board {
         Self { head: Arc::new(head), apps: Arc::default(), takeovers: Arc::default() }
     }
 
+    pub fn address(&self) -> Option<&str> {
+        self.head.address.as_deref()
+    }
+
     pub fn set(&self, report: AppReport) {
         self.lock().insert(report.app.clone(), report);
     }

@@ -19,6 +19,7 @@ pub mod output;
 pub mod primary;
 pub mod register;
 pub mod standby;
+pub mod structures;
 
 use std::time::Duration;
 

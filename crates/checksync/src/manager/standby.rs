@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -18,8 +18,9 @@ use wire::{
 
 use super::copy::{Actor, Input, Setup};
 use super::host::HostFacts;
+use super::structures::{self, Copies};
 use crate::config::{check_name, fencing_name, nanos, network_spec};
-use crate::status::Board;
+use crate::status::{self, Board};
 
 /// Each app takes a thread or two and a copy of its memory.
 const APPS_MAX: usize = 100;
@@ -38,13 +39,40 @@ pub struct Daemon {
     pub apps: Mutex<HashMap<String, App>>,
 }
 
-/// An actor, as the door knows it.
-#[derive(Debug)]
+/// An app, as the door knows it.
 pub struct App {
-    post: mpsc::Sender<Input>,
+    keeper: Keeper,
     timing: Timing,
     network: Option<gate::NetworkSpec>,
-    thread: JoinHandle<()>,
+}
+
+/// Who keeps it: the actor of a process's copy, or its structures.
+enum Keeper {
+    Process { post: mpsc::Sender<Input>, thread: JoinHandle<()> },
+    Structures(Arc<Copies>),
+}
+
+/// Where what is said of an app goes.
+#[derive(Clone)]
+enum Post {
+    Process(mpsc::Sender<Input>),
+    Structures(Arc<Copies>),
+}
+
+impl App {
+    fn is_over(&self) -> bool {
+        match &self.keeper {
+            Keeper::Process { thread, .. } => thread.is_finished(),
+            Keeper::Structures(copies) => copies.is_over(),
+        }
+    }
+
+    fn post(&self) -> Post {
+        match &self.keeper {
+            Keeper::Process { post, .. } => Post::Process(post.clone()),
+            Keeper::Structures(copies) => Post::Structures(Arc::clone(copies)),
+        }
+    }
 }
 
 impl Daemon {
@@ -65,9 +93,11 @@ impl Daemon {
             let why = format!("fencing is {:?} on the primary and {ours:?} on the standby", hello.fencing);
             return Err(refuse(RefusalCode::Fencing, why, "give both the same --arbiter, or --fencing none"));
         }
-        let theirs = HostFacts::decode(&hello.host_facts);
-        let fits = theirs.and_then(|theirs| theirs.fits(&self.facts));
-        fits.map_err(|why| refuse(RefusalCode::Host, why.to_string(), why.way_out()))?;
+        if hello.structures.is_none() {
+            let theirs = HostFacts::decode(&hello.host_facts);
+            let fits = theirs.and_then(|theirs| theirs.fits(&self.facts));
+            fits.map_err(|why| refuse(RefusalCode::Host, why.to_string(), why.way_out()))?;
+        }
         Timing::new(nanos(hello.heartbeat), hello.missed)
             .map_err(|why| refuse(RefusalCode::Fencing, why.to_string(), "change --heartbeat or --missed"))
     }
@@ -87,12 +117,19 @@ impl Daemon {
     }
 
     /// The actor of an app, made if there is none.
-    fn actor(&self, hello: &Hello, timing: Timing) -> Result<mpsc::Sender<Input>, Refusal> {
+    fn actor(&self, hello: &Hello, timing: Timing) -> Result<Post, Refusal> {
         let app = hello.app.as_str();
         let network = self.network(hello)?;
         let mut apps = self.lock();
-        apps.retain(|_, app| !app.thread.is_finished());
+        apps.retain(|_, app| !app.is_over());
         if let Some(known) = apps.get(app) {
+            if matches!(known.keeper, Keeper::Structures(_)) != hello.structures.is_some() {
+                return Err(Refusal {
+                    code: RefusalCode::Host,
+                    why: format!("{app} was followed with another --replicate here"),
+                    way_out: "choose another name, or restart the standby".to_owned(),
+                });
+            }
             if known.network != network {
                 return Err(Refusal {
                     code: RefusalCode::Host,
@@ -102,7 +139,7 @@ impl Daemon {
                 });
             }
             if known.timing == timing {
-                return Ok(known.post.clone());
+                return Ok(known.post());
             }
             return Err(Refusal {
                 code: RefusalCode::Fencing,
@@ -115,14 +152,36 @@ impl Daemon {
             let way_out = "use another standby".to_owned();
             return Err(Refusal { code: RefusalCode::Busy, why, way_out });
         }
-        let made = self.start_actor(app, timing, network.clone());
-        let (post, thread) = made.map_err(|why| Refusal {
+        let made = match hello.structures {
+            Some(_) => self.keep_structures(app, timing),
+            None => self.start_actor(app, timing, network.clone()),
+        };
+        let keeper = made.map_err(|why| Refusal {
             code: RefusalCode::Host,
             why: format!("{why:#}"),
             way_out: "see the standby's log".to_owned(),
         })?;
-        apps.insert(app.to_owned(), App { post: post.clone(), timing, network, thread });
+        let made = App { keeper, timing, network };
+        let post = made.post();
+        apps.insert(app.to_owned(), made);
         Ok(post)
+    }
+
+    fn keep_structures(&self, app: &str, timing: Timing) -> anyhow::Result<Keeper> {
+        let address = self.board.address().unwrap_or_default();
+        let port = address.rsplit(':').next().unwrap_or_default();
+        let copies = Copies::new(structures::Setup {
+            app: app.to_owned(),
+            host: self.host.clone(),
+            timing,
+            fencing: self.fencing,
+            arbiter: self.arbiter.clone(),
+            promote_hook: self.promote_hook.clone(),
+            board: self.board.clone(),
+            runtime: self.runtime.clone(),
+            socket: status::run_dir()?.join(format!("standby-{port}-{app}.structures")),
+        })?;
+        Ok(Keeper::Structures(copies))
     }
 
     fn start_actor(
@@ -130,7 +189,7 @@ impl Daemon {
         app: &str,
         timing: Timing,
         network: Option<gate::NetworkSpec>,
-    ) -> anyhow::Result<(mpsc::Sender<Input>, JoinHandle<()>)> {
+    ) -> anyhow::Result<Keeper> {
         let (actor, post) = Actor::new(Setup {
             app: app.to_owned(),
             host: self.host.clone(),
@@ -145,23 +204,28 @@ impl Daemon {
             runtime: self.runtime.clone(),
         })?;
         let thread = thread::Builder::new().name("standby".to_owned()).spawn(move || actor.run())?;
-        Ok((post, thread))
+        Ok(Keeper::Process { post, thread })
     }
 
-    fn find(&self, app: &str) -> Option<mpsc::Sender<Input>> {
-        self.lock().get(app).map(|app| app.post.clone())
+    fn find(&self, app: &str) -> Option<Post> {
+        self.lock().get(app).map(App::post)
     }
 
     /// Ends every app: copies are dropped, and what is served here gets `grace`.
     pub fn stop(&self, grace: Duration) {
         let apps: Vec<App> = self.lock().drain().map(|(_, app)| app).collect();
         for app in &apps {
-            // One that has ended needs no telling.
-            let _ = app.post.send(Input::Stop { grace });
+            if let Keeper::Process { post, .. } = &app.keeper {
+                // One that has ended needs no telling.
+                let _ = post.send(Input::Stop { grace });
+            }
         }
         for app in apps {
-            // A panic was logged.
-            let _ = app.thread.join();
+            match app.keeper {
+                // A panic was logged.
+                Keeper::Process { thread, .. } => drop(thread.join()),
+                Keeper::Structures(copies) => copies.stop(grace),
+            }
         }
     }
 }
@@ -172,7 +236,8 @@ impl Handler for Daemon {
         let actor = self.examine(&peer, &hello).and_then(|timing| self.actor(&hello, timing));
         match actor {
             // An actor that ends right now drops the opening, and the primary tries again.
-            Ok(actor) => drop(actor.send(Input::Hello(Box::new(hello), opening))),
+            Ok(Post::Process(actor)) => drop(actor.send(Input::Hello(Box::new(hello), opening))),
+            Ok(Post::Structures(copies)) => copies.hello(Box::new(hello), opening),
             Err(refusal) => {
                 tracing::warn!(%peer, app = hello.app, "refused a primary: {refusal}");
                 opening.refuse(refusal);
@@ -186,15 +251,21 @@ impl Handler for Daemon {
         mut beats: Incoming<Heartbeat>,
         answers: Outgoing<HeartbeatAnswer>,
     ) {
-        let mut known: Option<(String, mpsc::Sender<Input>)> = None;
+        let mut known: Option<(String, Post)> = None;
         while let Some(Ok(beat)) = beats.recv().await {
-            if known.as_ref().is_none_or(|(app, _)| *app != beat.app) {
+            let over = |post: &Post| matches!(post, Post::Structures(copies) if copies.is_over());
+            if known.as_ref().is_none_or(|(app, post)| *app != beat.app || over(post)) {
                 known = self.find(&beat.app).map(|actor| (beat.app.clone(), actor));
             }
             let Some((_, actor)) = &known else { continue };
-            let input = Input::Beat { from: peer.name.clone(), beat, answers: answers.clone() };
-            if actor.send(input).is_err() {
-                known = None;
+            match actor {
+                Post::Process(actor) => {
+                    let input = Input::Beat { from: peer.name.clone(), beat, answers: answers.clone() };
+                    if actor.send(input).is_err() {
+                        known = None;
+                    }
+                }
+                Post::Structures(copies) => copies.beat(&peer.name, beat, answers.clone()),
             }
         }
     }
@@ -205,7 +276,9 @@ impl Handler for Daemon {
             why: why.to_owned(),
             way_out: "nothing is to be done".to_owned(),
         };
-        let actor = self.find(&silent.app).ok_or_else(|| refuse("no such app is kept here"))?;
+        let Some(Post::Process(actor)) = self.find(&silent.app) else {
+            return Err(refuse("no such process is kept here"));
+        };
         let (answer, answered) = oneshot::channel();
         let ended = || refuse("the app has ended here");
         actor.send(Input::Silent(silent, answer)).map_err(|_| ended())?;

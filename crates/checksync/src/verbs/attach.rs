@@ -17,6 +17,9 @@ use crate::status::{self, Board, Role, SCHEMA};
 
 pub fn run(args: AttachArgs) -> anyhow::Result<ExitCode> {
     let settings = PrimarySettings::resolve(args.primary)?;
+    if settings.structures {
+        bail!("structures are those of a program that was started for them; use `checksync run`");
+    }
     protect(settings, Target::Process(args.pid))
 }
 
@@ -79,7 +82,7 @@ struct Ended {
 }
 
 /// The app's own exit code, as a shell shows it, where the app ended by itself.
-fn end(outcome: Outcome, format: Format) -> anyhow::Result<ExitCode> {
+pub fn end(outcome: Outcome, format: Format) -> anyhow::Result<ExitCode> {
     const SIGNAL_BASE: i32 = 128;
     let ending = match outcome {
         Outcome::Ended(ending) => ending,
