@@ -263,7 +263,7 @@ impl Shared {
         }
         outgoing.writing = true;
         let mut bytes = Vec::new();
-        while !outgoing.unwritten.is_empty() {
+        loop {
             bytes.clear();
             std::mem::swap(&mut bytes, &mut outgoing.unwritten);
             outgoing.written_up_to = outgoing.submitted;
@@ -275,9 +275,14 @@ impl Shared {
                 outgoing.unwritten.clear();
             }
             self.written.notify_all();
+            // Less than a batch goes when this one is committed; which it may be already, and its end found us here.
+            let may_wait = self.is_under_way(&outgoing) && outgoing.unwritten.len() < BATCH_BYTES;
+            if outgoing.unwritten.is_empty() || may_wait {
+                break;
+            }
         }
         // The next to write needs no new buffer, unless this was a long one.
-        if bytes.capacity() <= UNWRITTEN_BYTES_MAX {
+        if outgoing.unwritten.is_empty() && bytes.capacity() <= UNWRITTEN_BYTES_MAX {
             bytes.clear();
             outgoing.unwritten = bytes;
         }

@@ -31,6 +31,7 @@ use wire::{
 
 use self::incoming::{Epoch, Staging};
 use self::serving::Serving;
+use super::awake::{Awake, stay_awake};
 use crate::manager::register::RegisterDesk;
 use crate::manager::{fresh_incarnation, now, wall_clock_ns};
 use crate::status::Board;
@@ -52,6 +53,7 @@ pub struct Setup {
 
 /// The structures of one app.
 pub struct Copies {
+    awake: Arc<Awake>,
     state: Mutex<State>,
 }
 
@@ -99,6 +101,7 @@ impl Copies {
         let tick = Duration::from_nanos(setup.timing.heartbeat().0 / 2);
         let runtime = setup.runtime.clone();
         let copies = Arc::new_cyclic(|this| Self {
+            awake: Arc::default(),
             state: Mutex::new(State {
                 machine: Standby::new(config),
                 this: this.clone(),
@@ -133,6 +136,7 @@ impl Copies {
                 state.setup.arbiter.as_ref().map(|spec| RegisterDesk::open(spec, &state.setup.app, answer));
             state.register = register.transpose()?;
         }
+        runtime.spawn(stay_awake(Arc::clone(&copies.awake)));
         runtime.spawn(tick_for_life(Arc::downgrade(&copies), tick));
         Ok(copies)
     }
@@ -386,6 +390,7 @@ async fn follow(
             None => break,
         };
         let Some(copies) = copies.upgrade() else { return };
+        copies.awake.stay();
         let says = copies.lock().take_said(number, message);
         for said in says {
             if let Err(why) = outgoing.send(said).await {

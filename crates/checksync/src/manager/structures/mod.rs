@@ -16,6 +16,7 @@
 //! The path of a write is what is measured here, so that it has few threads: on the primary one for everything but
 //! heartbeats and register, on the standby the network's own, which steps the machine itself.
 
+mod awake;
 mod copy;
 mod keep;
 mod library;

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use image::{CheckpointId, Member, Term};
 use replica::primary::{AppExit, Ending, Output, Status};
 use replica::{Answer, Ask, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
+use rustix::process::Signal;
 use structure::{Cursor, Malformed};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -31,6 +32,7 @@ use wire::{FromStandby, HeartbeatAnswer, Hello, RefusalCode, StandbyState};
 
 use self::log::Log;
 use super::PART_BYTES;
+use super::awake::{Awake, stay_awake};
 use super::keep::Keep;
 use super::library::{Door, Keeper, Outbox};
 use super::program::Program;
@@ -46,8 +48,8 @@ use crate::verbs::attach::{end, lock_state};
 
 /// Without changes an epoch is a sign of life only.
 const INTERVAL: Nanos = Nanos::from_millis(1_000);
-/// How long a program that was fenced may take to say so to its clients.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long a program that was fenced may tell its clients so; and how long it may then take to end.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What comes from another thread or task.
 #[derive(Debug)]
@@ -117,6 +119,7 @@ struct Manager {
     room: Notify,
     /// Told when something may have come to its end.
     over: Notify,
+    awake: Arc<Awake>,
 }
 
 /// Runs a primary manager until the program has ended, here or for good.
@@ -142,6 +145,7 @@ async fn run(settings: PrimarySettings, command: Vec<OsString>, name: &str) -> a
     let door = Door::open(&path, &manager);
     let door = door.with_context(|| format!("cannot listen on {}", path.display()))?;
     manager.lock().door = Some(door);
+    tokio::spawn(stay_awake(Arc::clone(&manager.awake)));
     forward_signals(&post)?;
     let tick = Duration::from_nanos(manager.lock().settings.timing.heartbeat().0 / 2);
     let mut ticks = tokio::time::interval(tick);
@@ -239,6 +243,7 @@ impl Manager {
             }),
             room: Notify::new(),
             over: Notify::new(),
+            awake: Arc::default(),
         }))
     }
 
@@ -267,6 +272,7 @@ impl Keeper for Manager {
     }
 
     fn take(&self, number: u64, frames: &[u8]) -> Result<(), Malformed> {
+        self.awake.stay();
         self.lock().take_changes(number, frames)
     }
 
@@ -308,9 +314,7 @@ impl Actor {
             Input::Exited(exit) => self.program_exited(exit),
             Input::Stop => self.stop(),
             Input::Signal(signal) => {
-                if let (Some(program), Some(signal)) =
-                    (&self.program, rustix::process::Signal::from_named_raw(signal))
-                {
+                if let (Some(program), Some(signal)) = (&self.program, Signal::from_named_raw(signal)) {
                     program.signal(signal);
                 }
             }
@@ -449,11 +453,11 @@ impl Actor {
             (1, true) => self.step(PrimaryEvent::Shutdown),
             // The term never was ours, so the program has never begun.
             (1, false) => self.ending = Some(Ending::App(AppExit::Signal(libc::SIGTERM))),
-            _ => self.kill(rustix::process::Signal::KILL),
+            _ => self.kill(Signal::KILL),
         }
     }
 
-    fn kill(&self, signal: rustix::process::Signal) {
+    fn kill(&self, signal: Signal) {
         if let Some(program) = &self.program {
             program.signal(signal);
         }
@@ -516,16 +520,16 @@ impl Manager {
     /// A program that was fenced, or that a failure left behind, has a while to end by itself.
     async fn await_program(&self, inbox: &mut mpsc::UnboundedReceiver<Input>) {
         let mut deadline = tokio::time::Instant::now() + LAST_WORDS;
-        self.lock().kill(rustix::process::Signal::TERM);
+        let mut signals = [Signal::TERM, Signal::KILL].into_iter();
         while self.lock().program.is_some() {
             tokio::select! {
-                Some(input) = inbox.recv() => {
-                    if let Input::Exited(_) = input {
-                        self.lock().program = None;
-                    }
-                }
+                Some(input) = inbox.recv() => match input {
+                    Input::Exited(_) => self.lock().program = None,
+                    Input::Stop => self.lock().kill(Signal::KILL),
+                    Input::Heart { .. } | Input::Register(..) | Input::Signal(_) | Input::Tick => {}
+                },
                 () = tokio::time::sleep_until(deadline) => {
-                    self.lock().kill(rustix::process::Signal::KILL);
+                    self.lock().kill(signals.next().unwrap_or(Signal::KILL));
                     deadline += LAST_WORDS;
                 }
             }

@@ -7,6 +7,7 @@ use std::thread;
 use image::{CheckpointId, Member, Sync, Term};
 use replica::primary::{AppExit, Notice, Output, Permit};
 use replica::{PrimaryAction, PrimaryEvent};
+use rustix::process::Signal;
 use structure::ToLibrary;
 use wire::{Changes, Exit, FromPrimary};
 
@@ -244,12 +245,12 @@ impl Actor {
     }
 
     fn stop_program(&mut self) {
-        self.kill(rustix::process::Signal::TERM);
+        self.kill(Signal::TERM);
         let (this, grace) = (self.this.clone(), self.settings.grace);
         tokio::spawn(async move {
             tokio::time::sleep(grace).await;
             if let Some(manager) = this.upgrade() {
-                manager.lock().kill(rustix::process::Signal::KILL);
+                manager.lock().kill(Signal::KILL);
             }
         });
     }
@@ -259,11 +260,11 @@ impl Actor {
         self.run_program();
     }
 
-    /// The program learns who serves instead, and has a moment to tell its clients.
+    /// The program learns who serves instead. It may go on for a moment, to tell its clients: its structures answer
+    /// nothing any more.
     fn fence(&mut self) {
         let (term, by) = self.superseded.clone().unwrap_or_default();
         self.keep.shut_out(Some(ToLibrary::Fenced { term: term.0, by: &by }));
-        self.kill(rustix::process::Signal::TERM);
     }
 }
 
