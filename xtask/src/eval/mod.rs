@@ -6,6 +6,7 @@
 //!
 //! - [`pause`] and [`overhead`] drive a pair of engines in this process ([`pair`], [`side`], [`cell`]).
 //! - [`failover`] drives the program that people use, in two network namespaces ([`hosts`]).
+//! - [`structure`] drives it without root, with programs on the SDK.
 //! - [`takeover`] has the tests of that program play rounds, and counts what their judge found.
 
 mod cell;
@@ -20,6 +21,7 @@ mod published;
 mod row;
 mod side;
 mod spin;
+mod structure;
 mod table;
 mod takeover;
 
@@ -61,6 +63,11 @@ const EVALS: &[Eval] = &[
         name: "takeover",
         what: "what concurrent clients notice of deaths at random instants, judged over their whole history",
         measure: takeover::rows,
+    },
+    Eval {
+        name: "structure",
+        what: "a replicated map in process and behind a server, beside the same map encoded whole with each write",
+        measure: structure::rows,
     },
     Eval {
         name: "published",
