@@ -110,6 +110,7 @@ type Commit struct {
 
 // Wait returns when the standby has it.
 func (c *Commit) Wait() error {
+	c.conn.look(c.done)
 	<-c.done
 	return c.err
 }

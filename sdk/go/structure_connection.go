@@ -3,9 +3,12 @@ package checksync
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -15,20 +18,28 @@ const unwrittenBytesMax = 1 << 20
 // connection sends changes in one order, and brings them into force when they are committed.
 //
 // Whoever changes something appends it to the buffer under the lock, and writes the buffer unless somebody else does
-// already: so what many goroutines have to say goes with few calls. One goroutine reads what the manager says.
+// already: so what many goroutines have to say goes with few calls.
 type connection struct {
 	socket net.Conn
+	raw    syscall.RawConn
 	term   uint64
 	names  *names
 	lease  lease
+	ear    ear
+
+	roundTrip atomic.Int64 // Nanoseconds from a write to its commit: a mean that forgets.
 
 	mu        sync.Mutex
 	written   sync.Cond
 	unwritten []byte
 	writing   bool
 	open      []change // Not committed, the oldest first.
+	submitted uint64
 	committed uint64
 	failure   error
+
+	writtenUpTo uint64 // The last batch: up to which change it goes, and when it was written.
+	writtenAt   time.Time
 }
 
 type change struct {
@@ -42,7 +53,12 @@ func connect(path string) (*connection, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrLost, err)
 	}
-	c := &connection{socket: socket, names: newNames()}
+	raw, err := socket.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		socket.Close()
+		return nil, fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	c := &connection{socket: socket, raw: raw, names: newNames()}
 	c.written.L = &c.mu
 	c.lease.begin()
 	reader := newFrameReader(socket)
@@ -51,7 +67,7 @@ func connect(path string) (*connection, error) {
 		socket.Close()
 		return nil, err
 	}
-	go c.listen(reader)
+	go c.listen()
 	go c.keepLease(every)
 	return c, nil
 }
@@ -106,6 +122,7 @@ func (c *connection) submit(kind byte, name, key string, value []byte, apply fun
 	}
 	c.unwritten = appendChange(c.unwritten, kind, name, key, value)
 	c.open = append(c.open, change{apply, commit})
+	c.submitted++
 	c.write()
 	return commit, nil
 }
@@ -120,6 +137,7 @@ func (c *connection) write() {
 	var buffer []byte
 	for len(c.unwritten) > 0 {
 		buffer, c.unwritten = c.unwritten, buffer[:0]
+		c.writtenUpTo, c.writtenAt = c.submitted, time.Now()
 		c.mu.Unlock()
 		_, err := c.socket.Write(buffer)
 		c.mu.Lock()
@@ -135,24 +153,109 @@ func (c *connection) write() {
 	c.writing = false
 }
 
-func (c *connection) listen(reader *frameReader) {
-	for {
-		f, err := reader.next()
-		switch {
-		case err != nil:
-			err = fmt.Errorf("%w: %w", ErrLost, err)
-		case f.kind == kindCommitted:
-			err = c.commit(f)
-		case f.kind == kindLease:
-			err = c.lease.answer(f)
-		default:
-			err = f.refusal()
+// ear has what came from the manager and is no whole frame yet. Whoever holds its lock reads: the one goroutine that
+// is there for it, or whoever waits and looks meanwhile.
+type ear struct {
+	mu     sync.Mutex
+	buffer []byte
+	filled int
+}
+
+// listen reads until the connection is over. It holds nothing while there is nothing to read.
+func (c *connection) listen() {
+	c.ear.buffer = make([]byte, 64<<10)
+	var failure error
+	err := c.raw.Read(func(fd uintptr) bool {
+		c.ear.mu.Lock()
+		defer c.ear.mu.Unlock()
+		for {
+			var more bool
+			if more, failure = c.hear(int(fd)); failure != nil || !more {
+				return failure != nil
+			}
 		}
+	})
+	if failure == nil {
+		failure = fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	c.fail(failure)
+}
+
+// hear takes what is there to be read, without waiting. The ear is locked.
+func (c *connection) hear(fd int) (more bool, err error) {
+	e := &c.ear
+	n, err := syscall.Read(fd, e.buffer[e.filled:])
+	switch {
+	case err == syscall.EAGAIN || err == syscall.EINTR:
+		return err == syscall.EINTR, nil
+	case err == nil && n == 0:
+		return false, fmt.Errorf("%w: %w", ErrLost, io.EOF)
+	case err != nil:
+		return false, fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	e.filled += n
+	taken := 0
+	for {
+		f, length, err := frameIn(e.buffer[taken:e.filled])
 		if err != nil {
-			c.fail(err)
-			return
+			return false, err
+		}
+		if length == 0 {
+			break
+		}
+		taken += length
+		if err := c.take(f); err != nil {
+			return false, err
 		}
 	}
+	e.filled = copy(e.buffer, e.buffer[taken:e.filled])
+	// Nothing that is said here is long.
+	if e.filled == len(e.buffer) {
+		return false, errCut
+	}
+	return true, nil
+}
+
+func (c *connection) take(f frame) error {
+	switch f.kind {
+	case kindCommitted:
+		return c.commit(f)
+	case kindLease:
+		return c.lease.answer(f)
+	default:
+		return f.refusal()
+	}
+}
+
+// lookMax is longer than a short round trip. Who waits for a longer one sleeps at once.
+const lookMax = 250 * time.Microsecond
+
+// look reads by itself until something is done, if round trips are short: to wake a goroutine, and a core that has gone
+// to sleep, takes as long as all the rest of one.
+func (c *connection) look(done <-chan struct{}) {
+	if time.Duration(c.roundTrip.Load()) > lookMax {
+		return
+	}
+	begun := time.Now()
+	c.raw.Control(func(fd uintptr) {
+		for time.Since(begun) < lookMax {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if c.ear.mu.TryLock() {
+				// Whatever is wrong, whoever listens finds it, too.
+				_, err := c.hear(int(fd))
+				c.ear.mu.Unlock()
+				if err != nil {
+					c.fail(err)
+					return
+				}
+			}
+			runtime.Gosched()
+		}
+	})
 }
 
 // commit brings all changes up to a number into force, and lets go who waits for them.
@@ -172,6 +275,11 @@ func (c *connection) commit(f frame) error {
 	clear(c.open[left:])
 	c.open = c.open[:left]
 	c.committed = count
+	if count >= c.writtenUpTo && !c.writtenAt.IsZero() {
+		mean := (c.roundTrip.Load()*7 + int64(time.Since(c.writtenAt))) / 8
+		c.roundTrip.Store(mean)
+		c.writtenAt = time.Time{}
+	}
 	c.mu.Unlock()
 	for _, d := range done {
 		d.apply()
@@ -182,6 +290,10 @@ func (c *connection) commit(f frame) error {
 
 func (c *connection) fail(err error) {
 	c.mu.Lock()
+	if c.failure != nil {
+		c.mu.Unlock()
+		return // The first cause counts.
+	}
 	c.failure = err
 	left := c.open
 	c.open = nil

@@ -85,6 +85,21 @@ func (r *frameReader) next() (frame, error) {
 	return frame{head[4], body}, err
 }
 
+// frameIn takes the first frame of a buffer, and says how long it is; 0 if more bytes are needed.
+func frameIn(buffer []byte) (f frame, length int, err error) {
+	if len(buffer) < 5 {
+		return frame{}, 0, nil
+	}
+	length = int(binary.LittleEndian.Uint32(buffer))
+	if length == 0 || length > frameBytesMax {
+		return frame{}, 0, fmt.Errorf("the manager sent a frame of %d bytes, which none has", length)
+	}
+	if len(buffer) < 4+length {
+		return frame{}, 0, nil
+	}
+	return frame{buffer[4], buffer[5 : 4+length]}, 4 + length, nil
+}
+
 var errCut = errors.New("the manager sent a frame that is cut")
 
 // number reads one at an offset.

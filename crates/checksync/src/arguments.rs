@@ -131,6 +131,10 @@ pub struct StandbyArgs {
     /// A command that is run when an app is served from here
     #[arg(long, env = "CHECKSYNC_PROMOTE_HOOK")]
     pub promote_hook: Option<OsString>,
+    /// Threads of the network: with one, replicated structures wait least; with more, many apps at once do
+    /// [default: 2]
+    #[arg(long, env = "CHECKSYNC_NETWORK_THREADS")]
+    pub network_threads: Option<usize>,
     /// The bridge or device where the apps' addresses are [default: called as on the primary]
     #[arg(long, env = "CHECKSYNC_LINK")]
     pub link: Option<String>,

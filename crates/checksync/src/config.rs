@@ -27,6 +27,9 @@ const HEARTBEAT: Duration = Duration::from_millis(20);
 const MISSED: u32 = 5;
 const GRACE: Duration = Duration::from_secs(10);
 const SHADOW_MIB: u64 = 256;
+/// Threads of a manager's network.
+pub const NETWORK_THREADS: usize = 2;
+const NETWORK_THREADS_MAX: usize = 64;
 
 /// What primary and standby share.
 #[derive(Debug)]
@@ -62,6 +65,7 @@ pub struct StandbySettings {
     pub listen: SocketAddr,
     pub promote_hook: Option<OsString>,
     pub link: Option<String>,
+    pub network_threads: usize,
     pub shared: Shared,
 }
 
@@ -76,6 +80,7 @@ struct File {
     state: Option<PathBuf>,
     listen: Option<SocketAddr>,
     promote_hook: Option<String>,
+    network_threads: Option<usize>,
     app: Option<String>,
     standby: Option<String>,
     #[serde(deserialize_with = "duration::deserialize")]
@@ -190,7 +195,12 @@ impl StandbySettings {
             args.listen.or(file.listen).context("no address to listen on; give --listen HOST:PORT")?;
         let promote_hook = args.promote_hook.or(file.promote_hook.clone().map(Into::into));
         let link = args.link.or(file.link.clone());
-        Ok(Self { listen, promote_hook, link, shared: Shared::resolve(args.shared, file)? })
+        let network_threads = args.network_threads.or(file.network_threads).unwrap_or(NETWORK_THREADS);
+        if !(1..=NETWORK_THREADS_MAX).contains(&network_threads) {
+            bail!("{network_threads} threads for the network; take 1 to {NETWORK_THREADS_MAX}");
+        }
+        let shared = Shared::resolve(args.shared, file)?;
+        Ok(Self { listen, promote_hook, link, network_threads, shared })
     }
 }
 

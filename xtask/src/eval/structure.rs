@@ -160,7 +160,7 @@ impl Pair {
         let register = format!("file:{}", dir.path().join("register").display());
         let mut standby = checksync(&dir);
         standby.args(["standby", "--listen", "127.0.0.1:0", "--host", "b", "--arbiter", &register]);
-        standby.arg("--pki").arg(&pki);
+        standby.args(["--network-threads", "1", "--pki"]).arg(&pki);
         let mut standby = Owned(standby.spawn().context("cannot start a standby")?);
         let said = lines_of(standby.0.stdout.take().context("stdout is piped")?);
         let line = wait_for_line(&said, "listening")?;

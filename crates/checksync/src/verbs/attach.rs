@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arguments::{AttachArgs, Format};
-use crate::config::{PrimarySettings, fencing_name};
+use crate::config::{NETWORK_THREADS, PrimarySettings, fencing_name};
 use crate::exit::Exit;
 use crate::manager::lock::Lock;
 use crate::manager::primary::{Actor, Input, Outcome, Target, exit_text};
@@ -28,7 +28,7 @@ pub fn protect(settings: PrimarySettings, target: Target) -> anyhow::Result<Exit
     let name = format!("primary-{}", settings.app);
     let _app = Lock::take(&status::run_dir()?, &name, &format!("app {}", settings.app))?;
     let _state = lock_state(settings.shared.state.as_deref())?;
-    let runtime = runtime()?;
+    let runtime = runtime(NETWORK_THREADS)?;
     let _inside = runtime.enter();
     let board =
         Board::new(Role::Primary, settings.shared.host(), fencing_name(settings.shared.fencing), None);
@@ -46,10 +46,10 @@ pub fn lock_state(state: Option<&std::path::Path>) -> anyhow::Result<Option<Lock
     Lock::take(state, "manager", &format!("state directory {}", state.display())).map(Some)
 }
 
-pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    const WORKERS: usize = 2;
+/// `workers` threads of the network.
+pub fn runtime(workers: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(WORKERS).thread_name("network").enable_all().build().context("cannot start tokio")
+    builder.worker_threads(workers).thread_name("network").enable_all().build().context("cannot start tokio")
 }
 
 /// The first SIGTERM or Ctrl-C asks the app to end, the second kills it; others are the app's.

@@ -9,7 +9,7 @@
 //! Whoever submits writes, unless somebody else does already. One thread reads what the manager says.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -68,6 +68,8 @@ struct Shared {
     waiting: Mutex<Vec<(u64, Thread)>>,
     /// Threads that wait, awake or asleep.
     waiters: AtomicU64,
+    /// Nanoseconds: a mean that forgets.
+    round_trip: AtomicU64,
     failure: OnceLock<StructureError>,
     lease: Lease,
     named: RwLock<Named>,
@@ -80,8 +82,6 @@ struct Outgoing {
     /// The last batch that was written: up to which change it goes, and when that was.
     written_up_to: u64,
     written_at: Option<Instant>,
-    /// A mean that forgets.
-    round_trip: Duration,
     /// Threads that were let go with the last batch, and changes that came since.
     company: u64,
     came: u64,
@@ -124,7 +124,7 @@ impl Connection {
         let mut hello = Vec::new();
         append_hello(&mut hello);
         (&stream).write_all(&hello)?;
-        let mut reader = Reader::new(stream.try_clone()?);
+        let mut reader = Reader::new(Ear { stream: stream.try_clone()?, shared: None, looks: false });
         let (mut term, mut named) = (0, Named::default());
         let lease_every = loop {
             match reader.next()? {
@@ -147,6 +147,7 @@ impl Connection {
             committed: AtomicU64::new(0),
             waiting: Mutex::default(),
             waiters: AtomicU64::new(0),
+            round_trip: AtomicU64::new(0),
             failure: OnceLock::new(),
             lease: Lease::new(),
             named: RwLock::new(named),
@@ -154,6 +155,7 @@ impl Connection {
         let connection = Self { shared };
         let shared = Arc::clone(&connection.shared);
         let named = |name: &str| thread::Builder::new().name(name.to_owned());
+        reader.from.shared = Some(Arc::clone(&shared));
         named("structures").spawn(move || shared.listen(reader))?;
         let shared = Arc::clone(&connection.shared);
         named("lease").spawn(move || shared.keep_lease(lease_every))?;
@@ -239,6 +241,10 @@ impl Shared {
         Ok(sequence)
     }
 
+    fn round_trip(&self) -> Duration {
+        Duration::from_nanos(self.round_trip.load(Ordering::Relaxed))
+    }
+
     /// A batch is not committed. Its end lets the next go.
     fn is_under_way(&self, outgoing: &Outgoing) -> bool {
         outgoing.written_up_to > self.committed.load(Ordering::Acquire)
@@ -246,7 +252,7 @@ impl Shared {
 
     /// Waits for those who were let go together, unless somebody does.
     fn gather<'a>(&'a self, mut outgoing: MutexGuard<'a, Outgoing>) -> MutexGuard<'a, Outgoing> {
-        let (begun, patience) = (Instant::now(), outgoing.round_trip / 8);
+        let (begun, patience) = (Instant::now(), self.round_trip() / 8);
         while !outgoing.writing && outgoing.came < outgoing.company && begun.elapsed() < patience {
             drop(outgoing);
             thread::yield_now();
@@ -258,7 +264,7 @@ impl Shared {
 
     /// Writes what waits, unless somebody does. That the manager is gone is told by the one who reads.
     fn write<'a>(&'a self, mut outgoing: MutexGuard<'a, Outgoing>) {
-        if outgoing.writing {
+        if outgoing.writing || outgoing.unwritten.is_empty() {
             return;
         }
         outgoing.writing = true;
@@ -269,7 +275,7 @@ impl Shared {
             outgoing.written_up_to = outgoing.submitted;
             outgoing.written_at = Some(Instant::now());
             drop(outgoing);
-            let sent = (&self.stream).write_all(&bytes);
+            let sent = write_all(&self.stream, &bytes);
             outgoing = self.outgoing();
             if sent.is_err() {
                 outgoing.unwritten.clear();
@@ -287,6 +293,10 @@ impl Shared {
             outgoing.unwritten = bytes;
         }
         outgoing.writing = false;
+    }
+
+    fn has_open(&self) -> bool {
+        self.waiters.load(Ordering::Relaxed) > 0
     }
 
     fn is_done(&self, sequence: u64) -> bool {
@@ -313,12 +323,12 @@ impl Shared {
     /// Looks for the end of a round trip, if they are short.
     fn spin(&self, sequence: u64) {
         let begun = Instant::now();
-        while !self.is_done(sequence) && begun.elapsed() < SPIN_MAX {
+        while self.round_trip() < SPIN_MAX && !self.is_done(sequence) && begun.elapsed() < SPIN_MAX {
             thread::yield_now();
         }
     }
 
-    fn listen(&self, mut reader: Reader<UnixStream>) {
+    fn listen(&self, mut reader: Reader<Ear>) {
         let why = loop {
             match reader.next() {
                 Ok(Said::Committed { count }) => {
@@ -349,7 +359,8 @@ impl Shared {
             }
             let outgoing = &mut *outgoing;
             if let Some(at) = outgoing.written_at.take_if(|_| count >= outgoing.written_up_to) {
-                outgoing.round_trip = (outgoing.round_trip * 7 + at.elapsed()) / 8;
+                let mean = (self.round_trip() * 7 + at.elapsed()) / 8;
+                self.round_trip.store(mean.as_nanos() as u64, Ordering::Relaxed);
             }
             outgoing.came = 0;
             outgoing.company = self.waiters.load(Ordering::Relaxed).min(more as u64);
@@ -396,6 +407,63 @@ impl Shared {
                 return;
             }
         }
+    }
+}
+
+/// Also while the socket does not block, because of an [`Ear`] that looks.
+fn write_all(mut stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(len) => bytes = &bytes[len..],
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock => thread::yield_now(),
+            Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+            Err(why) => return Err(why),
+        }
+    }
+    Ok(())
+}
+
+/// The reading end: it looks for the end of a short round trip a while before it sleeps.
+#[derive(Debug)]
+struct Ear {
+    stream: UnixStream,
+    shared: Option<Arc<Shared>>,
+    /// The socket does not block.
+    looks: bool,
+}
+
+impl Ear {
+    /// N.B. of the socket, and so for who writes, too.
+    fn set_looks(&mut self, looks: bool) -> io::Result<()> {
+        if self.looks != looks {
+            self.stream.set_nonblocking(looks)?;
+            self.looks = looks;
+        }
+        Ok(())
+    }
+
+    fn may_look(&self, begun: Instant) -> bool {
+        const GRACE: Duration = Duration::from_micros(30);
+        self.shared.as_ref().is_some_and(|shared| {
+            let limit = if shared.has_open() { SPIN_MAX } else { GRACE };
+            shared.round_trip() < SPIN_MAX && begun.elapsed() < limit
+        })
+    }
+}
+
+impl Read for Ear {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let begun = Instant::now();
+        while self.may_look(begun) {
+            self.set_looks(true)?;
+            match self.stream.read(buffer) {
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => thread::yield_now(),
+                read => return read,
+            }
+        }
+        self.set_looks(false)?;
+        self.stream.read(buffer)
     }
 }
 

@@ -67,7 +67,7 @@ impl Change<'_> {
 /// Frames from the manager, out of a buffer that keeps what came of the next.
 #[derive(Debug)]
 pub(super) struct Reader<R> {
-    from: R,
+    pub(super) from: R,
     buffer: Vec<u8>,
     /// What is taken, and what is filled.
     begin: usize,
