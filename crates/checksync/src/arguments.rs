@@ -135,6 +135,10 @@ pub struct StandbyArgs {
     /// A command that is run when an app is served from here
     #[arg(long, env = "CHECKSYNC_PROMOTE_HOOK")]
     pub promote_hook: Option<OsString>,
+    /// Threads of the network: with one, replicated structures wait least; with more, many apps at once do
+    /// [default: 2]
+    #[arg(long, env = "CHECKSYNC_NETWORK_THREADS")]
+    pub network_threads: Option<usize>,
     /// The bridge or device where the apps' addresses are [default: called as on the primary]
     #[arg(long, env = "CHECKSYNC_LINK")]
     pub link: Option<String>,
@@ -169,6 +173,10 @@ pub struct PrimaryArgs {
     /// HOST:PORT of the standby
     #[arg(long, env = "CHECKSYNC_STANDBY")]
     pub standby: Option<String>,
+    /// `structures`: no process is captured; the program keeps its state in maps and values of the SDK, and every
+    /// change is on the standby before it returns; needs no root [default: process]
+    #[arg(long, env = "CHECKSYNC_REPLICATE", value_enum)]
+    pub replicate: Option<ReplicateArg>,
     /// From one checkpoint to the next [default: 50ms]
     #[arg(long, env = "CHECKSYNC_INTERVAL", value_parser = duration::parse)]
     pub interval: Option<Duration>,
@@ -208,6 +216,13 @@ pub struct PrimaryArgs {
     pub shadow_mib: Option<u64>,
     #[command(flatten)]
     pub shared: SharedArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicateArg {
+    Process,
+    Structures,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]

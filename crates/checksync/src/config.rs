@@ -17,7 +17,8 @@ use serde::Deserialize;
 use wire::TlsFiles;
 
 use crate::arguments::{
-    ConsistencyArg, FencingArg, Format, OnCrashArg, OnStandbyLossArg, PrimaryArgs, SharedArgs, StandbyArgs,
+    ConsistencyArg, FencingArg, Format, OnCrashArg, OnStandbyLossArg, PrimaryArgs, ReplicateArg, SharedArgs,
+    StandbyArgs,
 };
 use crate::duration;
 
@@ -26,6 +27,9 @@ const HEARTBEAT: Duration = Duration::from_millis(20);
 const MISSED: u32 = 5;
 const GRACE: Duration = Duration::from_secs(10);
 const SHADOW_MIB: u64 = 256;
+/// Threads of a manager's network.
+pub const NETWORK_THREADS: usize = 2;
+const NETWORK_THREADS_MAX: usize = 64;
 
 /// What primary and standby share.
 #[derive(Debug)]
@@ -46,6 +50,8 @@ pub struct PrimarySettings {
     pub timing: Timing,
     pub on_crash: OnCrash,
     pub consistency: Consistency,
+    /// Structures instead of a process, which needs neither a capture nor a network.
+    pub structures: bool,
     pub abandon_standby: bool,
     /// The app's own, instead of the host's.
     pub network: Option<NetworkSpec>,
@@ -59,6 +65,7 @@ pub struct StandbySettings {
     pub listen: SocketAddr,
     pub promote_hook: Option<OsString>,
     pub link: Option<String>,
+    pub network_threads: usize,
     pub shared: Shared,
 }
 
@@ -73,6 +80,7 @@ struct File {
     state: Option<PathBuf>,
     listen: Option<SocketAddr>,
     promote_hook: Option<String>,
+    network_threads: Option<usize>,
     app: Option<String>,
     standby: Option<String>,
     #[serde(deserialize_with = "duration::deserialize")]
@@ -80,6 +88,7 @@ struct File {
     #[serde(deserialize_with = "duration::deserialize")]
     heartbeat: Option<Duration>,
     missed: Option<u32>,
+    replicate: Option<ReplicateArg>,
     on_crash: Option<OnCrashArg>,
     consistency: Option<ConsistencyArg>,
     on_standby_loss: Option<OnStandbyLossArg>,
@@ -112,12 +121,18 @@ impl PrimarySettings {
             (Some(address), None) => bail!("where is {address}? Name the bridge or device with --link"),
             (None, _) => None,
         };
+        let structures = args.replicate.or(file.replicate) == Some(ReplicateArg::Structures);
+        if structures && network.is_some() {
+            bail!(
+                "structures move without an address; leave --address out, or give it to the program's own hosts"
+            );
+        }
         if let (Some(gateway), None) = (&gateway, &network) {
             bail!(
                 "the gateway {gateway} would be for nobody: give the app an address (--address, --link), or none"
             );
         }
-        let strong = args.consistency.or(file.consistency) == Some(ConsistencyArg::Strong);
+        let strong = structures || args.consistency.or(file.consistency) == Some(ConsistencyArg::Strong);
         let on_standby_loss = args.on_standby_loss.or(file.on_standby_loss);
         if on_standby_loss.is_some() && !strong {
             bail!(
@@ -132,8 +147,8 @@ impl PrimarySettings {
         };
         let grace = args.grace.or(file.grace).unwrap_or(GRACE);
         let shared = Shared::resolve(args.shared, file)?;
-        check_strong(consistency, network.as_ref(), shared.fencing)?;
-        if strong && on_crash == OnCrashArg::Restart {
+        check_strong(consistency, structures || network.is_some(), shared.fencing)?;
+        if strong && !structures && on_crash == OnCrashArg::Restart {
             bail!(
                 "strong consistency keeps the connections, and a program that is started afresh knows none of them; \
                  give --on-crash failover or stop"
@@ -141,6 +156,7 @@ impl PrimarySettings {
         }
         Ok(Self {
             consistency,
+            structures,
             abandon_standby: args.abandon_standby,
             network,
             app,
@@ -160,14 +176,10 @@ impl PrimarySettings {
 }
 
 /// What strong consistency can't do without.
-fn check_strong(
-    consistency: Consistency,
-    network: Option<&NetworkSpec>,
-    fencing: Fencing,
-) -> anyhow::Result<()> {
+fn check_strong(consistency: Consistency, can_hold: bool, fencing: Fencing) -> anyhow::Result<()> {
     match consistency {
         Consistency::Timeline => Ok(()),
-        Consistency::Strong { .. } if network.is_none() => {
+        Consistency::Strong { .. } if !can_hold => {
             bail!("strong consistency needs an address that is the app's own; give --address and --link")
         }
         Consistency::Strong { on_standby_loss: OnStandbyLoss::Continue } if fencing != Fencing::Register => {
@@ -194,7 +206,12 @@ impl StandbySettings {
             args.listen.or(file.listen).context("no address to listen on; give --listen HOST:PORT")?;
         let promote_hook = args.promote_hook.or(file.promote_hook.clone().map(Into::into));
         let link = args.link.or(file.link.clone());
-        Ok(Self { listen, promote_hook, link, shared: Shared::resolve(args.shared, file)? })
+        let network_threads = args.network_threads.or(file.network_threads).unwrap_or(NETWORK_THREADS);
+        if !(1..=NETWORK_THREADS_MAX).contains(&network_threads) {
+            bail!("{network_threads} threads for the network; take 1 to {NETWORK_THREADS_MAX}");
+        }
+        let shared = Shared::resolve(args.shared, file)?;
+        Ok(Self { listen, promote_hook, link, network_threads, shared })
     }
 }
 

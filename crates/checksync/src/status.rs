@@ -117,6 +117,10 @@ impl Board {
         Self { head: Arc::new(head), apps: Arc::default(), takeovers: Arc::default(), stages: Arc::default() }
     }
 
+    pub fn address(&self) -> Option<&str> {
+        self.head.address.as_deref()
+    }
+
     pub fn set(&self, report: AppReport) {
         self.lock().insert(report.app.clone(), report);
     }

@@ -111,3 +111,19 @@ pub fn adopt_descriptor(number: RawFd) -> OwnedFd {
     // SAFETY: it is open, and by contract of its number nobody else in this process owns it.
     unsafe { OwnedFd::from_raw_fd(number) }
 }
+
+/// The child is killed when the calling thread ends, for whatever reason. Call it on the thread that spawns.
+pub fn dying_with_this_thread(command: &mut Command) -> &mut Command {
+    let parent = std::process::id();
+    let arm = move || {
+        // SAFETY: the call takes numbers only.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }.into())?;
+        // The parent may have died before that was in force.
+        match std::os::unix::process::parent_id() == parent {
+            true => Ok(()),
+            false => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    };
+    // SAFETY: the closure makes system calls only; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(arm) }
+}

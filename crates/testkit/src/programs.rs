@@ -18,16 +18,29 @@ pub fn guest_path() -> PathBuf {
 }
 
 fn build_guest() -> PathBuf {
+    build_of_this_profile(&["--package", "checksync-testkit", "--bin", "guest"]);
+    profile_dir().join("guest")
+}
+
+fn build_of_this_profile(what: &[&str]) {
     let profile_dir = profile_dir();
     let target_dir = profile_dir.parent().expect("a profile's directory lies in the target directory");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--package", "checksync-testkit", "--bin", "guest"]);
+    cargo.args(["build", "--quiet"]).args(what);
     cargo.arg("--target-dir").arg(target_dir).current_dir(workspace_dir());
     if profile_dir.ends_with("release") {
         cargo.arg("--release");
     }
     run_to_success(&mut cargo);
-    profile_dir.join("guest")
+}
+
+/// An example of the SDK for Rust, of the same profile as the running test.
+#[must_use]
+pub fn sdk_example(name: &str) -> PathBuf {
+    static BUILT: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    build_of_this_profile(&["--package", "checksync-sdk", "--example", name]);
+    profile_dir().join("examples").join(name)
 }
 
 /// A Go program of `apps/`, built by the Go on the PATH.

@@ -97,5 +97,6 @@ fn hello() -> Hello {
         has_register: false,
         fencing: "none".to_owned(),
         network: None,
+        structures: None,
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use image::{CheckpointId, Term};
+use image::{CheckpointId, Sync, Term};
 
 use crate::message::*;
 use crate::proto;
@@ -49,6 +49,13 @@ impl From<FromPrimary> for proto::FromPrimary {
                 });
                 Message::Arrived(proto::ArrivedPackets { packets: packets.collect() })
             }
+            FromPrimary::Changes(Changes { id, sync, frames, last }) => {
+                let parent = match sync {
+                    Sync::Full => None,
+                    Sync::Since(parent) => Some(parent.into()),
+                };
+                Message::Changes(proto::Changes { id: Some(id.into()), parent, frames, last })
+            }
         };
         Self { message: Some(message) }
     }
@@ -75,6 +82,11 @@ impl TryFrom<proto::FromPrimary> for FromPrimary {
                     ArrivedPacket { since: since.map(Into::into), packet }
                 });
                 Ok(Self::Arrived(packets.collect()))
+            }
+            Message::Changes(proto::Changes { id, parent, frames, last }) => {
+                let id = id.ok_or(Malformed("has changes of an epoch without a name"))?.into();
+                let sync = parent.map_or(Sync::Full, |parent| Sync::Since(parent.into()));
+                Ok(Self::Changes(Changes { id, sync, frames, last }))
             }
         }
     }
@@ -116,6 +128,7 @@ impl From<Hello> for proto::Hello {
             has_register,
             fencing,
             network,
+            structures,
         } = hello;
         Self {
             protocol_version,
@@ -137,6 +150,7 @@ impl From<Hello> for proto::Hello {
                 link,
                 gateway: gateway.unwrap_or_default(),
             }),
+            structures: structures.map(|Structures { command }| proto::Structures { command }),
         }
     }
 }
@@ -168,6 +182,7 @@ impl TryFrom<proto::Hello> for Hello {
                 link: network.link,
                 gateway: (!network.gateway.is_empty()).then_some(network.gateway),
             }),
+            structures: hello.structures.map(|proto::Structures { command }| Structures { command }),
         })
     }
 }

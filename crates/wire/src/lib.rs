@@ -42,9 +42,9 @@ pub use identity::PeerIdentity;
 pub use limits::Limits;
 pub use link::{Incoming, Outgoing};
 pub use message::{
-    ArrivedPacket, Consistency, EngineState, EpochRefused, Exit, FromPrimary, FromStandby, GuardArmed,
-    Heartbeat, HeartbeatAnswer, Hello, PROTOCOL_VERSION, Progress, RELEASE, Refusal, RefusalCode,
-    ServiceNetwork, Silent, StandbyState, Welcome,
+    ArrivedPacket, Changes, Consistency, EngineState, EpochRefused, Exit, FromPrimary, FromStandby,
+    GuardArmed, Heartbeat, HeartbeatAnswer, Hello, PROTOCOL_VERSION, Progress, RELEASE, Refusal, RefusalCode,
+    ServiceNetwork, Silent, StandbyState, Structures, Welcome,
 };
 pub use registry::{RegisterAnswer, RegisterQuestion};
 pub use server::serve;

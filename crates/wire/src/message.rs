@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use image::{CheckpointId, Term};
+use image::{CheckpointId, Sync, Term};
 
 use crate::token::{GuardToken, TokenHash};
 
@@ -38,6 +38,15 @@ pub struct Hello {
     pub fencing: String,
     /// The app's own address, if it has one.
     pub network: Option<ServiceNetwork>,
+    /// Instead of a process, structures are replicated.
+    pub structures: Option<Structures>,
+}
+
+/// What is replicated instead of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Structures {
+    /// The program and its arguments, to be started where the structures are taken over.
+    pub command: Vec<Bytes>,
 }
 
 /// Where an app is on the network, as it was written; another crate reads it.
@@ -114,6 +123,17 @@ pub enum FromPrimary {
     GuardArmed(GuardArmed),
     /// What came in for the app, to be repeated after a takeover; best effort.
     Arrived(Vec<ArrivedPacket>),
+    Changes(Changes),
+}
+
+/// A part of an epoch of structures; the parts of one epoch follow each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changes {
+    pub id: CheckpointId,
+    pub sync: Sync,
+    /// Crate `structure` verifies them. A part may end within one.
+    pub frames: Bytes,
+    pub last: bool,
 }
 
 /// A packet from its IP header on, and the last barrier before it came.

@@ -18,8 +18,10 @@
 mod connection;
 mod json;
 mod manager;
+mod structure;
 
 pub use manager::{Checkpoint, Error, Manager, Role};
+pub use structure::{Commit, Map, StructureError, Structures, Value};
 
 use std::sync::OnceLock;
 

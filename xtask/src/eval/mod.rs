@@ -7,6 +7,7 @@
 //! - [`pause`] and [`overhead`] drive a pair of engines in this process ([`pair`], [`side`], [`cell`]).
 //! - [`failover`] drives the program that people use, in two network namespaces ([`hosts`]).
 //! - [`strong`] has the tests of that program measure, and makes rows of their samples.
+//! - [`structure`] drives it without root, with programs on the SDK.
 //! - [`takeover`] has the tests of that program play rounds, and counts what their judge found.
 
 mod cell;
@@ -22,6 +23,7 @@ mod row;
 mod side;
 mod spin;
 mod strong;
+mod structure;
 mod table;
 mod takeover;
 
@@ -69,6 +71,11 @@ const EVALS: &[Eval] = &[
         name: "takeover",
         what: "what concurrent clients notice of deaths at random instants, judged over their whole history",
         measure: takeover::rows,
+    },
+    Eval {
+        name: "structure",
+        what: "a replicated map in process and behind a server, beside the same map encoded whole with each write",
+        measure: structure::rows,
     },
     Eval {
         name: "published",

@@ -297,6 +297,7 @@ impl Actor {
             }
             FromPrimary::Arrived(packets) => self.arrived.keep(packets),
             FromPrimary::Frame(_) => unreachable!("frames go to the engine by themselves"),
+            FromPrimary::Changes(_) => tracing::warn!("changes of structures came for the copy of a process"),
         }
     }
 

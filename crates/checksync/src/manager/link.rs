@@ -48,7 +48,8 @@ pub type OnLink = Arc<dyn Fn(u64, LinkEvent) + Send + Sync>;
 pub struct Dialling {
     pub standby: String,
     pub tls: TlsFiles,
-    pub facts: HostFacts,
+    /// What a process needs of its next host; structures need nothing.
+    pub facts: Option<HostFacts>,
     /// What to say; its guard's token changes with the cell.
     pub hello: Arc<Mutex<Hello>>,
     pub on_link: OnLink,
@@ -73,6 +74,17 @@ impl LinkSender {
     pub fn send(&self, message: FromPrimary) {
         // A queue without a reader belongs to a session that has ended, and that is told by an event.
         let _ = self.queue.send(Out { message, _room: None });
+    }
+
+    /// Waits for room, which there is for a few messages at a time. Without any the session is over.
+    pub fn room(&self) -> impl Future<Output = Option<OwnedSemaphorePermit>> + use<> {
+        let room = Arc::clone(&self.room);
+        async move { room.acquire_owned().await.ok() }
+    }
+
+    /// Sends what was waited for by [`LinkSender::room`].
+    pub fn send_in(&self, room: OwnedSemaphorePermit, message: FromPrimary) {
+        let _ = self.queue.send(Out { message, _room: Some(room) });
     }
 
     /// Sends what nobody waits for, unless the link is busy with a full sync.
@@ -127,9 +139,11 @@ impl Dialling {
         let client = Client::connect(&self.standby, &self.tls, CONNECT_PATIENCE).await.map_err(text)?;
         let hello = self.hello.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let replication = client.replicate(hello).await.map_err(text)?;
-        let theirs = HostFacts::decode(&replication.welcome.host_facts);
-        let fits = theirs.and_then(|theirs| self.facts.fits(&theirs));
-        fits.map_err(|why| format!("{why}; {}", why.way_out()))?;
+        if let Some(facts) = &self.facts {
+            let theirs = HostFacts::decode(&replication.welcome.host_facts);
+            let fits = theirs.and_then(|theirs| facts.fits(&theirs));
+            fits.map_err(|why| format!("{why}; {}", why.way_out()))?;
+        }
         Ok((client, replication))
     }
 

@@ -22,6 +22,7 @@ pub mod primary;
 pub mod register;
 pub mod stages;
 pub mod standby;
+pub mod structures;
 
 use std::time::Duration;
 

@@ -516,7 +516,7 @@ impl Actor {
             standby: self.settings.standby.clone(),
             tls: self.settings.shared.tls.clone(),
             // It was read before.
-            facts: HostFacts::decode(&self.hello().host_facts).expect("our own encoding"),
+            facts: Some(HostFacts::decode(&self.hello().host_facts).expect("our own encoding")),
             hello: Arc::clone(&self.hello),
             on_link: Arc::new(move |session, event| drop(post.send(Input::Link(session, event)))),
         };

@@ -18,8 +18,9 @@ use wire::{
 use super::copy::{Actor, Input, Setup};
 use super::host::HostFacts;
 use super::places::{Found, NoPlace, Places, Reservation};
+use super::structures::{self, Copies};
 use crate::config::{check_name, fencing_name, nanos, network_spec};
-use crate::status::Board;
+use crate::status::{self, Board};
 
 /// Each app takes a thread or two and a copy of its memory.
 pub const APPS_MAX: usize = 100;
@@ -39,23 +40,65 @@ pub struct Daemon {
     pub apps: Arc<Places<App>>,
 }
 
-/// An actor, as the door knows it.
-#[derive(Debug)]
+/// An app, as the door knows it.
 pub struct App {
-    post: mpsc::Sender<Input>,
+    keeper: Keeper,
     timing: Timing,
     network: Option<gate::NetworkSpec>,
-    thread: JoinHandle<()>,
+}
+
+/// Who keeps it: the actor of a process's copy, or its structures.
+enum Keeper {
+    Process { post: mpsc::Sender<Input>, thread: JoinHandle<()> },
+    Structures(Arc<Copies>),
+}
+
+/// Where what is said of an app goes.
+#[derive(Clone)]
+enum Post {
+    Process(mpsc::Sender<Input>),
+    Structures(Arc<Copies>),
 }
 
 impl App {
-    /// The way to its actor, if that is what this primary needs.
+    fn is_over(&self) -> bool {
+        match &self.keeper {
+            Keeper::Process { thread, .. } => thread.is_finished(),
+            Keeper::Structures(copies) => copies.is_over(),
+        }
+    }
+
+    fn post(&self) -> Post {
+        match &self.keeper {
+            Keeper::Process { post, .. } => Post::Process(post.clone()),
+            Keeper::Structures(copies) => Post::Structures(Arc::clone(copies)),
+        }
+    }
+
+    /// Dropping a copy is quick; what is served here gets `grace`.
+    fn stop(&self, grace: Duration) {
+        match &self.keeper {
+            // One that has ended needs no telling.
+            Keeper::Process { post, .. } => drop(post.send(Input::Stop { grace })),
+            Keeper::Structures(copies) => copies.stop(grace),
+        }
+    }
+
+    /// The way to its keeper, if that is what this primary needs.
     fn fits(
         &self,
-        app: &str,
+        hello: &Hello,
         timing: Timing,
         network: Option<&gate::NetworkSpec>,
-    ) -> Result<mpsc::Sender<Input>, Refusal> {
+    ) -> Result<Post, Refusal> {
+        let app = &hello.app;
+        if matches!(self.keeper, Keeper::Structures(_)) != hello.structures.is_some() {
+            return Err(Refusal {
+                code: RefusalCode::Host,
+                why: format!("{app} was followed with another --replicate here"),
+                way_out: "choose another name, or restart the standby".to_owned(),
+            });
+        }
         if self.network.as_ref() != network {
             return Err(Refusal {
                 code: RefusalCode::Host,
@@ -70,7 +113,7 @@ impl App {
                 way_out: "give the same --heartbeat and --missed, or restart the standby".to_owned(),
             });
         }
-        Ok(self.post.clone())
+        Ok(self.post())
     }
 }
 
@@ -88,9 +131,11 @@ impl Daemon {
             let why = format!("fencing is {:?} on the primary and {ours:?} on the standby", hello.fencing);
             return Err(refuse(RefusalCode::Fencing, why, "give both the same --arbiter, or --fencing none"));
         }
-        let theirs = HostFacts::decode(&hello.host_facts);
-        let fits = theirs.and_then(|theirs| theirs.fits(&self.facts));
-        fits.map_err(|why| refuse(RefusalCode::Host, why.to_string(), why.way_out()))?;
+        if hello.structures.is_none() {
+            let theirs = HostFacts::decode(&hello.host_facts);
+            let fits = theirs.and_then(|theirs| theirs.fits(&self.facts));
+            fits.map_err(|why| refuse(RefusalCode::Host, why.to_string(), why.way_out()))?;
+        }
         Timing::new(nanos(hello.heartbeat), hello.missed)
             .map_err(|why| refuse(RefusalCode::Fencing, why.to_string(), "change --heartbeat or --missed"))
     }
@@ -110,16 +155,24 @@ impl Daemon {
     }
 
     /// The actor of an app, made if there is none.
-    async fn actor(&self, hello: &Hello, timing: Timing) -> Result<mpsc::Sender<Input>, Refusal> {
+    async fn actor(&self, hello: &Hello, timing: Timing) -> Result<Post, Refusal> {
         let app = hello.app.as_str();
         let network = self.network(hello)?;
-        let has_ended = |known: &App| known.thread.is_finished();
-        let look = |known: &App| known.fits(app, timing, network.as_ref());
-        let place = match self.apps.find_or_reserve(app, has_ended, look) {
+        let look = |known: &App| known.fits(hello, timing, network.as_ref());
+        let place = match self.apps.find_or_reserve(app, App::is_over, look) {
             Ok(Found::There(known)) => return known,
             Ok(Found::Free(place)) => place,
             Err(no_place) => return Err(crowded(app, &no_place)),
         };
+        let failed = |why: anyhow::Error| Refusal {
+            code: RefusalCode::Host,
+            why: format!("{why:#}"),
+            way_out: "see the standby's log".to_owned(),
+        };
+        if hello.structures.is_some() {
+            let keeper = self.keep_structures(app, timing).map_err(failed)?;
+            return settle(App { keeper, timing, network }, place).map_err(failed);
+        }
         let setup = Setup {
             app: app.to_owned(),
             host: self.host.clone(),
@@ -136,27 +189,40 @@ impl Daemon {
         };
         // Devices, control groups and packet filters take their time, and the network has other apps' heartbeats.
         let made = self.runtime.spawn_blocking(move || start_actor(setup, place)).await;
-        made.unwrap_or_else(|why| Err(why.into())).map_err(|why| Refusal {
-            code: RefusalCode::Host,
-            why: format!("{why:#}"),
-            way_out: "see the standby's log".to_owned(),
-        })
+        made.unwrap_or_else(|why| Err(why.into())).map_err(failed)
     }
 
-    fn find(&self, app: &str) -> Option<mpsc::Sender<Input>> {
-        self.apps.find(app, |app| app.post.clone())
+    fn keep_structures(&self, app: &str, timing: Timing) -> anyhow::Result<Keeper> {
+        let address = self.board.address().unwrap_or_default();
+        let port = address.rsplit(':').next().unwrap_or_default();
+        let copies = Copies::new(structures::Setup {
+            app: app.to_owned(),
+            host: self.host.clone(),
+            timing,
+            fencing: self.fencing,
+            arbiter: self.arbiter.clone(),
+            tls: self.tls.clone(),
+            promote_hook: self.promote_hook.clone(),
+            board: self.board.clone(),
+            runtime: self.runtime.clone(),
+            socket: status::run_dir()?.join(format!("standby-{port}-{app}.structures")),
+        })?;
+        Ok(Keeper::Structures(copies))
+    }
+
+    fn find(&self, app: &str) -> Option<Post> {
+        self.apps.find(app, App::post)
     }
 
     /// Ends every app: copies are dropped, and what is served here gets `grace`.
     pub fn stop(&self, grace: Duration) {
         let apps = self.apps.take_all();
-        for app in &apps {
-            // One that has ended needs no telling.
-            let _ = app.post.send(Input::Stop { grace });
-        }
+        apps.iter().for_each(|app| app.stop(grace));
         for app in apps {
-            // A panic was logged.
-            let _ = app.thread.join();
+            if let Keeper::Process { thread, .. } = app.keeper {
+                // A panic was logged.
+                drop(thread.join());
+            }
         }
     }
 }
@@ -169,18 +235,21 @@ fn crowded(app: &str, no_place: &NoPlace) -> Refusal {
     Refusal { code: RefusalCode::Busy, why, way_out: way_out.to_owned() }
 }
 
-fn start_actor(setup: Setup, place: Reservation<App>) -> anyhow::Result<mpsc::Sender<Input>> {
+fn start_actor(setup: Setup, place: Reservation<App>) -> anyhow::Result<Post> {
     let (timing, network) = (setup.timing, setup.network.clone());
     let (actor, post) = Actor::new(setup)?;
     let thread = thread::Builder::new().name("standby".to_owned()).spawn(move || actor.run())?;
-    match place.fill(App { post: post.clone(), timing, network, thread }) {
-        Ok(()) => Ok(post),
-        Err(App { post, .. }) => {
-            // It keeps nothing yet, so it ends at once.
-            let _ = post.send(Input::Stop { grace: Duration::ZERO });
-            anyhow::bail!("the standby is stopping")
-        }
-    }
+    settle(App { keeper: Keeper::Process { post, thread }, timing, network }, place)
+}
+
+/// Puts an app in its place, unless the daemon was stopped meanwhile.
+fn settle(app: App, place: Reservation<App>) -> anyhow::Result<Post> {
+    let post = app.post();
+    place.fill(app).map(|()| post).map_err(|app| {
+        // It keeps nothing yet, so it ends at once.
+        app.stop(Duration::ZERO);
+        anyhow::anyhow!("the standby is stopping")
+    })
 }
 
 #[async_trait]
@@ -192,7 +261,8 @@ impl Handler for Daemon {
         };
         match actor {
             // An actor that ends right now drops the opening, and the primary tries again.
-            Ok(actor) => drop(actor.send(Input::Hello(Box::new(hello), opening))),
+            Ok(Post::Process(actor)) => drop(actor.send(Input::Hello(Box::new(hello), opening))),
+            Ok(Post::Structures(copies)) => copies.hello(Box::new(hello), opening),
             Err(refusal) => {
                 tracing::warn!(%peer, app = hello.app, "refused a primary: {refusal}");
                 opening.refuse(refusal);
@@ -206,15 +276,21 @@ impl Handler for Daemon {
         mut beats: Incoming<Heartbeat>,
         answers: Outgoing<HeartbeatAnswer>,
     ) {
-        let mut known: Option<(String, mpsc::Sender<Input>)> = None;
+        let mut known: Option<(String, Post)> = None;
         while let Some(Ok(beat)) = beats.recv().await {
-            if known.as_ref().is_none_or(|(app, _)| *app != beat.app) {
+            let over = |post: &Post| matches!(post, Post::Structures(copies) if copies.is_over());
+            if known.as_ref().is_none_or(|(app, post)| *app != beat.app || over(post)) {
                 known = self.find(&beat.app).map(|actor| (beat.app.clone(), actor));
             }
             let Some((_, actor)) = &known else { continue };
-            let input = Input::Beat { from: peer.name.clone(), beat, answers: answers.clone() };
-            if actor.send(input).is_err() {
-                known = None;
+            match actor {
+                Post::Process(actor) => {
+                    let input = Input::Beat { from: peer.name.clone(), beat, answers: answers.clone() };
+                    if actor.send(input).is_err() {
+                        known = None;
+                    }
+                }
+                Post::Structures(copies) => copies.beat(&peer.name, beat, answers.clone()),
             }
         }
     }
@@ -225,7 +301,9 @@ impl Handler for Daemon {
             why: why.to_owned(),
             way_out: "nothing is to be done".to_owned(),
         };
-        let actor = self.find(&silent.app).ok_or_else(|| refuse("no such app is kept here"))?;
+        let Some(Post::Process(actor)) = self.find(&silent.app) else {
+            return Err(refuse("no such process is kept here"));
+        };
         let (answer, answered) = oneshot::channel();
         let ended = || refuse("the app has ended here");
         actor.send(Input::Silent(silent, answer)).map_err(|_| ended())?;

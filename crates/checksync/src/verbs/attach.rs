@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arguments::{AttachArgs, Format};
-use crate::config::{PrimarySettings, fencing_name};
+use crate::config::{NETWORK_THREADS, PrimarySettings, fencing_name};
 use crate::exit::Exit;
 use crate::manager::lock::Lock;
 use crate::manager::primary::{Actor, Input, Outcome, Target, exit_text};
@@ -17,6 +17,9 @@ use crate::status::{self, Board, Role, SCHEMA};
 
 pub fn run(args: AttachArgs) -> anyhow::Result<ExitCode> {
     let settings = PrimarySettings::resolve(args.primary)?;
+    if settings.structures {
+        bail!("structures are those of a program that was started for them; use `checksync run`");
+    }
     protect(settings, Target::Process(args.pid))
 }
 
@@ -25,7 +28,7 @@ pub fn protect(settings: PrimarySettings, target: Target) -> anyhow::Result<Exit
     let name = format!("primary-{}", settings.app);
     let _app = Lock::take(&status::run_dir()?, &name, &format!("app {}", settings.app))?;
     let _state = lock_state(settings.shared.state.as_deref())?;
-    let runtime = runtime()?;
+    let runtime = runtime(NETWORK_THREADS)?;
     let _inside = runtime.enter();
     let board =
         Board::new(Role::Primary, settings.shared.host(), fencing_name(settings.shared.fencing), None);
@@ -43,10 +46,10 @@ pub fn lock_state(state: Option<&std::path::Path>) -> anyhow::Result<Option<Lock
     Lock::take(state, "manager", &format!("state directory {}", state.display())).map(Some)
 }
 
-pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    const WORKERS: usize = 2;
+/// `workers` threads of the network.
+pub fn runtime(workers: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(WORKERS).thread_name("network").enable_all().build().context("cannot start tokio")
+    builder.worker_threads(workers).thread_name("network").enable_all().build().context("cannot start tokio")
 }
 
 /// The first SIGTERM or Ctrl-C asks the app to end, the second kills it; others are the app's.
@@ -79,7 +82,7 @@ struct Ended {
 }
 
 /// The app's own exit code, as a shell shows it, where the app ended by itself.
-fn end(outcome: Outcome, format: Format) -> anyhow::Result<ExitCode> {
+pub fn end(outcome: Outcome, format: Format) -> anyhow::Result<ExitCode> {
     const SIGNAL_BASE: i32 = 128;
     let ending = match outcome {
         Outcome::Ended(ending) => ending,

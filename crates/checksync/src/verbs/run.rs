@@ -8,9 +8,13 @@ use super::attach::protect;
 use crate::arguments::RunArgs;
 use crate::config::PrimarySettings;
 use crate::manager::primary::Target;
+use crate::manager::structures;
 
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let settings = PrimarySettings::resolve(args.primary)?;
+    if settings.structures {
+        return structures::protect(settings, args.command);
+    }
     let (program, arguments) = args.command.split_first().context("no program is named")?;
     protect(settings, Target::Command { program: program.clone(), arguments: arguments.to_vec() })
 }

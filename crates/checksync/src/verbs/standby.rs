@@ -44,11 +44,11 @@ pub fn announce(address: SocketAddr, format: Format) -> anyhow::Result<()> {
 pub fn run(args: StandbyArgs) -> anyhow::Result<ExitCode> {
     let settings = StandbySettings::resolve(args)?;
     let _state = lock_state(settings.shared.state.as_deref())?;
-    runtime()?.block_on(serve(settings))
+    runtime(settings.network_threads)?.block_on(serve(settings))
 }
 
 async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
-    let StandbySettings { listen, promote_hook, link, shared } = settings;
+    let StandbySettings { listen, promote_hook, link, network_threads: _, shared } = settings;
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| format!("cannot listen on {listen}; does another process?"))

@@ -26,7 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 pub fn run(args: WitnessArgs) -> anyhow::Result<ExitCode> {
     let _state = lock_state(Some(&args.state))?;
-    runtime()?.block_on(serve(args))
+    /// Each answer waits for the disk, and nothing else does.
+    const NETWORK_THREADS: usize = 1;
+    runtime(NETWORK_THREADS)?.block_on(serve(args))
 }
 
 async fn serve(args: WitnessArgs) -> anyhow::Result<ExitCode> {

@@ -171,6 +171,7 @@ pub fn hello(app: &str) -> Hello {
         has_register: true,
         fencing: "file:/somewhere".to_owned(),
         network: None,
+        structures: None,
     }
 }
 

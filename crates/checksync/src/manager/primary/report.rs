@@ -97,6 +97,7 @@ pub(super) fn hello(settings: &PrimarySettings, me: &Member, facts: &HostFacts) 
             link: spec.link.clone(),
             gateway: spec.gateway.map(|gateway| gateway.to_string()),
         }),
+        structures: None,
     }
 }
 
