@@ -17,6 +17,7 @@ pub fn spec() -> CellSpec {
         arguments,
         inherited: Vec::new(),
         network: None,
+        socket: false,
         cgroup: None,
     }
 }

@@ -40,6 +40,7 @@ fn settings() -> Settings {
         freeze_patience: Duration::from_secs(2),
         connections: engine::Connections::Reset,
         barrier: None,
+        manager: None,
     }
 }
 
