@@ -73,6 +73,16 @@ type Manager struct {
 
 	mutex sync.Mutex
 	idle  []*connection
+	// next is the round of Sync that has not been asked for yet; asking says that there is one under way.
+	next   *round
+	asking bool
+}
+
+// round is one question for all who called Sync before it was asked.
+type round struct {
+	done chan struct{}
+	told Checkpoint
+	err  error
 }
 
 // idleMax is how many connections are kept for the next call.
@@ -96,8 +106,43 @@ func OnPromote(ctx context.Context, promoted func(Standing)) error {
 	return usual().OnPromote(ctx, promoted)
 }
 
-// Sync is the package's Sync.
+// Sync is the package's Sync. Calls at one time share a question: the one under way may be older than what the caller
+// did, so it is the next.
 func (m *Manager) Sync(ctx context.Context) (Checkpoint, error) {
+	m.mutex.Lock()
+	if m.next == nil {
+		m.next = &round{done: make(chan struct{})}
+	}
+	mine := m.next
+	if !m.asking {
+		m.asking = true
+		go m.askRounds()
+	}
+	m.mutex.Unlock()
+	select {
+	case <-mine.done:
+		return mine.told, mine.err
+	case <-ctx.Done():
+		return Checkpoint{}, context.Cause(ctx)
+	}
+}
+
+// askRounds asks until nobody has called since it asked last.
+func (m *Manager) askRounds() {
+	for {
+		m.mutex.Lock()
+		now := m.next
+		m.next, m.asking = nil, now != nil
+		m.mutex.Unlock()
+		if now == nil {
+			return
+		}
+		now.told, now.err = m.sync(context.Background())
+		close(now.done)
+	}
+}
+
+func (m *Manager) sync(ctx context.Context) (Checkpoint, error) {
 	target := "/v1/sync"
 	if m.Patience > 0 {
 		target += "?patience=" + strconv.FormatInt(m.Patience.Microseconds(), 10) + "us"

@@ -54,6 +54,49 @@ func TestSyncTellsTheCheckpointAndSharesOneConnection(t *testing.T) {
 	}
 }
 
+func TestCallsThatComeDuringAQuestionShareTheNext(t *testing.T) {
+	asked, answer := make(chan struct{}), make(chan uint64)
+	m := manager(t, func(w http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		fmt.Fprintf(w, `{"term":1,"epoch":%d}`, <-answer)
+	})
+	told := make(chan Checkpoint, 50)
+	call := func() {
+		now, err := m.Sync(soon(t))
+		if err != nil {
+			t.Error(err)
+		}
+		told <- now
+	}
+	go call()
+	<-asked
+	for range 49 {
+		go call()
+	}
+	// They have all joined, or it would be a third question.
+	for joined := false; !joined; time.Sleep(time.Millisecond) {
+		m.mutex.Lock()
+		joined = m.next != nil
+		m.mutex.Unlock()
+	}
+	answer <- 1
+	if now := <-told; now.Epoch != 1 {
+		t.Errorf("%v", now)
+	}
+	for questions, heard := uint64(2), 1; heard < 50; {
+		select {
+		case <-asked:
+			answer <- questions
+			questions++
+		case now := <-told:
+			heard++
+			if now.Epoch < 2 {
+				t.Errorf("answered by a question that was older: %v", now)
+			}
+		}
+	}
+}
+
 func TestUnprotectedAndOtherRefusalsAreToldApart(t *testing.T) {
 	status := 503
 	m := manager(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -100,12 +143,17 @@ func TestACallEndsWithItsContext(t *testing.T) {
 		close(asked)
 		<-r.Context().Done()
 	})
+	ended, end := context.WithCancel(context.Background())
+	end()
+	if _, err := (&Manager{Socket: "/nowhere"}).Sync(ended); err == nil {
+		t.Error("a call whose context has ended succeeds")
+	}
 	ctx, cancel := context.WithCancel(soon(t))
 	go func() {
 		<-asked
 		cancel()
 	}()
-	if _, err := m.Sync(ctx); !errors.Is(err, context.Canceled) {
+	if _, err := m.Role(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
 }

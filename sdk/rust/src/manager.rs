@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -44,18 +44,18 @@ pub struct Role {
     pub restored: Option<Checkpoint>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Error {
     /// This process is not run by `checksync run`.
     NotProtected,
     /// The manager is not there.
-    NoManager { socket: PathBuf, source: io::Error },
+    NoManager { socket: PathBuf, source: Arc<io::Error> },
     /// Nobody would go on if this host died now.
     Unprotected { reason: String },
     /// The manager refuses, or says what we don't understand.
     Refused { status: u16, reason: String },
     /// The connection broke, twice.
-    Broken(io::Error),
+    Broken(Arc<io::Error>),
 }
 
 impl fmt::Display for Error {
@@ -75,7 +75,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::NoManager { source, .. } | Self::Broken(source) => Some(source),
+            Self::NoManager { source, .. } | Self::Broken(source) => Some(&**source),
             Self::NotProtected | Self::Unprotected { .. } | Self::Refused { .. } => None,
         }
     }
@@ -87,6 +87,16 @@ pub struct Manager {
     socket: PathBuf,
     patience: Option<Duration>,
     idle: Arc<Mutex<Vec<Connection>>>,
+    rounds: Arc<(Mutex<Rounds>, Condvar)>,
+}
+
+/// Questions of `sync`, one after the other, each for all who called before it was asked.
+#[derive(Debug)]
+struct Rounds {
+    begun: u64,
+    done: u64,
+    /// Of the last one that is done.
+    told: Result<Checkpoint, Error>,
 }
 
 impl Manager {
@@ -95,23 +105,45 @@ impl Manager {
     }
 
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), patience: None, idle: Arc::default() }
+        let rounds = Rounds { begun: 0, done: 0, told: Err(Error::NotProtected) };
+        let rounds = Arc::new((Mutex::new(rounds), Condvar::new()));
+        Self { socket: socket.into(), patience: None, idle: Arc::default(), rounds }
     }
 
     /// How long [`Manager::sync`] waits for protection where there is none. Without one it is refused once the app has
     /// been unprotected for a second, and at once when that is longer ago.
     #[must_use]
-    pub fn with_patience(mut self, patience: Duration) -> Self {
-        self.patience = Some(patience);
-        self
+    pub fn with_patience(self, patience: Duration) -> Self {
+        // Whoever shares a question has the same.
+        Self { patience: Some(patience), ..Self::new(self.socket) }
     }
 
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// See [`crate::sync`].
+    /// See [`crate::sync`]. Threads that call at one time share a question: the one under way may be older than what
+    /// the caller did, so it is the next.
     pub fn sync(&self) -> Result<Checkpoint, Error> {
+        let (rounds, done) = &*self.rounds;
+        let mut now = rounds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = now.begun + 1;
+        while now.done < mine {
+            if now.begun > now.done {
+                now = done.wait(now).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            now.begun += 1;
+            drop(now);
+            let told = self.ask_for_sync();
+            now = rounds.lock().unwrap_or_else(PoisonError::into_inner);
+            (now.done, now.told) = (now.begun, told);
+            done.notify_all();
+        }
+        now.told.clone()
+    }
+
+    fn ask_for_sync(&self) -> Result<Checkpoint, Error> {
         let told = match self.patience {
             None => self.ask("POST", "/v1/sync"),
             Some(patience) => self.ask("POST", &format!("/v1/sync?patience={}us", patience.as_micros())),
@@ -146,7 +178,11 @@ impl Manager {
                 Err(_) => thread::sleep(AGAIN),
             }
         };
-        thread::Builder::new().name("on-promote".to_owned()).spawn(watch).map(drop).map_err(Error::Broken)
+        thread::Builder::new()
+            .name("on-promote".to_owned())
+            .spawn(watch)
+            .map(drop)
+            .map_err(|why| Error::Broken(Arc::new(why)))
     }
 
     fn ask(&self, method: &str, target: &str) -> Result<Value, Error> {
@@ -174,8 +210,10 @@ impl Manager {
         let mut broken = None;
         for _ in 0..TRIES {
             let opened = Connection::open(&self.socket);
-            let mut connection =
-                opened.map_err(|source| Error::NoManager { socket: self.socket.clone(), source })?;
+            let mut connection = opened.map_err(|source| Error::NoManager {
+                socket: self.socket.clone(),
+                source: Arc::new(source),
+            })?;
             match connection.ask(method, target) {
                 Ok(answer) => {
                     self.keep(connection, &answer);
@@ -184,7 +222,7 @@ impl Manager {
                 Err(why) => broken = Some(why),
             }
         }
-        Err(Error::Broken(broken.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())))
+        Err(Error::Broken(Arc::new(broken.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()))))
     }
 
     fn keep(&self, connection: Connection, answer: &Answer) {
@@ -214,4 +252,133 @@ fn role(told: &Value) -> Result<Role, Error> {
 
 fn incomplete(what: &str) -> Error {
     Error::Refused { status: 200, reason: format!("its answer has not {what}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    /// A manager in a directory of its own, each of whose answers the test writes.
+    struct Bench {
+        dir: PathBuf,
+        listener: UnixListener,
+    }
+
+    impl Bench {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("checksync-sdk-{}-{name}", std::process::id()));
+            std::fs::create_dir_all(&dir).unwrap();
+            let listener = UnixListener::bind(dir.join("socket")).unwrap();
+            Self { dir, listener }
+        }
+
+        fn manager(&self) -> Manager {
+            Manager::new(self.dir.join("socket"))
+        }
+
+        fn accept(&self) -> UnixStream {
+            let (stream, _) = self.listener.accept().unwrap();
+            stream.set_read_timeout(Some(SOON)).unwrap();
+            stream
+        }
+    }
+
+    impl Drop for Bench {
+        fn drop(&mut self) {
+            // A directory that stays is in nobody's way.
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    /// The first line of the next request.
+    fn hear(stream: &mut UnixStream) -> String {
+        let mut text = Vec::new();
+        while !text.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            text.push(byte[0]);
+        }
+        String::from_utf8(text).unwrap().lines().next().unwrap().to_owned()
+    }
+
+    fn say(stream: &mut UnixStream, status: u16, body: &str) {
+        write!(stream, "HTTP/1.1 {status} So\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    }
+
+    #[test]
+    fn calls_that_come_during_a_question_share_the_next() {
+        const CALLS: u64 = 20;
+        let bench = Bench::new("shared");
+        let manager = bench.manager();
+        let (post, told) = mpsc::channel();
+        let call = |manager: &Manager| {
+            let (manager, post) = (manager.clone(), post.clone());
+            thread::spawn(move || post.send(manager.sync().unwrap().epoch).unwrap());
+        };
+        call(&manager);
+        let mut stream = bench.accept();
+        assert_eq!(hear(&mut stream), "POST /v1/sync HTTP/1.1");
+        (1..CALLS).for_each(|_| call(&manager));
+        say(&mut stream, 200, "{\"term\":1,\"epoch\":1}");
+        assert_eq!(told.recv_timeout(SOON), Ok(1));
+        // Some may have called only after the second question.
+        let (mut heard, mut questions) = (1, 1);
+        while heard < CALLS {
+            hear(&mut stream);
+            questions += 1;
+            say(&mut stream, 200, &format!("{{\"term\":1,\"epoch\":{questions}}}"));
+            while let Ok(epoch) = told.recv_timeout(Duration::from_millis(100)) {
+                assert!(epoch > 1, "answered by a question that was older");
+                heard += 1;
+            }
+        }
+        assert!(questions < CALLS, "{questions} questions for {CALLS} calls");
+    }
+
+    #[test]
+    fn a_connection_that_broke_is_replaced_and_the_question_asked_again() {
+        let bench = Bench::new("broken");
+        let manager = bench.manager();
+        let asker = thread::spawn(move || (manager.role(), manager.epoch()));
+        let mut stream = bench.accept();
+        assert_eq!(hear(&mut stream), "GET /v1/role HTTP/1.1");
+        say(
+            &mut stream,
+            200,
+            "{\"term\":3,\"host\":\"b\",\"protected\":true,\"restored\":{\"term\":2,\"epoch\":8}}",
+        );
+        assert_eq!(hear(&mut stream), "GET /v1/epoch HTTP/1.1");
+        drop(stream);
+        let mut stream = bench.accept();
+        assert_eq!(hear(&mut stream), "GET /v1/epoch HTTP/1.1");
+        say(&mut stream, 200, "{\"term\":3,\"epoch\":null}");
+        let (role, epoch) = asker.join().unwrap();
+        let role = role.unwrap();
+        assert_eq!((role.term, role.host.as_str(), role.protected), (3, "b", true));
+        assert_eq!(role.restored, Some(Checkpoint { term: 2, epoch: 8 }));
+        assert_eq!(epoch.unwrap(), None);
+    }
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let bench = Bench::new("refused");
+        let manager = bench.manager().with_patience(Duration::from_millis(1500));
+        let asker = thread::spawn(move || [manager.sync(), manager.sync()].map(|told| told.unwrap_err()));
+        let mut stream = bench.accept();
+        assert_eq!(hear(&mut stream), "POST /v1/sync?patience=1500000us HTTP/1.1");
+        say(&mut stream, 503, "{\"error\":\"unprotected\",\"reason\":\"alone\"}");
+        hear(&mut stream);
+        say(&mut stream, 404, "what?");
+        let [unprotected, refused] = asker.join().unwrap();
+        assert!(matches!(unprotected, Error::Unprotected { reason } if reason == "alone"));
+        assert!(matches!(refused, Error::Refused { status: 404, .. }), "{refused}");
+        let nobody = Manager::new("/nowhere/socket").sync().unwrap_err();
+        assert!(matches!(nobody, Error::NoManager { .. }), "{nobody}");
+    }
 }

@@ -19,7 +19,7 @@ use super::error::SaveError;
 use super::fdinfo::Info;
 use super::save::Saver;
 use super::sockets::save_options;
-use super::unix::peek_queue;
+use super::unix::{BOTH_SHUT, peek_queue};
 
 /// Of the conversation whose end at the manager has an inode: what was said there and not answered.
 pub type Unanswered<'a> = dyn Fn(u64) -> Option<Vec<u8>> + 'a;
@@ -33,6 +33,9 @@ pub trait ManagerSocket: Debug + Send + Sync {
     /// Goes on with a captured conversation: `ours` is the end of a new socket whose other end the app has.
     fn take_up(&self, ours: OwnedFd, unanswered: &[u8]);
 }
+
+/// The app's end, and what is unanswered: nothing, and no conversation, where the manager has ended it.
+type Found = (UnixEnd, Option<ByteBuf>);
 
 /// `None`: the peer of this socket is somebody else.
 pub(super) fn save(
@@ -48,7 +51,10 @@ pub(super) fn save(
     manager.hold(&mut |unanswered| found = look(saver, number, info, stolen, unanswered));
     let Some((mut end, unanswered)) = found? else { return Ok(None) };
     end.options = save_options(saver, number, stolen, identity)?;
-    Ok(Some(FileKind::Conversation(Conversation { end, unanswered })))
+    Ok(Some(match unanswered {
+        Some(unanswered) => FileKind::Conversation(Conversation { end, unanswered }),
+        None => FileKind::UnixPair(end),
+    }))
 }
 
 /// N.B. a connection gets its number at the manager only when it is let in there.
@@ -58,12 +64,17 @@ fn look(
     info: &Info<'_>,
     stolen: &OwnedFd,
     unanswered: &Unanswered<'_>,
-) -> Result<Option<(UnixEnd, ByteBuf)>, SaveError> {
+) -> Result<Option<Found>, SaveError> {
     let report = saver
         .cache
         .diagnose(saver.subject.pidfd, |diagnosis| unix_report(diagnosis, info.inode))
         .map_err(|source| saver.kernel(number, "ask about the unix socket", source))?;
-    let Some(unanswered) = unanswered(report.peer) else { return Ok(None) };
+    let unanswered = unanswered(report.peer).map(ByteBuf::from);
+    // The manager may have ended it since the app stands still, or when it let it in.
+    let gone = report.peer == 0 && report.shut == BOTH_SHUT;
+    if unanswered.is_none() && !gone {
+        return Ok(None);
+    }
     let queue = peek_queue(stolen.as_fd(), libc::SOCK_STREAM)
         .map_err(|source| saver.kernel(number, "look into the queue", source))?;
     let end = UnixEnd {
@@ -75,5 +86,5 @@ fn look(
         write_shut: report.shut & 2 != 0,
         options: Vec::new(),
     };
-    Ok(Some((end, ByteBuf::from(unanswered))))
+    Ok(Some((end, unanswered)))
 }

@@ -27,7 +27,7 @@ use super::save::Saver;
 use super::sockets::save_options;
 
 const SO_BUF_LOCK: i32 = 72;
-const BOTH_SHUT: u8 = 3;
+pub(super) const BOTH_SHUT: u8 = 3;
 /// `SCM_CREDENTIALS` alone: with descriptors along, the kernel reports that something did not fit.
 const CREDENTIALS_BYTES: usize = 32;
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use gate::netlink::Netlink;
@@ -194,31 +195,44 @@ fn rust_app() {
     println!("\nepoch {:?}", checksync_sdk::epoch().unwrap());
 }
 
-#[test]
-fn a_program_with_the_rust_sdk_goes_on_where_it_is_restored() {
-    needs!("root", "pagemap-scan");
+/// Kills the manager of a program that prints "synced…" and calls on. Then it must print all that is `wanted`, on the
+/// other host.
+fn goes_on_where_it_is_restored(program: &[String], mut wanted: Vec<&str>) {
     let mut world = World::new(Fencing::None);
-    let test = std::env::current_exe().unwrap().display().to_string();
-    let line = [&test, "sync::rust_app", "--exact", "--ignored", "--nocapture"].map(str::to_owned);
-    let mut primary = world.run(&line);
-    let mut said = primary.line(SOON).unwrap();
-    while !said.starts_with("synced 1/") {
-        said = primary.line(SOON).unwrap();
-    }
+    let mut primary = world.run(program);
+    while !primary.line(SOON).unwrap().starts_with("synced") {}
     let epoch = |app: &Value| app["epoch"].as_u64();
     world.wait_for_app("primary", "epochs", |app| epoch(app) > Some(50));
     primary.signal(Signal::KILL);
     primary.wait(SOON);
-    let mut wanted = vec![
-        "promoted b 2 Some(Checkpoint",
-        "refused: the app is not protected",
-        "at b in term 2",
-        "epoch None",
-    ];
     while !wanted.is_empty() {
         let line = world.standby.line(SOON).expect("the standby goes on");
         wanted.retain(|start| !line.starts_with(start));
-        assert!(!line.contains("panicked"), "{line}");
+        assert!(!line.contains("panicked") && !line.contains("broke"), "{line}");
     }
     world.end();
+}
+
+#[test]
+fn a_program_with_the_rust_sdk_goes_on_where_it_is_restored() {
+    needs!("root", "pagemap-scan");
+    let test = std::env::current_exe().unwrap().display().to_string();
+    let line = [&test, "sync::rust_app", "--exact", "--ignored", "--nocapture"].map(str::to_owned);
+    let refused = "refused: the app is not protected";
+    let wanted = vec!["promoted b 2 Some(Checkpoint", refused, "at b in term 2", "epoch None"];
+    goes_on_where_it_is_restored(&line, wanted);
+}
+
+#[test]
+fn a_program_with_the_go_sdk_goes_on_where_it_is_restored() {
+    needs!("root", "pagemap-scan", "go");
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("example");
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../sdk/go/example");
+    let mut build = Command::new("go");
+    build.args(["build", "-buildvcs=false", "-o"]).arg(&program).arg(".");
+    build.env("GOTOOLCHAIN", "local").env("GOWORK", "off").current_dir(sources);
+    assert!(build.status().unwrap().success());
+    let wanted = vec!["promoted b 2 1/", "counted at b in term 2", "refused: the app is not protected"];
+    goes_on_where_it_is_restored(&[program.display().to_string()], wanted);
 }

@@ -547,6 +547,17 @@ fn a_call_with_a_patience_of_its_own_waits_for_it_and_is_answered_when_a_standby
 }
 
 #[test]
+fn calls_of_an_app_that_is_started_afresh_are_forgotten() {
+    let mut bench = Bench::protected(|config| config.on_crash = OnCrash::Restart);
+    bench.step(at(110), sync(1));
+    let died = bench.step(at(111), PrimaryEvent::AppExited(AppExit::Signal(11)));
+    assert!(died.contains(&PrimaryAction::RestartApp), "{died:#?}");
+    bench.step(at(5_000), PrimaryEvent::PeerLost { why: "reset".to_owned() });
+    bench.step(at(9_000), PrimaryEvent::Tick);
+    assert_eq!((synced(&bench.actions), refused(&bench.actions)), (vec![], vec![]));
+}
+
+#[test]
 fn a_standby_that_acknowledges_nothing_is_let_go_when_a_call_waits_for_it() {
     let mut bench = Bench::protected(|_| {});
     bench.step(at(110), sync(1));
