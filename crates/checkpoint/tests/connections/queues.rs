@@ -141,11 +141,16 @@ impl Strays {
         packet.extend([from.port().to_be_bytes(), to.port().to_be_bytes()].concat());
         packet.extend([sequence.to_be_bytes(), acknowledged.to_be_bytes()].concat());
         packet.extend([0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+        /// The answer itself must find room.
+        const PACE: Duration = Duration::from_micros(100);
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 // The link comes and goes.
                 let _ = rustix::net::sendto(&raw, &packet, SendFlags::empty(), &SocketAddr::new(to.ip(), 0));
-                std::thread::sleep(Duration::from_micros(50));
+                let sent = Instant::now();
+                while sent.elapsed() < PACE {
+                    std::thread::yield_now();
+                }
             }
         });
         Self { stop, thread: Some(thread) }

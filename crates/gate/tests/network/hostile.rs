@@ -175,7 +175,7 @@ fn full_device_stops_neither_the_app_nor_the_gate() {
     }
     assert!(begun.elapsed() < SOON, "the app was stopped: {:?}", begun.elapsed());
     drop(go);
-    let held = || u64::from(gate.counters().held_frames);
+    let held = || gate.counters().held_frames;
     wait_until("the device is read", PATIENCE, || held() >= FEW_LESS.into());
     gate.barrier(CheckpointId::new(1, 1)).unwrap();
     assert!(held() < MANY, "nothing was too much: {} of {MANY} are held", held());
