@@ -6,17 +6,14 @@ use std::time::{Duration, Instant};
 use libc::{IPPROTO_TCP, SOL_SOCKET};
 
 use crate::stage::{option, set_option};
-use crate::world::{V4, V6, World, accept, circumstances, client, eventually, listener, save, talk};
+use crate::world::{
+    Connected, V4, V6, World, accept, circumstances, client, eventually, listener, save, talk,
+};
 
 #[test]
 fn an_established_connection_goes_on_both_ways() {
     for ip in [V4, V6] {
-        let world = World::new();
-        let mut app = world.app();
-        let (port, address) = listener(&mut app, ip);
-        let mut client = client(address);
-        let number = accept(&mut app, port);
-        talk(&mut app, number, &mut client, b"before");
+        let Connected { world, app, number, mut client, .. } = Connected::talking(ip);
         let saved = save(&app);
         let (mut copy, counts) = world.take_over(app, &saved);
         assert_eq!((counts.kept, counts.unanswered, counts.reset), (1, 0, 0), "{ip}");
@@ -27,11 +24,7 @@ fn an_established_connection_goes_on_both_ways() {
 /// Without the listener's and the connection's `SO_REUSEADDR` given back, the second `bind` fails.
 #[test]
 fn a_listener_can_be_made_again_beside_connections_that_were_read() {
-    let world = World::new();
-    let mut app = world.app();
-    let (port, address) = listener(&mut app, V4);
-    let client = client(address);
-    let number = accept(&mut app, port);
+    let Connected { world, mut app, port, number, client, .. } = Connected::new(V4);
     set_option(app.borrow(number).as_fd(), SOL_SOCKET, libc::SO_REUSEADDR, 1);
     let saved = save(&app);
     let again = |app: &mut crate::stage::Servant| {
@@ -62,11 +55,7 @@ fn options_of_a_connection_are_carried() {
         (SOL_SOCKET, libc::SO_RCVLOWAT, 2),
         (SOL_SOCKET, libc::SO_RCVBUF, 60_000),
     ];
-    let world = World::new();
-    let mut app = world.app();
-    let (port, address) = listener(&mut app, V4);
-    let _client = client(address);
-    let number = accept(&mut app, port);
+    let Connected { world, app, number, client: _client, .. } = Connected::new(V4);
     let own = app.borrow(number);
     for (level, name, value) in options {
         set_option(own.as_fd(), level, name, value);
@@ -95,12 +84,7 @@ fn segments(socket: BorrowedFd<'_>) -> Vec<u8> {
 #[test]
 fn a_peer_that_has_seen_later_timestamps_goes_on_at_once() {
     const LATER: Duration = Duration::from_millis(1500);
-    let world = World::new();
-    let mut app = world.app();
-    let (port, address) = listener(&mut app, V4);
-    let mut client = client(address);
-    let number = accept(&mut app, port);
-    talk(&mut app, number, &mut client, b"before");
+    let Connected { world, app, number, mut client, .. } = Connected::talking(V4);
     let saved = save(&app);
     let later = Instant::now() + LATER;
     eventually("later", || Instant::now() > later);
@@ -166,12 +150,7 @@ fn a_thousand_connections_go_on() {
 
 #[test]
 fn a_thousand_readings_leave_the_app_and_the_wire_alone() {
-    let world = World::new();
-    let mut app = world.app();
-    let (port, address) = listener(&mut app, V4);
-    let mut client = client(address);
-    let number = accept(&mut app, port);
-    talk(&mut app, number, &mut client, b"before");
+    let Connected { world, mut app, number, mut client, .. } = Connected::talking(V4);
     let own = app.borrow(number);
     set_option(own.as_fd(), SOL_SOCKET, libc::SO_REUSEADDR, 1);
     std::io::Write::write_all(&mut client, b"unread").expect("write");

@@ -8,17 +8,12 @@ use image::descriptor::FileKind;
 use rustix::net::{RecvFlags, SendFlags};
 
 use crate::stage::{Circumstances, cache};
-use crate::world::{V4, V6, World, accept, client, is_reset_soon, listener, save, talk};
+use crate::world::{Connected, V4, V6, World, accept, client, is_reset_soon, listener, save, talk};
 
 #[test]
 fn a_peer_that_has_heard_more_than_was_captured_is_reset() {
     for ip in [V4, V6] {
-        let world = World::new();
-        let mut app = world.app();
-        let (port, address) = listener(&mut app, ip);
-        let mut client = client(address);
-        let number = accept(&mut app, port);
-        talk(&mut app, number, &mut client, b"before");
+        let Connected { world, mut app, number, mut client, .. } = Connected::talking(ip);
         let saved = save(&app);
         app.write_to(number, b"never captured");
         client.read_exact(&mut [0; 14]).expect("read");
@@ -31,11 +26,7 @@ fn a_peer_that_has_heard_more_than_was_captured_is_reset() {
 
 #[test]
 fn a_peer_that_is_gone_leaves_a_reset_behind_what_it_said() {
-    let world = World::new();
-    let mut app = world.app();
-    let (port, address) = listener(&mut app, V4);
-    let mut client = client(address);
-    let number = accept(&mut app, port);
+    let Connected { world, app, number, mut client, .. } = Connected::new(V4);
     client.write_all(b"last words").expect("write");
     world.until_quiet(app.borrow(number).as_fd());
     let saved = save(&app);
@@ -53,12 +44,7 @@ fn a_peer_that_is_gone_leaves_a_reset_behind_what_it_said() {
 #[test]
 fn connections_that_are_not_kept_are_reset_at_both_ends() {
     for ip in [V4, V6] {
-        let world = World::new();
-        let mut app = world.app();
-        let (port, address) = listener(&mut app, ip);
-        let mut first = client(address);
-        let number = accept(&mut app, port);
-        talk(&mut app, number, &mut first, b"before");
+        let Connected { world, mut app, port, address, number, client: mut first } = Connected::talking(ip);
         let circumstances = Circumstances { connections: Connections::Reset, ..Circumstances::default() };
         let saved = circumstances.save(&app, &mut cache()).expect("a save");
         app.write_to(number, b"never captured");
@@ -76,12 +62,7 @@ fn connections_that_are_not_kept_are_reset_at_both_ends() {
 /// The image cannot be followed: a socket has no such lock.
 #[test]
 fn a_connection_that_fails_late_counts_once_and_is_reset() {
-    let world = World::new();
-    let mut app = world.app();
-    let (port, address) = listener(&mut app, V4);
-    let mut client = client(address);
-    let number = accept(&mut app, port);
-    talk(&mut app, number, &mut client, b"before");
+    let Connected { world, app, number, mut client, .. } = Connected::talking(V4);
     let mut saved = save(&app);
     for file in &mut saved.files {
         if let FileKind::Connection(socket) = &mut file.kind {

@@ -13,7 +13,7 @@ use image::descriptor::FileKind;
 use rustix::net::{AddressFamily, SendFlags, SocketType};
 
 use crate::stage::{DEADLINE, Servant, set_option};
-use crate::world::{V4, V6, World, accept, client, listener, run, save};
+use crate::world::{Connected, V4, V6, World, accept, client, listener, run, save};
 
 const LEN: usize = 300_000;
 
@@ -46,10 +46,7 @@ impl Scene {
     }
 
     fn on(world: World, ip: &str) -> Self {
-        let mut app = world.app();
-        let (port, address) = listener(&mut app, ip);
-        let mut client = client(address);
-        let number = accept(&mut app, port);
+        let Connected { world, mut app, number, mut client, .. } = Connected::on(world, ip);
         set_option(app.borrow(number).as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 2 << 20);
         for _ in 0..30 {
             write(&mut app, number, &pattern(0, LEN));
@@ -144,11 +141,16 @@ impl Strays {
         packet.extend([from.port().to_be_bytes(), to.port().to_be_bytes()].concat());
         packet.extend([sequence.to_be_bytes(), acknowledged.to_be_bytes()].concat());
         packet.extend([0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+        /// The answer itself must find room.
+        const PACE: Duration = Duration::from_micros(100);
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 // The link comes and goes.
                 let _ = rustix::net::sendto(&raw, &packet, SendFlags::empty(), &SocketAddr::new(to.ip(), 0));
-                std::thread::yield_now();
+                let sent = Instant::now();
+                while sent.elapsed() < PACE {
+                    std::thread::yield_now();
+                }
             }
         });
         Self { stop, thread: Some(thread) }

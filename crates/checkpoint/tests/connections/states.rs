@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use image::descriptor::FileKind;
 
 use crate::stage::{Servant, set_option};
-use crate::world::{V4, V6, World, accept, client, eventually, listener, save, talk};
+use crate::world::{Connected, V4, V6, World, eventually, save};
 
 const FIN_WAIT1: u8 = 4;
 const FIN_WAIT2: u8 = 5;
@@ -24,12 +24,7 @@ struct Scene {
 
 impl Scene {
     fn new(ip: &str) -> Self {
-        let world = World::new();
-        let mut app = world.app();
-        let (port, address) = listener(&mut app, ip);
-        let mut client = client(address);
-        let number = accept(&mut app, port);
-        talk(&mut app, number, &mut client, b"before");
+        let Connected { world, app, number, client, .. } = Connected::talking(ip);
         Self { world, app, number, client }
     }
 

@@ -9,7 +9,7 @@ use image::descriptor::StrayKind;
 
 use crate::stage::{DEADLINE, Servant, cache};
 use crate::world::{
-    V4, V6, World, accept, circumstances, client, eventually, is_reset_soon, listener, save, talk,
+    Connected, V4, V6, World, accept, circumstances, client, eventually, is_reset_soon, listener, save, talk,
 };
 
 fn kinds(saved: &Saved) -> Vec<StrayKind> {
@@ -100,12 +100,7 @@ fn a_client_that_is_still_connecting_gets_through() {
 #[test]
 fn an_answer_that_was_closed_and_not_heard_ends_in_a_reset() {
     for (ip, heard) in [(V4, &b""[..]), (V6, b""), (V4, b"half ")] {
-        let world = World::new();
-        let mut app = world.app();
-        let (port, address) = listener(&mut app, ip);
-        let mut client = client(address);
-        let number = accept(&mut app, port);
-        talk(&mut app, number, &mut client, b"before");
+        let Connected { world, mut app, number, mut client, .. } = Connected::talking(ip);
         if !heard.is_empty() {
             app.write_to(number, heard);
             world.until_quiet(client.as_fd());
@@ -126,12 +121,7 @@ fn an_answer_that_was_closed_and_not_heard_ends_in_a_reset() {
 
 #[test]
 fn an_answer_that_was_closed_and_heard_is_nobodys_loss() {
-    let world = World::new();
-    let mut app = world.app();
-    let (port, address) = listener(&mut app, V4);
-    let mut client = client(address);
-    let number = accept(&mut app, port);
-    talk(&mut app, number, &mut client, b"before");
+    let Connected { world, mut app, number, mut client, .. } = Connected::talking(V4);
     app.write_to(number, b"an answer");
     app.close(number);
     let mut got = Vec::new();
@@ -147,12 +137,7 @@ fn an_answer_that_was_closed_and_heard_is_nobodys_loss() {
 /// The app throws a connection away: the kernel sends a RST once, and forgets.
 #[test]
 fn a_reset_of_the_apps_that_nobody_heard_is_repeated() {
-    let world = World::new();
-    let mut app = world.app();
-    let (port, address) = listener(&mut app, V4);
-    let mut client = client(address);
-    let number = accept(&mut app, port);
-    talk(&mut app, number, &mut client, b"before");
+    let Connected { world, mut app, number, mut client, .. } = Connected::talking(V4);
     let mut cache = cache();
     let mut save = |app: &Servant| circumstances().save(app, &mut cache).expect("everything can be saved");
     assert_eq!(kinds(&save(&app)), []);

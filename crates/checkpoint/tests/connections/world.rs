@@ -229,6 +229,39 @@ pub fn talk(app: &mut Servant, number: i32, client: &mut TcpStream, word: &[u8])
     assert_eq!(back, word);
 }
 
+/// An app with one client that it has accepted.
+#[derive(Debug)]
+pub struct Connected {
+    pub world: World,
+    pub app: Servant,
+    /// The listener, and where it is found.
+    pub port: i32,
+    pub address: SocketAddr,
+    pub number: i32,
+    pub client: TcpStream,
+}
+
+impl Connected {
+    pub fn new(ip: &str) -> Self {
+        Self::on(World::new(), ip)
+    }
+
+    pub fn on(world: World, ip: &str) -> Self {
+        let mut app = world.app();
+        let (port, address) = listener(&mut app, ip);
+        let client = client(address);
+        let number = accept(&mut app, port);
+        Self { world, app, port, address, number, client }
+    }
+
+    /// They have spoken with each other.
+    pub fn talking(ip: &str) -> Self {
+        let mut new = Self::new(ip);
+        talk(&mut new.app, new.number, &mut new.client, b"before");
+        new
+    }
+}
+
 /// Far below any retransmission, and the client says nothing.
 pub fn is_reset_soon(client: &mut TcpStream) {
     const SOON: Duration = Duration::from_millis(500);
