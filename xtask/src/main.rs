@@ -34,6 +34,9 @@ enum Task {
         /// Of `strong`: only the rows whose ids begin like this (without `strong.`); the others stay as they were.
         #[arg(long)]
         only: Option<String>,
+        /// Of `takeover`: so many more, a fifth of them in timeline mode; the figures are of all so far.
+        #[arg(long)]
+        rounds: Option<usize>,
     },
 }
 
@@ -45,9 +48,9 @@ fn main() -> ExitCode {
         Task::Ci => ci::run_all(),
         Task::Tidy => tidy::run(),
         // As the program does.
-        Task::Eval { name, only } => {
-            sys::bell::mute().map_err(Into::into).and_then(|()| eval::run(name.as_deref(), only.as_deref()))
-        }
+        Task::Eval { name, only, rounds } => sys::bell::mute()
+            .map_err(Into::into)
+            .and_then(|()| eval::run(name.as_deref(), only.as_deref(), rounds)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

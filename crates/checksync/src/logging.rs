@@ -1,4 +1,5 @@
-//! The log: one line per change of state, to the standard error. `RUST_LOG` chooses what is shown.
+//! The log: one line per change of state, to the standard error. `RUST_LOG` chooses what is shown; with
+//! `epochs=trace` each step of each epoch is.
 
 use tracing_subscriber::EnvFilter;
 

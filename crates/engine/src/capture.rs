@@ -394,7 +394,9 @@ impl Capturer {
         let state = state_of(process, saved, clocks);
         let threads = frozen.threads(self.pid).len();
         let before_thaw = Instant::now();
+        tracing::trace!(target: "epochs", %id, "epoch taken");
         let pause = frozen.thaw();
+        tracing::trace!(target: "epochs", %id, "epoch thawed");
         let times = memory.times;
         let report = CaptureReport {
             pause,

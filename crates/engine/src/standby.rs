@@ -348,10 +348,12 @@ impl Keeper<'_> {
         match (epoch, &mut self.copy) {
             (Prepared::Full(copy), place) => *place = Some(*copy),
             (Prepared::Incremental(epoch, received), Some(copy)) => {
+                tracing::trace!(target: "epochs", %id, "epoch applying");
                 if let Err(why) = copy.skeleton.apply(&epoch) {
                     self.copy = None;
                     return self.context.say(Event::ApplyFailed { id, why: chain(&why) });
                 }
+                tracing::trace!(target: "epochs", %id, "epoch applied");
                 let (received_monotonic_ns, received_boottime_ns) = received;
                 let state = epoch.state;
                 copy.held = Some(Held { id, state, received_monotonic_ns, received_boottime_ns });

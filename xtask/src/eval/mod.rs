@@ -97,16 +97,24 @@ fn only() -> &'static str {
     ONLY.get().map_or("", String::as_str)
 }
 
+/// How many rounds are to be played beside those of before.
+static ROUNDS: OnceLock<Option<usize>> = OnceLock::new();
+
+fn more_rounds() -> Option<usize> {
+    ROUNDS.get().copied().flatten()
+}
+
 /// With `only`, rows that were taken before and are not asked for stay in the file.
-pub fn run(name: Option<&str>, only: Option<&str>) -> Result<()> {
+pub fn run(name: Option<&str>, only: Option<&str>, rounds: Option<usize>) -> Result<()> {
     ONLY.get_or_init(|| only.unwrap_or_default().to_owned());
+    ROUNDS.get_or_init(|| rounds);
     let Some(name) = name else {
         println!("{}", known());
         return Ok(());
     };
     let eval = find(name)?;
     if cfg!(debug_assertions) {
-        return run_optimised(name, only);
+        return run_optimised(name, only, rounds);
     }
     let rows = (eval.measure)().with_context(|| format!("eval {name} took no figures"))?;
     print!("{}", table::render(&rows));
@@ -116,10 +124,11 @@ pub fn run(name: Option<&str>, only: Option<&str>) -> Result<()> {
 }
 
 /// Engines run in this very program: figures of one that is not optimised say nothing.
-fn run_optimised(name: &str, only: Option<&str>) -> Result<()> {
+fn run_optimised(name: &str, only: Option<&str>, rounds: Option<usize>) -> Result<()> {
     let words = ["run", "--locked", "--release", "--quiet", "--package", "xtask", "--", "eval", name];
     let only = only.map(|only| ["--only", only]).into_iter().flatten();
-    let done = cargo(&words).args(only).status().context("cannot start cargo")?;
+    let rounds = rounds.map(|rounds| ["--rounds".to_owned(), rounds.to_string()]).into_iter().flatten();
+    let done = cargo(&words).args(only).args(rounds).status().context("cannot start cargo")?;
     ensure!(done.success(), "eval {name}: {done}");
     Ok(())
 }

@@ -65,6 +65,7 @@ impl AppNetwork {
         Some(Barrier(Arc::new(move |id| {
             gate.barrier(id).map_err(|why| why.to_string())?;
             recorder.mark(id);
+            tracing::trace!(target: "epochs", %id, "epoch marked");
             Ok(())
         })))
     }

@@ -2,27 +2,30 @@
 
 use std::time::{Duration, SystemTime};
 
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use testkit::wait::Deadline;
 
 use super::clients::{Load, Seen, Store, forgiven, judge};
+use super::moments::{Hit, Moment};
 use super::street::{Pair, SOON, Side};
 
 /// What dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Death {
-    /// The manager, and the gate and the record with it.
+    /// The manager, and the gate and the record with it: they are threads of its own.
     Manager,
     App,
     /// The manager stands still, and goes on when it has long been given up.
     Hang,
     /// The cable is pulled, and all that runs on the host ends.
     Host,
+    /// The cable is pulled, and all runs on.
+    Cut,
 }
 
 impl Death {
-    pub const ALL: [Self; 4] = [Self::Manager, Self::App, Self::Hang, Self::Host];
+    pub const ALL: [Self; 5] = [Self::Manager, Self::App, Self::Hang, Self::Host, Self::Cut];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -30,6 +33,7 @@ impl Death {
             Self::App => "app",
             Self::Hang => "hang",
             Self::Host => "host",
+            Self::Cut => "cut",
         }
     }
 }
@@ -54,6 +58,11 @@ impl Seed {
         Self(seed)
     }
 
+    pub fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+        let at = self.up_to(Duration::from_micros(all.len() as u64)).as_micros() as usize;
+        all[at.min(all.len() - 1)]
+    }
+
     pub fn up_to(&mut self, limit: Duration) -> Duration {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -65,56 +74,80 @@ impl Seed {
 /// What a round was like.
 #[derive(Debug)]
 pub struct Outcome {
+    store: Store,
     death: Death,
+    /// What was going on when the blow fell.
+    phases: Vec<&'static str>,
     pub seen: Seen,
     takeover: Value,
     /// Of a round in timeline mode: the verdict without the window that was announced as lost.
     forgiven: Option<Value>,
 }
 
-pub fn play(store: Store, mode: Mode, death: Death, seed: &mut Seed) -> Outcome {
+pub fn play(store: Store, mode: Mode, death: Death, aim: Option<Moment>, seed: &mut Seed) -> Outcome {
     const LONGEST: Duration = Duration::from_millis(400);
     let (options, words): (&[&str], &[&str]) = match mode {
         Mode::Strong => (&["--consistency", "strong"], &["--clients", "6", "--keys", "12"]),
         Mode::Timeline => (&[], &["--clients", "6", "--keys", "12", "--reconnect"]),
     };
-    let mut pair = Pair::protecting(options, &store.command_line());
+    let mut hosts = Pair::build();
+    hosts.epochs_logged = true;
+    let mut pair = hosts.protect(options, &store.command_line());
     let mut load = Load::start(&pair.clients, pair.dir.path(), store, words);
     let instant = seed.up_to(LONGEST);
-    println!("{} {mode:?}: death of {} after {instant:?}", store.name(), death.name());
+    println!("{} {mode:?}: death of {} after {instant:?}, then {aim:?}", store.name(), death.name());
     let over = Deadline::after(instant).poll(|| load.has_ended().then_some(()));
     assert_eq!(over, None, "the clients ended by themselves");
-    strike(&mut pair, death);
+    let hit = strike(&mut pair, death, aim, seed);
     let takeover = pair.takeover();
     load.wait_for_answers();
-    if death == Death::Hang {
-        pair.signal(Side::A, Signal::CONT);
+    if matches!(death, Death::Hang | Death::Cut) {
+        match death {
+            Death::Hang => pair.signal(Side::A, Signal::CONT),
+            _ => pair.heal(Side::A),
+        }
         let ended = pair.manager(Side::A).wait(SOON);
         assert!(!ended.success(), "a manager that was superseded says so");
         load.wait_for_answers();
     }
+    let phases = hit.phases(&pair.log(Side::A), &pair.log(Side::B));
     let seen = load.finish();
     let forgiven = (mode == Mode::Timeline).then(|| {
         let at = |name: &str| takeover[name].as_u64().unwrap();
         judge(&forgiven(&seen.history, at("frozen_at_ns")..=at("serving_at_ns")))
     });
-    Outcome { death, seen, takeover, forgiven }
+    Outcome { store, death, phases, seen, takeover, forgiven }
 }
 
-pub fn strike(pair: &mut Pair, death: Death) {
-    match death {
-        Death::Manager => pair.kill_manager(Side::A),
-        Death::App => pair.kill_app(),
-        Death::Hang => pair.signal(Side::A, Signal::STOP),
-        Death::Host => pair.power_off_a(),
+/// The blow falls at once, or in the next phase that is aimed at.
+pub fn strike(pair: &mut Pair, death: Death, aim: Option<Moment>, seed: &mut Seed) -> Hit {
+    let app = (death == Death::App).then(|| pair.app_pid());
+    let (primary, standby) = (pair.log(Side::A), pair.log(Side::B));
+    if let Some(moment) = aim {
+        moment.await_next(if moment.is_the_standbys() { &standby } else { &primary }, seed);
     }
+    match (death, app) {
+        (Death::App, Some(app)) => kill_process(app, Signal::KILL).unwrap(),
+        (Death::Hang, _) => pair.signal(Side::A, Signal::STOP),
+        (Death::Host | Death::Cut, _) => pair.cut(Side::A),
+        (Death::Manager | Death::App, _) => pair.signal(Side::A, Signal::KILL),
+    }
+    let hit = Hit::now(&primary, &standby);
+    match death {
+        Death::Manager => drop(pair.manager(Side::A).wait(SOON)),
+        Death::Host => pair.power_off_a(),
+        Death::App | Death::Hang | Death::Cut => (),
+    }
+    hit
 }
 
 impl Outcome {
     /// One line of what is counted.
     pub fn summary(&self) -> Value {
         json!({
+            "store": self.store.name(),
             "death": self.death.name(),
+            "phases": self.phases,
             "failed": false,
             "linearizable": self.seen.is_linearizable(),
             "lost_writes": self.seen.lost_writes(),

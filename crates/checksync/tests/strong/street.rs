@@ -19,11 +19,13 @@ use std::time::Duration;
 
 use gate::netlink::Netlink;
 use gate::{CellCgroup, Namespace};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
 use testkit::process::Running;
 use testkit::wait::Deadline;
+
+use super::moments::LOG_FILTER;
 
 pub const SOON: Duration = Duration::from_secs(30);
 pub const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 9);
@@ -56,6 +58,8 @@ pub struct Pair {
     pub clients: Namespace,
     _switch: Namespace,
     pub dir: TempDir,
+    /// Each step of each epoch is in the logs.
+    pub epochs_logged: bool,
     /// Real-time threads of several pairs on few processors would measure each other.
     _alone: MutexGuard<'static, ()>,
 }
@@ -81,12 +85,17 @@ impl Pair {
         let dir = tempfile::tempdir().unwrap();
         let made = checksync().args(["pki", "init"]).arg(dir.path().join("pki")).args(["a", "b"]).output();
         assert!(made.unwrap().status.success());
-        Self { hosts, clients, _switch: switch, dir, _alone: alone }
+        Self { hosts, clients, _switch: switch, dir, epochs_logged: false, _alone: alone }
     }
 
     /// A standby, and a protected program.
     pub fn protecting(options: &[&str], program: &[String]) -> Self {
-        let mut pair = Self::build();
+        Self::build().protect(options, program)
+    }
+
+    /// The same, on hosts that are there.
+    pub fn protect(self, options: &[&str], program: &[String]) -> Self {
+        let mut pair = self;
         pair.start_standby();
         pair.start_primary(options, program);
         pair.wait_until_protected();
@@ -118,6 +127,9 @@ impl Pair {
         let log = File::options().create(true).append(true).open(self.log(side)).unwrap();
         let mut command = checksync();
         command.env("CHECKSYNC_RUN_DIR", self.run_dir(side)).stderr(log);
+        if self.epochs_logged {
+            command.env("RUST_LOG", LOG_FILTER);
+        }
         command.arg(verb).args(["--host", name, "--pki"]).arg(self.dir.path().join("pki"));
         command.arg("--arbiter").arg(format!("file:{}", self.dir.path().join("register").display()));
         command
@@ -142,7 +154,7 @@ impl Pair {
         self.dir.path().join(format!("run-{}", self.host(side).name))
     }
 
-    fn log(&self, side: Side) -> PathBuf {
+    pub fn log(&self, side: Side) -> PathBuf {
         self.dir.path().join(format!("{}.log", self.host(side).name))
     }
 
@@ -174,9 +186,10 @@ impl Pair {
         self.manager(side).wait(SOON);
     }
 
-    pub fn kill_app(&self) {
+    /// The app's process on host a.
+    pub fn app_pid(&self) -> Pid {
         let pid = self.app(Side::A).and_then(|app| app["app_pid"].as_i64()).expect("the app runs on a");
-        kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
+        Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
     }
 
     /// The power of host a fails: nobody hears it any more, and then nothing runs there.

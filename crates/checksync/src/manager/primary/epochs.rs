@@ -31,6 +31,7 @@ impl Drop for SinkHeld {
 impl Actor {
     pub(super) fn capture(&mut self, id: CheckpointId, parent: CheckpointId) {
         self.passage.asked(id);
+        tracing::trace!(target: "epochs", %id, "epoch asked for");
         self.command(Command::Capture { id, parent });
     }
 
@@ -51,10 +52,12 @@ impl Actor {
     /// What `id` covers may be heard.
     pub(super) fn release(&mut self, id: CheckpointId) {
         let heard_at = Instant::now();
+        tracing::trace!(target: "epochs", %id, "epoch covered");
         if let Some(network) = &self.network {
             network.release(id);
         }
         self.passage.released(id, heard_at);
+        tracing::trace!(target: "epochs", %id, "epoch released");
     }
 
     pub(super) fn start_full_sync(&mut self, id: CheckpointId) {
