@@ -4,6 +4,9 @@
 //! primary's a guard and a kernel permit that work without it. Datagrams (heartbeats, notices, the guard's
 //! word, questions to the register) get lost, late and doubled; a stream keeps its order, and breaks.
 
+#[path = "faults.rs"]
+mod faults;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
@@ -14,6 +17,8 @@ use replica::{
     Answer, Ask, Fencing, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Progress, Question,
     Reign, Standby, StandbyAction, StandbyConfig, StandbyEvent,
 };
+
+pub use faults::Fault;
 
 use crate::chance::Chance;
 use crate::said::Said;
@@ -34,28 +39,6 @@ pub enum Flaw {
     RegisterForgets,
     /// Output leaves whether or not it is covered.
     GateLeaks,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
-    ManagerDies,
-    HostDies,
-    /// The cell's init dies, and with it the app; nobody says a word.
-    GuardDies,
-    StandbyDies,
-    AppCrashes,
-    AppExits,
-    AppExecutes,
-    CaptureFails,
-    Child(bool),
-    StreamBreaks,
-    /// No message gets from one host to the other.
-    Cut(usize, bool),
-    /// A host does not reach the register.
-    Unreachable(usize, bool),
-    Paused(usize, Nanos),
-    /// Everything works again, dead managers are started anew.
-    Heal,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -636,61 +619,6 @@ impl World {
         if tries > 0 && self.a.alive {
             self.datagram(B, Message::GuardsWord(reign));
             self.after((1_000, 20_000), Event::GuardSpeaks(reign, tries - 1));
-        }
-    }
-
-    fn fault(&mut self, fault: Fault) {
-        match fault {
-            Fault::ManagerDies => self.manager_dies(),
-            Fault::HostDies => {
-                (self.a.alive, self.a.app_alive, self.a.machine) = (false, false, None);
-                self.after((500, 300_000), Event::StreamEnd(B, self.a.session));
-            }
-            Fault::GuardDies => self.app_dies(AppExit::Signal(9)),
-            Fault::AppCrashes => self.app_dies(AppExit::Signal(11)),
-            Fault::AppExits => self.app_dies(AppExit::Code(3)),
-            Fault::StandbyDies => {
-                (self.b.machine, self.b.serving, self.b.applied, self.b.session) = (None, None, None, 0);
-                self.after((50, 100_000), Event::StreamEnd(A, self.a.session));
-            }
-            Fault::AppExecutes => self.step_primary(PrimaryEvent::Executed),
-            Fault::CaptureFails => self.a.fail_next_capture = true,
-            Fault::Child(true) => self.step_primary(PrimaryEvent::ChildSeen { pid: 7 }),
-            Fault::Child(false) => self.step_primary(PrimaryEvent::ChildGone { pid: 7 }),
-            Fault::StreamBreaks => {
-                self.after((50, 100_000), Event::StreamEnd(A, self.a.session));
-                self.after((50, 100_000), Event::StreamEnd(B, self.a.session));
-            }
-            Fault::Cut(to, cut) => self.cut[to] = cut,
-            Fault::Unreachable(host, unreachable) => self.unreachable[host] = unreachable,
-            Fault::Paused(host, span) => self.paused_until[host] = self.now + span,
-            Fault::Heal => self.heal(),
-        }
-    }
-
-    fn manager_dies(&mut self) {
-        let Some(machine) = self.a.machine.take() else { return };
-        let reign = machine.reign();
-        self.after((50, 2_000), Event::StreamEnd(B, self.a.session));
-        if self.a.guard_armed && self.a.app_alive {
-            self.after((200, 2_000), Event::GuardSpeaks(reign, 5));
-        }
-    }
-
-    fn app_dies(&mut self, exit: AppExit) {
-        if std::mem::take(&mut self.a.app_alive) {
-            self.after((20, 500), Event::Primary(self.a.life, PrimaryEvent::AppExited(exit)));
-        }
-    }
-
-    fn heal(&mut self) {
-        (self.cut, self.unreachable, self.loss_percent) = ([false; 2], [false; 2], 0);
-        self.step_primary(PrimaryEvent::ChildGone { pid: 7 });
-        if self.b.machine.is_none() {
-            self.start_standby();
-        }
-        if self.a.machine.is_none() && self.a.alive && self.a.over.is_none() {
-            self.start_manager();
         }
     }
 }

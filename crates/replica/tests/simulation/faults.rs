@@ -1,0 +1,85 @@
+//! What goes wrong in a history, and how.
+
+use replica::primary::AppExit;
+use replica::{Nanos, PrimaryEvent};
+
+use super::{A, B, Event, World};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    ManagerDies,
+    HostDies,
+    /// The cell's init dies, and with it the app; nobody says a word.
+    GuardDies,
+    StandbyDies,
+    AppCrashes,
+    AppExits,
+    AppExecutes,
+    CaptureFails,
+    Child(bool),
+    StreamBreaks,
+    /// No message gets from one host to the other.
+    Cut(usize, bool),
+    /// A host does not reach the register.
+    Unreachable(usize, bool),
+    Paused(usize, Nanos),
+    /// Everything works again, dead managers are started anew.
+    Heal,
+}
+
+impl World {
+    pub(super) fn fault(&mut self, fault: Fault) {
+        match fault {
+            Fault::ManagerDies => self.manager_dies(),
+            Fault::HostDies => {
+                (self.a.alive, self.a.app_alive, self.a.machine) = (false, false, None);
+                self.after((500, 300_000), Event::StreamEnd(B, self.a.session));
+            }
+            Fault::GuardDies => self.app_dies(AppExit::Signal(9)),
+            Fault::AppCrashes => self.app_dies(AppExit::Signal(11)),
+            Fault::AppExits => self.app_dies(AppExit::Code(3)),
+            Fault::StandbyDies => {
+                (self.b.machine, self.b.serving, self.b.applied, self.b.session) = (None, None, None, 0);
+                self.after((50, 100_000), Event::StreamEnd(A, self.a.session));
+            }
+            Fault::AppExecutes => self.step_primary(PrimaryEvent::Executed),
+            Fault::CaptureFails => self.a.fail_next_capture = true,
+            Fault::Child(true) => self.step_primary(PrimaryEvent::ChildSeen { pid: 7 }),
+            Fault::Child(false) => self.step_primary(PrimaryEvent::ChildGone { pid: 7 }),
+            Fault::StreamBreaks => {
+                self.after((50, 100_000), Event::StreamEnd(A, self.a.session));
+                self.after((50, 100_000), Event::StreamEnd(B, self.a.session));
+            }
+            Fault::Cut(to, cut) => self.cut[to] = cut,
+            Fault::Unreachable(host, unreachable) => self.unreachable[host] = unreachable,
+            Fault::Paused(host, span) => self.paused_until[host] = self.now + span,
+            Fault::Heal => self.heal(),
+        }
+    }
+
+    fn manager_dies(&mut self) {
+        let Some(machine) = self.a.machine.take() else { return };
+        let reign = machine.reign();
+        self.after((50, 2_000), Event::StreamEnd(B, self.a.session));
+        if self.a.guard_armed && self.a.app_alive {
+            self.after((200, 2_000), Event::GuardSpeaks(reign, 5));
+        }
+    }
+
+    fn app_dies(&mut self, exit: AppExit) {
+        if std::mem::take(&mut self.a.app_alive) {
+            self.after((20, 500), Event::Primary(self.a.life, PrimaryEvent::AppExited(exit)));
+        }
+    }
+
+    fn heal(&mut self) {
+        (self.cut, self.unreachable, self.loss_percent) = ([false; 2], [false; 2], 0);
+        self.step_primary(PrimaryEvent::ChildGone { pid: 7 });
+        if self.b.machine.is_none() {
+            self.start_standby();
+        }
+        if self.a.machine.is_none() && self.a.alive && self.a.over.is_none() {
+            self.start_manager();
+        }
+    }
+}
