@@ -112,6 +112,8 @@ impl Keeper<'_> {
                     Command::Start
                     | Command::FullSync { .. }
                     | Command::Capture { .. }
+                    | Command::CaptureLast { .. }
+                    | Command::Thaw
                     | Command::Committed(_)
                     | Command::ReturnToLedger
                     | Command::Signal(_)
