@@ -59,7 +59,7 @@ func (e *TooLongError) Error() string {
 // One process at a time has the structures open. The clock of the reads is the host's monotonic one: a host that is
 // suspended, or a virtual machine that stands still with its clock, may answer reads for the rest of a lease, which is
 // 80 ms by default, after it goes on.
-type Structures struct{ conn *connection }
+type Structures struct{ conn *structuresConnection }
 
 // OpenStructures opens the structures of the manager that started this program, as they are.
 func OpenStructures() (*Structures, error) {
@@ -103,7 +103,7 @@ func (s *Structures) Value(name string) (*Value, error) {
 
 // Commit is a change that is on its way.
 type Commit struct {
-	conn *connection
+	conn *structuresConnection
 	done chan struct{}
 	err  error
 }
@@ -120,7 +120,7 @@ func (c *Commit) Done() <-chan struct{} { return c.done }
 
 // Map is a replicated map from keys to bytes. The bytes that it gives are not to be changed.
 type Map struct {
-	conn  *connection
+	conn  *structuresConnection
 	name  string
 	table *table
 }
@@ -182,7 +182,7 @@ func (m *Map) StartDelete(key string) (*Commit, error) {
 
 // Value is a replicated value, whole with each store.
 type Value struct {
-	conn *connection
+	conn *structuresConnection
 	name string
 	cell *cell
 }

@@ -15,11 +15,11 @@ import (
 // unwrittenBytesMax bounds what waits to be written: with more, who comes next waits, too.
 const unwrittenBytesMax = 1 << 20
 
-// connection sends changes in one order, and brings them into force when they are committed.
+// structuresConnection sends changes in one order, and brings them into force when they are committed.
 //
 // Whoever changes something appends it to the buffer under the lock, and writes the buffer unless somebody else does
 // already: so what many goroutines have to say goes with few calls.
-type connection struct {
+type structuresConnection struct {
 	socket net.Conn
 	raw    syscall.RawConn
 	term   uint64
@@ -48,7 +48,7 @@ type change struct {
 }
 
 // connect returns when the structures are here.
-func connect(path string) (*connection, error) {
+func connect(path string) (*structuresConnection, error) {
 	socket, err := net.Dial("unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrLost, err)
@@ -58,7 +58,7 @@ func connect(path string) (*connection, error) {
 		socket.Close()
 		return nil, fmt.Errorf("%w: %w", ErrLost, err)
 	}
-	c := &connection{socket: socket, raw: raw, names: newNames()}
+	c := &structuresConnection{socket: socket, raw: raw, names: newNames()}
 	c.written.L = &c.mu
 	c.lease.begin()
 	reader := newFrameReader(socket)
@@ -72,7 +72,7 @@ func connect(path string) (*connection, error) {
 	return c, nil
 }
 
-func (c *connection) greet(reader *frameReader) (leaseEvery time.Duration, err error) {
+func (c *structuresConnection) greet(reader *frameReader) (leaseEvery time.Duration, err error) {
 	if _, err := c.socket.Write(appendHello(nil)); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrLost, err)
 	}
@@ -107,7 +107,7 @@ func (c *connection) greet(reader *frameReader) (leaseEvery time.Duration, err e
 }
 
 // submit sends a change, which apply brings into force once it is committed.
-func (c *connection) submit(kind byte, name, key string, value []byte, apply func()) (*Commit, error) {
+func (c *structuresConnection) submit(kind byte, name, key string, value []byte, apply func()) (*Commit, error) {
 	if err := errors.Join(check("key", len(key), KeyBytesMax), check("value", len(value), ValueBytesMax)); err != nil {
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func (c *connection) submit(kind byte, name, key string, value []byte, apply fun
 
 // write writes what waits, unless somebody does. That the manager is gone is told by the one who reads. The lock is
 // held before and after, and not while it writes.
-func (c *connection) write() {
+func (c *structuresConnection) write() {
 	if c.writing {
 		return
 	}
@@ -162,7 +162,7 @@ type ear struct {
 }
 
 // listen reads until the connection is over. It holds nothing while there is nothing to read.
-func (c *connection) listen() {
+func (c *structuresConnection) listen() {
 	c.ear.buffer = make([]byte, 64<<10)
 	var failure error
 	err := c.raw.Read(func(fd uintptr) bool {
@@ -182,7 +182,7 @@ func (c *connection) listen() {
 }
 
 // hear takes what is there to be read, without waiting. The ear is locked.
-func (c *connection) hear(fd int) (more bool, err error) {
+func (c *structuresConnection) hear(fd int) (more bool, err error) {
 	e := &c.ear
 	n, err := syscall.Read(fd, e.buffer[e.filled:])
 	switch {
@@ -216,7 +216,7 @@ func (c *connection) hear(fd int) (more bool, err error) {
 	return true, nil
 }
 
-func (c *connection) take(f frame) error {
+func (c *structuresConnection) take(f frame) error {
 	switch f.kind {
 	case kindCommitted:
 		return c.commit(f)
@@ -232,7 +232,7 @@ const lookMax = 250 * time.Microsecond
 
 // look reads by itself until something is done, if round trips are short: to wake a goroutine, and a core that has gone
 // to sleep, takes as long as all the rest of one.
-func (c *connection) look(done <-chan struct{}) {
+func (c *structuresConnection) look(done <-chan struct{}) {
 	if time.Duration(c.roundTrip.Load()) > lookMax {
 		return
 	}
@@ -259,7 +259,7 @@ func (c *connection) look(done <-chan struct{}) {
 }
 
 // commit brings all changes up to a number into force, and lets go who waits for them.
-func (c *connection) commit(f frame) error {
+func (c *structuresConnection) commit(f frame) error {
 	count, err := f.number(0)
 	if err != nil {
 		return err
@@ -288,7 +288,7 @@ func (c *connection) commit(f frame) error {
 	return nil
 }
 
-func (c *connection) fail(err error) {
+func (c *structuresConnection) fail(err error) {
 	c.mu.Lock()
 	if c.failure != nil {
 		c.mu.Unlock()
@@ -307,14 +307,14 @@ func (c *connection) fail(err error) {
 	c.socket.Close()
 }
 
-func (c *connection) mayRead() error {
+func (c *structuresConnection) mayRead() error {
 	if c.lease.valid() {
 		return nil
 	}
 	return c.lease.wait()
 }
 
-func (c *connection) keepLease(every time.Duration) {
+func (c *structuresConnection) keepLease(every time.Duration) {
 	ticks := time.NewTicker(max(every, time.Millisecond))
 	defer ticks.Stop()
 	for {

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-const soon = 10 * time.Second
+const promptly = 10 * time.Second
 
 // manager is one end of the protocol, played by a test.
 type manager struct {
@@ -72,7 +72,7 @@ func (m *manager) send(kind byte, body string) {
 
 func (m *manager) expect(kind byte, body string) {
 	m.t.Helper()
-	m.socket.SetReadDeadline(time.Now().Add(soon))
+	m.socket.SetReadDeadline(time.Now().Add(promptly))
 	f, err := m.reader.next()
 	if err != nil || f.kind != kind || string(f.body) != body {
 		m.t.Fatalf("got kind %d %q (%v), not kind %d %q", f.kind, f.body, err, kind, body)
@@ -176,7 +176,7 @@ func TestChangesOfManyGoroutinesAllArriveAndReturn(t *testing.T) {
 		})
 	}
 	for count := uint64(1); count <= writers*each; count++ {
-		m.socket.SetReadDeadline(time.Now().Add(soon))
+		m.socket.SetReadDeadline(time.Now().Add(promptly))
 		if f, err := m.reader.next(); err != nil || f.kind != kindPut {
 			t.Fatal(f.kind, err)
 		}

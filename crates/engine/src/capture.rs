@@ -20,7 +20,7 @@ use image::state::{Clocks, State};
 use image::{CheckpointId, Header, Sync};
 use tracee::{Frozen, TraceError, Tree};
 
-use crate::awake::Cores;
+use crate::awake::{Awake, Cores};
 use crate::clock::ClockShift;
 use crate::command::{Barrier, Settings};
 use crate::event::CaptureReport;
@@ -293,11 +293,51 @@ impl Capturer {
         id: CheckpointId,
         parent: CheckpointId,
     ) -> Result<(Vec<Bytes>, CaptureReport), EngineError> {
+        self.follow(parent)?;
+        let taken = self.take(tree, id)?;
+        Ok(self.epoch(id, parent, taken))
+    }
+
+    /// As [`Self::capture`], but the app stands still until `stand_still`, which gets the epoch, has returned. With
+    /// `barrier` its connections travel along. On failure the app runs again.
+    pub fn capture_last(
+        &mut self,
+        tree: &mut Tree,
+        id: CheckpointId,
+        parent: CheckpointId,
+        barrier: Option<Barrier>,
+        stand_still: &mut dyn FnMut(Vec<Bytes>, CaptureReport),
+    ) -> Result<(), EngineError> {
+        self.follow(parent)?;
+        let usual = (self.connections, self.barrier.clone());
+        if barrier.is_some() {
+            (self.connections, self.barrier) = (Connections::Keep, barrier);
+            // What it knows of the sockets is too little.
+            self.descriptor_cache = None;
+        }
+        let stood = self.take_and(tree, id, |capturer, frozen, taken, awake| {
+            drop(awake);
+            let (frames, report) = capturer.epoch(id, parent, taken);
+            stand_still(frames, report);
+            frozen.thaw();
+        });
+        if self.connections != usual.0 {
+            self.descriptor_cache = None;
+        }
+        (self.connections, self.barrier) = usual;
+        stood
+    }
+
+    fn follow(&mut self, parent: CheckpointId) -> Result<(), EngineError> {
         let last = self.last.ok_or(EngineError::NoBase)?;
         if parent != last {
             self.return_to_ledger();
         }
-        let taken = self.take(tree, id)?;
+        Ok(())
+    }
+
+    /// All frames of what was taken.
+    fn epoch(&mut self, id: CheckpointId, parent: CheckpointId, taken: Taken) -> (Vec<Bytes>, CaptureReport) {
         self.ledger.enter(id, taken.memory.carried(), taken.memory.layout.is_some());
         self.last = Some(id);
         let mut frames = FrameWriter::default();
@@ -306,7 +346,7 @@ impl Capturer {
         let mut out = vec![frames.cbor(FrameKind::Header, &header)];
         let report = self.encode(taken, &mut frames, &mut |frame| out.push(frame));
         out.push(frames.end());
-        Ok((out, report))
+        (out, report)
     }
 
     /// After the thaw: frames of everything that was taken.
@@ -340,21 +380,39 @@ impl Capturer {
 
     /// The freeze itself. On success and on failure the app runs again afterwards.
     fn take(&mut self, tree: &mut Tree, id: CheckpointId) -> Result<Taken, EngineError> {
+        self.take_and(tree, id, |_, frozen, mut taken, _awake| {
+            let before_thaw = Instant::now();
+            tracing::trace!(target: "epochs", %id, "epoch taken");
+            taken.report.pause = frozen.thaw();
+            tracing::trace!(target: "epochs", %id, "epoch thawed");
+            taken.report.thaw = before_thaw.elapsed();
+            taken
+        })
+    }
+
+    /// The app runs again when `then` has thawed it, or the reading has failed.
+    fn take_and<T>(
+        &mut self,
+        tree: &mut Tree,
+        id: CheckpointId,
+        then: impl FnOnce(&mut Self, Frozen<'_>, Taken, Awake<'_>) -> T,
+    ) -> Result<T, EngineError> {
         self.refuse_children(tree)?;
         let mut tracker = self.tracker.take().ok_or(EngineError::NoBase)?;
         let cores = Arc::clone(&self.cores);
-        let _awake = cores.keep_awake();
+        let awake = cores.keep_awake();
         let taken = self.take_with(tree, &mut tracker, id);
         self.tracker = Some(tracker);
-        taken
+        let (frozen, taken) = taken?;
+        Ok(then(self, frozen, taken, awake))
     }
 
-    fn take_with(
+    fn take_with<'tree>(
         &mut self,
-        tree: &mut Tree,
+        tree: &'tree mut Tree,
         tracker: &mut Tracker,
         id: CheckpointId,
-    ) -> Result<Taken, EngineError> {
+    ) -> Result<(Frozen<'tree>, Taken), EngineError> {
         let mut frozen = tree.freeze(self.patience)?;
         if let Some(Barrier(barrier)) = &self.barrier {
             barrier(id).map_err(EngineError::Barrier)?;
@@ -393,23 +451,17 @@ impl Capturer {
         };
         let state = state_of(process, saved, clocks);
         let threads = frozen.threads(self.pid).len();
-        let before_thaw = Instant::now();
-        tracing::trace!(target: "epochs", %id, "epoch taken");
-        let pause = frozen.thaw();
-        tracing::trace!(target: "epochs", %id, "epoch thawed");
         let times = memory.times;
         let report = CaptureReport {
-            pause,
             stop,
             scan: times.maps + times.scan,
             copy: times.copy,
             state: state_time,
-            thaw: before_thaw.elapsed(),
             threads,
             frozen_at_ns: clocks.realtime_ns,
             ..CaptureReport::default()
         };
-        Ok(Taken { state, memory, report })
+        Ok((frozen, Taken { state, memory, report }))
     }
 
     fn start_descriptors(

@@ -87,6 +87,12 @@ pub enum Command {
     FullSync { id: CheckpointId, sink: FrameSink },
     /// Captures what changed since `parent`, which is the last captured checkpoint or older.
     Capture { id: CheckpointId, parent: CheckpointId },
+    /// As `Capture`, but the app stands still afterwards, until `Thaw`, `Kill` or the engine's end; all other commands
+    /// wait. With `barrier` the app's connections travel along, whatever the settings say: it is called like theirs,
+    /// and has to silence the app's network until the `Thaw`.
+    CaptureLast { id: CheckpointId, parent: CheckpointId, barrier: Option<Barrier> },
+    /// Lets an app go on that stands still. Without effect on another.
+    Thaw,
     /// The standby holds this checkpoint; what it carried leaves the ledger.
     Committed(CheckpointId),
     /// Every checkpoint that is not committed is lost: what they carried goes into the next one.
@@ -124,6 +130,8 @@ impl std::fmt::Debug for Command {
             Self::Start => "Start",
             Self::FullSync { id, .. } => return write!(f, "FullSync({id})"),
             Self::Capture { id, parent } => return write!(f, "Capture({id} since {parent})"),
+            Self::CaptureLast { id, parent, .. } => return write!(f, "CaptureLast({id} since {parent})"),
+            Self::Thaw => "Thaw",
             Self::Committed(id) => return write!(f, "Committed({id})"),
             Self::ReturnToLedger => "ReturnToLedger",
             Self::Signal(signal) => return write!(f, "Signal({signal})"),

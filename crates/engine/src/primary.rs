@@ -212,6 +212,20 @@ fn obey(context: &Context, app: &mut App, command: Command, syncing: &mut Option
                 return ended;
             }
         },
+        Command::CaptureLast { id, parent, barrier } => {
+            let pid = app.pid;
+            let stand_still = &mut |frames, report| {
+                context.say(Event::Captured { id, frames, report });
+                await_thaw(context, pid);
+            };
+            if let Err(why) = app.capturer.capture_last(&mut app.tree, id, parent, barrier, stand_still) {
+                let ended = has_ended(context, app, &why, syncing);
+                failed(context, id, &chain(&why), why.is_refusal());
+                return ended;
+            }
+        }
+        // It goes on already.
+        Command::Thaw => {}
         Command::Committed(id) => app.capturer.committed(id),
         Command::ReturnToLedger => app.capturer.return_to_ledger(),
         Command::Signal(number) => signal(app, number),
@@ -229,6 +243,28 @@ fn obey(context: &Context, app: &mut App, command: Command, syncing: &mut Option
         }
     }
     false
+}
+
+/// Returns when the app is to go on, or to die.
+fn await_thaw(context: &Context, pid: i32) {
+    let mut early = Vec::new();
+    loop {
+        match context.next_command() {
+            None => context.sleep(None),
+            Some(Command::Thaw) => break,
+            Some(Command::Kill) => {
+                // While it still stands: not one more instruction of it runs. Gone already is as good.
+                let _ = sys::task::kill(pid, libc::SIGKILL);
+                break;
+            }
+            Some(command @ (Command::End | Command::Release)) => {
+                early.push(command);
+                break;
+            }
+            Some(command) => early.push(command),
+        }
+    }
+    context.put_back(early);
 }
 
 /// Whether a capture failed because the app is ending, whose end has then been told: before the failure, which
@@ -256,7 +292,7 @@ fn has_ended(context: &Context, app: &mut App, why: &EngineError, syncing: &mut 
 }
 
 fn answer_for_the_dead(context: &Context, command: &Command) {
-    if let Command::Capture { id, .. } = command {
+    if let Command::Capture { id, .. } | Command::CaptureLast { id, .. } = command {
         failed(context, *id, "the app has ended", false);
     }
 }

@@ -134,6 +134,8 @@ impl Keeper<'_> {
                     Command::Start
                     | Command::FullSync { .. }
                     | Command::Capture { .. }
+                    | Command::CaptureLast { .. }
+                    | Command::Thaw
                     | Command::Committed(_)
                     | Command::ReturnToLedger
                     | Command::Signal(_)

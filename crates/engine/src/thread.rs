@@ -149,6 +149,12 @@ impl Context {
         lock(&self.inbox.queue).pop_front()
     }
 
+    /// Commands that were taken too early: they are the next, in this order.
+    pub fn put_back(&self, commands: Vec<Command>) {
+        let mut queue = lock(&self.inbox.queue);
+        commands.into_iter().rev().for_each(|command| queue.push_front(command));
+    }
+
     /// A frame was looked at: there is room for more.
     pub fn frame_taken(&self, len: usize) {
         self.inbox.frame_taken(len);
