@@ -15,15 +15,15 @@ import (
 
 const promptly = 10 * time.Second
 
-// manager is one end of the protocol, played by a test.
-type manager struct {
+// structuresManager is one end of the protocol, played by a test.
+type structuresManager struct {
 	t      *testing.T
 	socket net.Conn
 	reader *frameReader
 }
 
 // pair opens structures at a manager that hands over what is held: frames of Put and Store.
-func pair(t *testing.T, held []byte) (*Structures, *manager) {
+func pair(t *testing.T, held []byte) (*Structures, *structuresManager) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
 	listener, err := net.Listen("unix", path)
@@ -45,7 +45,7 @@ func pair(t *testing.T, held []byte) (*Structures, *manager) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { socket.Close() })
-	m := &manager{t, socket, newFrameReader(socket)}
+	m := &structuresManager{t, socket, newFrameReader(socket)}
 	m.expect(kindHello, "CKSTRUCT\x01\x00")
 	m.send(kindWelcome, "\x01\x00"+number(3))
 	m.write(held)
@@ -60,17 +60,17 @@ func pair(t *testing.T, held []byte) (*Structures, *manager) {
 
 func number(n uint64) string { return string(binary.LittleEndian.AppendUint64(nil, n)) }
 
-func (m *manager) write(bytes []byte) {
+func (m *structuresManager) write(bytes []byte) {
 	if _, err := m.socket.Write(bytes); err != nil {
 		m.t.Error(err)
 	}
 }
 
-func (m *manager) send(kind byte, body string) {
+func (m *structuresManager) send(kind byte, body string) {
 	m.write(append(appendFrame(nil, kind, len(body)), body...))
 }
 
-func (m *manager) expect(kind byte, body string) {
+func (m *structuresManager) expect(kind byte, body string) {
 	m.t.Helper()
 	m.socket.SetReadDeadline(time.Now().Add(promptly))
 	f, err := m.reader.next()
@@ -80,7 +80,7 @@ func (m *manager) expect(kind byte, body string) {
 }
 
 // lease answers the library's first question.
-func (m *manager) lease(span time.Duration) {
+func (m *structuresManager) lease(span time.Duration) {
 	m.t.Helper()
 	m.expect(kindAsk, number(1))
 	m.send(kindLease, number(1)+number(uint64(span)))
