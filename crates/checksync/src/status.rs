@@ -1,6 +1,7 @@
 //! What a manager says of itself: one JSON line to whoever connects to its socket.
 //!
-//! Sockets lie in the run directory, `$CHECKSYNC_RUN_DIR` or `/run/checksync`, which only root may enter. A
+//! Sockets lie in the run directory: `$CHECKSYNC_RUN_DIR`, or `/run/checksync`, which only root may enter, or
+//! `$XDG_RUNTIME_DIR/checksync` for whoever is not root. A
 //! socket whose manager is dead refuses connections, and the next manager of its name replaces it.
 
 use std::collections::BTreeMap;
@@ -206,8 +207,13 @@ impl Drop for Socket {
 
 /// The run directory, made if it is missing.
 pub fn run_dir() -> anyhow::Result<PathBuf> {
-    let dir = std::env::var_os("CHECKSYNC_RUN_DIR").map_or("/run/checksync".into(), PathBuf::from);
-    make_private(&dir)?;
+    let ours = || std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !rustix::process::geteuid().is_root());
+    let dir = match (std::env::var_os("CHECKSYNC_RUN_DIR"), ours()) {
+        (Some(dir), _) => dir.into(),
+        (None, Some(ours)) => PathBuf::from(ours).join("checksync"),
+        (None, None) => PathBuf::from("/run/checksync"),
+    };
+    make_private(&dir).context("no directory for this host's managers; name one in CHECKSYNC_RUN_DIR")?;
     Ok(dir)
 }
 

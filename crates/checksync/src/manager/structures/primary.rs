@@ -22,7 +22,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use image::{CheckpointId, Member, Term};
 use replica::primary::{AppExit, Ending, Output, Status};
-use replica::{Answer, Ask, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
+use replica::{Answer, Ask, Fencing, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
 use rustix::process::Signal;
 use structure::{Cursor, Malformed};
 use tokio::signal::unix::{SignalKind, signal};
@@ -89,6 +89,9 @@ struct Actor {
     output: Output,
     /// The permit has no end.
     is_open: bool,
+    /// Without a register a permit never ends, and only this tells that the standby has not taken over: when the last
+    /// heartbeat was sent that one answered.
+    heard_at: Option<Nanos>,
     /// Reads may be answered until then, for all that was promised to a library.
     leased_until: Nanos,
     program: Option<Program>,
@@ -221,6 +224,7 @@ impl Manager {
                 captured: None,
                 output: Output::Shut,
                 is_open: false,
+                heard_at: None,
                 leased_until: Nanos(0),
                 program: None,
                 door: None,
@@ -361,7 +365,7 @@ impl Actor {
         let until = match self.machine.permit() {
             replica::primary::Permit::Shut => now,
             replica::primary::Permit::Until(deadline) => deadline,
-            replica::primary::Permit::Open => now + self.settings.timing.permit(),
+            replica::primary::Permit::Open => self.heard_at.unwrap_or(now) + self.settings.timing.permit(),
         };
         if self.output == Output::Shut {
             return Duration::ZERO;
@@ -446,6 +450,9 @@ impl Actor {
                 let session = self.session.as_ref().filter(|session| session.standby.name == from);
                 let Some(from) = session.map(|session| session.standby.clone()) else { return };
                 let (sent_at, held) = (Nanos(answer.sent_at_ns), answer.held);
+                if self.settings.shared.fencing != Fencing::Register {
+                    self.heard_at = self.heard_at.max(Some(sent_at));
+                }
                 self.step(PrimaryEvent::HeartbeatAnswered { from, sent_at, held });
             }
         }
