@@ -43,7 +43,8 @@ struct Outcome {
     mangled: u64,
     broken_connections: u64,
     gap_ms: f64,
-    restore_us: f64,
+    /// None after a cut that the primary survived.
+    restore_us: Option<f64>,
 }
 
 pub fn rows() -> Result<Vec<Row>> {
@@ -129,7 +130,7 @@ fn strong_rows(rounds: &[Round]) -> Vec<Row> {
         rows.push(count(&format!("takeover.rounds-{store}"), of_it as u64));
     }
     let restores = rounds.iter().filter_map(|round| round.outcome.as_ref());
-    let restores: Vec<f64> = restores.map(|found| found.restore_us / 1e3).collect();
+    let restores: Vec<f64> = restores.filter_map(|found| found.restore_us).map(|us| us / 1e3).collect();
     rows.push(Row::measured("takeover.restore", "ms", &restores));
     rows
 }

@@ -44,7 +44,7 @@ fn clients_of_a_go_server_notice_no_death() {
 fn clients_of_redis_notice_no_death() {
     needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF, "debian:redis-server");
     let mut seed = Seed::announce();
-    for death in [Death::Manager, Death::Host] {
+    for death in [Death::Manager, Death::Host, Death::Cut] {
         play(Store::Redis, Mode::Strong, death, None, &mut seed).seen.assert_nothing_happened();
     }
 }

@@ -20,7 +20,7 @@ pub enum Death {
     Hang,
     /// The cable is pulled, and all that runs on the host ends.
     Host,
-    /// The cable is pulled, and all runs on.
+    /// The cable is pulled, and put in again; all runs on.
     Cut,
 }
 
@@ -99,24 +99,34 @@ pub fn play(store: Store, mode: Mode, death: Death, aim: Option<Moment>, seed: &
     let over = Deadline::after(instant).poll(|| load.has_ended().then_some(()));
     assert_eq!(over, None, "the clients ended by themselves");
     let hit = strike(&mut pair, death, aim, seed);
-    let takeover = pair.takeover();
+    let takeover = match death {
+        Death::Manager | Death::App | Death::Hang | Death::Host => pair.takeover(),
+        Death::Cut => after_a_cut(&pair, &load, seed),
+    };
     load.wait_for_answers();
-    if matches!(death, Death::Hang | Death::Cut) {
-        match death {
-            Death::Hang => pair.signal(Side::A, Signal::CONT),
-            _ => pair.heal(Side::A),
-        }
+    if death == Death::Hang {
+        pair.signal(Side::A, Signal::CONT);
         let ended = pair.manager(Side::A).wait(SOON);
         assert!(!ended.success(), "a manager that was superseded says so");
         load.wait_for_answers();
     }
     let phases = hit.phases(&pair.log(Side::A), &pair.log(Side::B));
     let seen = load.finish();
-    let forgiven = (mode == Mode::Timeline).then(|| {
+    let forgiven = (mode == Mode::Timeline && !takeover.is_null()).then(|| {
         let at = |name: &str| takeover[name].as_u64().unwrap();
         judge(&forgiven(&seen.history, at("frozen_at_ns")..=at("serving_at_ns")))
     });
     Outcome { store, death, phases, seen, takeover, forgiven }
+}
+
+/// Both sides live, and reach the register: it decides who goes on. Clients reach whom they reach, and all when the
+/// cable is in again. Answers the takeover, if there was one.
+fn after_a_cut(pair: &Pair, load: &Load, seed: &mut Seed) -> Value {
+    let apart = Duration::from_millis(100) + seed.up_to(Duration::from_millis(500));
+    assert_eq!(Deadline::after(apart).poll(|| None::<()>), None);
+    pair.heal(Side::A);
+    load.wait_for_answers();
+    pair.last_takeover().unwrap_or_default()
 }
 
 /// The blow falls at once, or in the next phase that is aimed at.

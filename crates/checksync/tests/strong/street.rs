@@ -250,7 +250,11 @@ impl Pair {
     /// What the standby says of its takeover, once it serves.
     #[track_caller]
     pub fn takeover(&self) -> Value {
-        self.wait("a takeover", || self.report(Side::B)?["takeovers"].as_array()?.last().cloned())
+        self.wait("a takeover", || self.last_takeover())
+    }
+
+    pub fn last_takeover(&self) -> Option<Value> {
+        self.report(Side::B)?["takeovers"].as_array()?.last().cloned()
     }
 
     #[track_caller]
