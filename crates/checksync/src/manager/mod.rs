@@ -7,6 +7,7 @@
 
 pub mod arrived;
 pub mod cell;
+pub mod control;
 pub mod copy;
 pub mod fence;
 pub mod heart;

@@ -4,6 +4,7 @@
 //! actor ends when the machine ends the pair, and leaves nothing behind: no cell, no cgroup, no thread.
 
 mod ending;
+mod moving;
 mod progress;
 mod report;
 mod said;
@@ -24,9 +25,11 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use wire::{ArrivedPacket, Exit, FromPrimary, GuardArmed, GuardToken, HeartbeatAnswer, Hello};
 
+use self::moving::Moving;
 use self::progress::Progress;
 use self::report::{hello, prepare_heart, wire_exit};
 use super::cell::{CellKit, GuardLine};
+use super::control::{Listener, Order as Asked};
 use super::fence::Fence;
 use super::heart::{Heart, Pulse};
 use super::host::HostFacts;
@@ -67,6 +70,10 @@ pub enum Input {
     SyncOver(CheckpointId),
     /// The operator asks us to stop.
     Stop,
+    /// The operator asks for something else, and hears what comes of it.
+    Order(Asked, Listener),
+    /// Nobody listens any more.
+    Withdrawn,
     /// A signal that is the app's.
     Signal(i32),
 }
@@ -141,6 +148,7 @@ pub struct Actor {
     exited: bool,
     /// The standby was told to take over.
     handed_over: bool,
+    moving: Moving,
     end_confirmed: bool,
     stops: u32,
     failure: Option<String>,
@@ -223,6 +231,7 @@ impl Actor {
             app_pid: None,
             exited: false,
             handed_over: false,
+            moving: Moving::default(),
             end_confirmed: false,
             stops: 0,
             failure: None,
@@ -324,6 +333,8 @@ impl Actor {
             Input::Arrived(packets) => self.pass_on(packets),
             Input::SyncOver(id) => self.sync_over(id),
             Input::Stop => self.stop(),
+            Input::Order(order, listener) => self.take_order(order, listener),
+            Input::Withdrawn => self.withdraw(),
             Input::Signal(signal) => self.command(Command::Signal(signal)),
         }
     }
@@ -340,7 +351,10 @@ impl Actor {
                 self.failure = Some(why);
             }
             Event::Captured { id, frames, report } => {
-                self.pauses.push(report.pause);
+                // Of one after which the app stands still, it is not known yet.
+                if !report.pause.is_zero() {
+                    self.pauses.push(report.pause);
+                }
                 self.frozen.push_back((id, report.frozen_at_ns));
                 self.progress.end();
                 self.syncing = None;
@@ -400,6 +414,9 @@ impl Actor {
             PrimaryAction::StartApp { term } => self.start_app(term),
             PrimaryAction::StartFullSync { id, eligible: _ } => self.start_full_sync(id),
             PrimaryAction::CaptureNow { id, parent } => self.command(Command::Capture { id, parent }),
+            PrimaryAction::CaptureLast { id, parent } => self.capture_last(id, parent),
+            PrimaryAction::Thaw => self.thaw(),
+            PrimaryAction::Switchover(news) => self.tell_operator(news),
             PrimaryAction::SendEpoch { id, sync: _ } => self.send_epoch(id),
             PrimaryAction::Committed(committed) => self.committed(committed.id()),
             PrimaryAction::ReturnToLedger { ids: _ } => {
@@ -580,6 +597,7 @@ impl Actor {
                 let (term, token_hash) = (register.term, self.token.hash());
                 FromPrimary::GuardArmed(GuardArmed { term, token_hash })
             }
+            Notice::HandedOver { .. } => FromPrimary::HandedOver,
             Notice::AppEnded { exit, .. } => {
                 FromPrimary::AppExited { how: wire_exit(*exit), silenced: false }
             }

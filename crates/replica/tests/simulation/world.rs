@@ -11,7 +11,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use image::{CheckpointId, Member, Register, Sync, Term};
-use replica::primary::{AppExit, Ending, Notice, Permit, Phase};
+use replica::primary::{AppExit, Ending, Notice, Permit, Phase, Switchover};
 use replica::standby::{Discarded, EpochRefusal, Refusal, StandbyStatus};
 use replica::{
     Answer, Ask, Fencing, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Progress, Question,
@@ -39,6 +39,8 @@ pub enum Flaw {
     RegisterForgets,
     /// Output leaves whether or not it is covered.
     GateLeaks,
+    /// The app runs on after the last epoch of a planned move.
+    RunsOn,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +86,12 @@ struct PrimaryHost {
     connected: bool,
     eligible: BTreeMap<CheckpointId, bool>,
     fail_next_capture: bool,
+    /// Since this epoch the app stands still.
+    stands: Option<CheckpointId>,
+    /// The standby was told of a planned move, and nobody has called it off.
+    moving: bool,
+    /// Its end, which is noticed when it is to go on.
+    ended_standing: Option<AppExit>,
     over: Option<Ending>,
 }
 
@@ -122,6 +130,8 @@ pub struct World {
     committed: Option<CheckpointId>,
     highest_term: Term,
     pub takeovers: u32,
+    pub moves: u32,
+    pub called_off: u32,
     pub commits: u32,
 }
 
@@ -142,6 +152,9 @@ impl World {
             connected: false,
             eligible: BTreeMap::new(),
             fail_next_capture: false,
+            stands: None,
+            moving: false,
+            ended_standing: None,
             over: None,
         };
         let b = StandbyHost {
@@ -174,6 +187,8 @@ impl World {
             committed: None,
             highest_term: Term(0),
             takeovers: 0,
+            moves: 0,
+            called_off: 0,
             commits: 0,
         };
         world.start_standby();
@@ -200,7 +215,7 @@ impl World {
     }
 
     fn check(&mut self) {
-        self.said.pass_time(self.now, self.primary_audible());
+        self.said.pass_time(self.now, self.primary_audible() && self.a.stands.is_none());
         let audible = [self.primary_audible(), self.b.serving.is_some()];
         assert!(audible != [true, true], "two copies can be heard at {}", self.now);
         let term = self.register.as_ref().map_or(Term(0), |register| register.term);
@@ -485,6 +500,7 @@ impl World {
             Message::GuardsWord(reign) => Some(StandbyEvent::Silenced { reign }),
             Message::Notice(Notice::Enrolled(register)) => Some(StandbyEvent::Enrolled { register }),
             Message::Notice(Notice::AppEnded { reign, exit }) => Some(StandbyEvent::AppEnded { reign, exit }),
+            Message::Notice(Notice::HandedOver { reign }) => Some(StandbyEvent::HandedOver { reign }),
             Message::Notice(Notice::AppCrashed { reign, signal }) => {
                 Some(StandbyEvent::AppCrashed { reign, signal })
             }
@@ -509,6 +525,7 @@ impl World {
         match action {
             PrimaryAction::StartApp { .. } => {
                 (self.a.app_alive, self.a.heartbeats) = (true, true);
+                (self.a.stands, self.a.moving, self.a.ended_standing) = (None, false, None);
                 self.said.start_anew();
             }
             PrimaryAction::StartFullSync { id, eligible } => {
@@ -516,6 +533,13 @@ impl World {
                 self.capture(id, (20_000, 200_000));
             }
             PrimaryAction::CaptureNow { id, .. } => self.capture(id, (500, 4_000)),
+            PrimaryAction::CaptureLast { id, .. } => {
+                self.a.stands = Some(id).filter(|_| self.flaw != Flaw::RunsOn);
+                self.capture(id, (500, 4_000));
+            }
+            PrimaryAction::Thaw => self.thaw(),
+            PrimaryAction::Switchover(Switchover::Told) => self.a.moving = true,
+            PrimaryAction::Switchover(Switchover::CalledOff { .. }) => self.called_off += 1,
             PrimaryAction::SendEpoch { id, sync } => {
                 let eligible = self.a.eligible.get(&id).copied().unwrap_or(true);
                 self.stream(B, session, Message::Header { session, id, sync, eligible });
@@ -550,7 +574,17 @@ impl World {
                 self.a.machine = None;
                 self.a.over = Some(ending);
             }
-            PrimaryAction::ReturnToLedger { .. } | PrimaryAction::Report(_) | PrimaryAction::Status(_) => {}
+            PrimaryAction::Switchover(Switchover::Begun)
+            | PrimaryAction::ReturnToLedger { .. }
+            | PrimaryAction::Report(_)
+            | PrimaryAction::Status(_) => {}
+        }
+    }
+
+    fn thaw(&mut self) {
+        (self.a.stands, self.a.moving) = (None, false);
+        if let Some(exit) = self.a.ended_standing.take() {
+            self.after((20, 500), Event::Primary(self.a.life, PrimaryEvent::AppExited(exit)));
         }
     }
 
@@ -609,6 +643,10 @@ impl World {
         assert_eq!(self.b.applied, Some(from), "what is restored was not applied");
         assert!(from.term < term, "{from} is restored in term {term}");
         self.said.check_takeover(from);
+        if self.a.moving {
+            assert!(self.a.stands == Some(from), "a planned move lost what came after {from}");
+            self.moves += 1;
+        }
         self.b.serving = Some(term);
         self.takeovers += 1;
         self.after((500, 5_000), Event::Standby(self.b.life, StandbyEvent::RestoreFinished));

@@ -43,6 +43,7 @@ impl Actor {
                 self.step(PrimaryEvent::EpochRefused { id: refused.id, why: refused.why });
             }
             FromStandby::Progress(_) => {}
+            FromStandby::Serving(term) => self.moved(term),
             // A standby that stops, or has forgotten the app as it was told, can take over no more.
             FromStandby::Refusal(refusal) if refusal.code == RefusalCode::Stopping && self.exited => {
                 self.end_confirmed = true;
