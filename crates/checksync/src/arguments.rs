@@ -51,6 +51,8 @@ pub enum Verb {
     Inspect(InspectArgs),
     /// Show what the managers of this host do
     Status(StatusArgs),
+    /// Move an app of this host to its standby, and lose nothing
+    Switchover(SwitchoverArgs),
     /// Say whether this host, a process, a standby and a register are fit
     Check(CheckArgs),
     /// Show a takeover on this one machine
@@ -305,6 +307,18 @@ pub struct StatusArgs {
     /// Show this app only
     #[arg(long)]
     pub app: Option<String>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct SwitchoverArgs {
+    /// The app, if several are served here
+    #[arg(long)]
+    pub app: Option<String>,
+    /// Only if this host is its standby
+    #[arg(long)]
+    pub to: Option<String>,
     #[command(flatten)]
     pub output: Output,
 }

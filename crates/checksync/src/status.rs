@@ -192,6 +192,12 @@ async fn answer(listener: UnixListener, board: Board) {
     }
 }
 
+impl Socket {
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+}
+
 /// Removes the socket when dropped.
 #[derive(Debug)]
 pub struct Socket {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Registering ── the term is ours ──▶ Serving ── app ends ──▶ Retiring ── nobody can take over ──▶ Ended
-//!      │                                │ └── app crashes, standby eligible ──▶ HandingOver ─────────▶ Ended
+//!      │                                │ ├── app crashes, standby eligible ──▶ HandingOver ─────────▶ Ended
+//!      │                                │ └── planned, all is at the standby ─▶ Moving (and back) ──▶ Ended
 //!      └────── another owns it ─────────┴─────────────────────────────────────────────────▶ Fenced
 //! ```
 //!
@@ -16,6 +17,7 @@
 mod link;
 mod output;
 mod settle;
+mod switchover;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -28,12 +30,13 @@ use image::{CheckpointId, Epoch, Member, Sync, Term};
 pub use sync::SyncCall;
 pub use vocabulary::{
     AppExit, Consistency, Ending, Notice, OnCrash, OnStandbyLoss, Output, Permit, PrimaryAction,
-    PrimaryConfig, PrimaryEvent, Reason, Status,
+    PrimaryConfig, PrimaryEvent, Reason, Status, Switchover,
 };
 
 use crate::desk::{Desk, Outcome};
 use crate::{Committed, Fencing, Grounds, Nanos, Progress, Reign, Right};
 use link::{Acked, Link};
+use switchover::Planned;
 
 /// How far a primary is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,11 +57,26 @@ pub enum Phase {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Life {
-    Registering { since: Nanos },
+    Registering {
+        since: Nanos,
+    },
     Serving,
-    Retiring { then: Then, until: Nanos },
-    HandingOver { signal: i32, until: Nanos },
-    Fenced { by: String },
+    Retiring {
+        then: Then,
+        until: Nanos,
+    },
+    HandingOver {
+        signal: i32,
+        until: Nanos,
+    },
+    /// The app stands still, and `to` was told to take over.
+    Moving {
+        to: Member,
+        until: Nanos,
+    },
+    Fenced {
+        by: String,
+    },
     Ended,
 }
 
@@ -127,6 +145,7 @@ pub struct Primary {
     unproven: bool,
     children: BTreeSet<i32>,
     stopping: bool,
+    planned: Option<Planned>,
     permit: Permit,
     guard_armed: bool,
     reported: Progress,
@@ -167,6 +186,7 @@ impl Primary {
             unproven: false,
             children: BTreeSet::new(),
             stopping: false,
+            planned: None,
             permit: Permit::Shut,
             guard_armed: false,
             reported: Progress::default(),
@@ -191,7 +211,11 @@ impl Primary {
     pub fn step(&mut self, now: Nanos, event: PrimaryEvent, actions: &mut Vec<PrimaryAction>) {
         match self.life {
             Life::Ended | Life::Fenced { .. } => {}
-            Life::Registering { .. } | Life::Serving | Life::Retiring { .. } | Life::HandingOver { .. } => {
+            Life::Registering { .. }
+            | Life::Serving
+            | Life::Retiring { .. }
+            | Life::HandingOver { .. }
+            | Life::Moving { .. } => {
                 self.take_in(now, event, actions);
                 self.settle(now, actions);
             }
@@ -201,7 +225,7 @@ impl Primary {
     pub fn phase(&self) -> Phase {
         match &self.life {
             Life::Registering { .. } => Phase::Registering,
-            Life::Retiring { .. } | Life::HandingOver { .. } => Phase::Leaving,
+            Life::Retiring { .. } | Life::HandingOver { .. } | Life::Moving { .. } => Phase::Leaving,
             Life::Fenced { .. } => Phase::Fenced,
             Life::Ended => Phase::Ended,
             Life::Serving if self.eligible() => Phase::Protected,
@@ -256,6 +280,8 @@ impl Primary {
             PrimaryEvent::Superseded { term, by } => self.superseded(term, by, actions),
             PrimaryEvent::EndConfirmed { from } => self.end_confirmed(now, &from, actions),
             PrimaryEvent::Shutdown => self.shutdown(actions),
+            PrimaryEvent::SwitchOver { to } => self.switch_over(now, to.as_deref(), actions),
+            PrimaryEvent::CancelSwitchover => self.cancel_switchover(actions),
         }
     }
 
@@ -466,7 +492,7 @@ impl Primary {
 
     /// The point of no return: somebody else has the term.
     fn fence(&mut self, by: String, actions: &mut Vec<PrimaryAction>) {
-        let handed_over = matches!(self.life, Life::HandingOver { .. });
+        let handed_over = matches!(self.life, Life::HandingOver { .. } | Life::Moving { .. });
         self.set_permit(Permit::Shut, actions);
         self.set_output(Output::Shut, actions);
         actions.push(PrimaryAction::KillApp);

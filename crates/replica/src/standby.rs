@@ -138,7 +138,9 @@ impl Standby {
                     self.claim_due = Nanos(0);
                 }
             }
-            StandbyEvent::Silenced { reign } | StandbyEvent::AppCrashed { reign, .. } => {
+            StandbyEvent::Silenced { reign }
+            | StandbyEvent::AppCrashed { reign, .. }
+            | StandbyEvent::HandedOver { reign } => {
                 if self.follows(reign) {
                     self.begin_claim(now, Cause::Word);
                 }

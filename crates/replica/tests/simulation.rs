@@ -52,6 +52,15 @@ fn trouble(world: &mut World) {
             world.fault_at(until, end);
         }
     }
+    // In a third of the histories the operator moves the app in the midst of it, and may think better of it.
+    if world.chance.percent(33) {
+        let at = world.chance.micros(300_000, 2_500_000);
+        let regretted = world.chance.micros(100, 60_000);
+        world.fault_at(at, Fault::SwitchOver);
+        if world.chance.percent(30) {
+            world.fault_at(at + regretted, Fault::CancelSwitchover);
+        }
+    }
     world.fault_at(HEAL, Fault::Heal);
 }
 
@@ -69,15 +78,18 @@ fn live_through(seed: u64, flaw: Flaw) -> World {
 
 #[test]
 fn never_two_audible_nothing_committed_lost_and_rest_in_the_end() {
-    let (mut takeovers, mut commits) = (0, 0);
+    let (mut takeovers, mut moves, mut called_off, mut commits) = (0, 0, 0, 0);
     let only = std::env::var("CHECKSYNC_SEED").ok().map(|seed| seed.parse().expect("a seed is a number"));
     for seed in only.map_or(0..SEEDS, |seed| seed..seed + 1) {
         let world = catch_unwind(AssertUnwindSafe(|| live_through(seed, Flaw::None)))
             .unwrap_or_else(|_| panic!("seed {seed}: run it alone with CHECKSYNC_SEED={seed}"));
         takeovers += world.takeovers;
+        moves += world.moves;
+        called_off += world.called_off;
         commits += world.commits;
     }
-    println!("{takeovers} takeovers, {commits} commits");
+    println!("{takeovers} takeovers, {moves} of them planned, {called_off} called off, {commits} commits");
+    assert!(only.is_some() || moves > SEEDS as u32 / 20, "only {moves} planned moves came to their end");
     assert!(
         only.is_some() || takeovers > SEEDS as u32 / 10,
         "only {takeovers} takeovers: the faults are too mild"
@@ -132,6 +144,12 @@ fn a_copy_that_broke_is_replaced_and_takes_over() {
         world.run(END, |_| false);
         assert_eq!(world.takeovers, 1, "seed {seed}");
     }
+}
+
+#[test]
+fn canary_an_app_that_runs_on_after_its_last_epoch_is_seen() {
+    let complaint = complaint(Flaw::RunsOn).expect("the simulation is blind");
+    assert!(complaint.contains("a planned move lost"), "{complaint}");
 }
 
 #[test]

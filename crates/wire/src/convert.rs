@@ -43,6 +43,7 @@ impl From<FromPrimary> for proto::FromPrimary {
                 let token_hash = token_hash.0.to_vec().into();
                 Message::GuardArmed(proto::GuardArmed { term: term.0, token_hash })
             }
+            FromPrimary::HandedOver => Message::HandedOver(proto::HandedOver {}),
             FromPrimary::Arrived(packets) => {
                 let packets = packets.into_iter().map(|ArrivedPacket { since, packet }| {
                     proto::ArrivedPacket { since: since.map(Into::into), packet }
@@ -77,6 +78,7 @@ impl TryFrom<proto::FromPrimary> for FromPrimary {
                 let token_hash = TokenHash(secret(&token_hash)?);
                 Ok(Self::GuardArmed(GuardArmed { term: Term(term), token_hash }))
             }
+            Message::HandedOver(proto::HandedOver {}) => Ok(Self::HandedOver),
             Message::Arrived(proto::ArrivedPackets { packets }) => {
                 let packets = packets.into_iter().map(|proto::ArrivedPacket { since, packet }| {
                     ArrivedPacket { since: since.map(Into::into), packet }
@@ -219,6 +221,7 @@ impl From<FromStandby> for proto::FromStandby {
                 Message::EpochRefused(proto::EpochRefused { id: Some(id.into()), why })
             }
             FromStandby::Progress(progress) => Message::Progress(progress.into()),
+            FromStandby::Serving(term) => Message::Serving(proto::Serving { term: term.0 }),
             FromStandby::Refusal(refusal) => Message::Refusal(refusal.into()),
         };
         Self { message: Some(message) }
@@ -238,6 +241,7 @@ impl TryFrom<proto::FromStandby> for FromStandby {
                 Ok(Self::EpochRefused(EpochRefused { id, why }))
             }
             Message::Progress(progress) => Ok(Self::Progress(progress.into())),
+            Message::Serving(proto::Serving { term }) => Ok(Self::Serving(Term(term))),
             Message::Refusal(refusal) => Ok(Self::Refusal(refusal.into())),
         }
     }

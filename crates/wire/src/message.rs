@@ -121,6 +121,8 @@ pub enum FromPrimary {
         silenced: bool,
     },
     GuardArmed(GuardArmed),
+    /// The operator moves the app: it stands still after what is held, until the register has decided.
+    HandedOver,
     /// What came in for the app, to be repeated after a takeover; best effort.
     Arrived(Vec<ArrivedPacket>),
     Changes(Changes),
@@ -163,6 +165,8 @@ pub enum FromStandby {
     Ack(CheckpointId),
     EpochRefused(EpochRefused),
     Progress(Progress),
+    /// The app that was handed over runs here, in this term.
+    Serving(Term),
     /// The standby ends the replication of this app.
     Refusal(Refusal),
 }

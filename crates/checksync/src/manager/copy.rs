@@ -295,6 +295,10 @@ impl Actor {
                 };
                 self.step_alone(StandbyEvent::AppEnded { reign, exit });
             }
+            FromPrimary::HandedOver => {
+                tracing::warn!(app = self.setup.app, "the app is handed over, as an operator asked");
+                self.step_alone(StandbyEvent::HandedOver { reign });
+            }
             FromPrimary::Arrived(packets) => self.arrived.keep(packets),
             FromPrimary::Frame(_) => unreachable!("frames go to the engine by themselves"),
             FromPrimary::Changes(_) => tracing::warn!("changes of structures came for the copy of a process"),
@@ -588,6 +592,7 @@ impl Actor {
         self.setup.board.add_takeover(self.takeover(id, &report));
         self.guard.send(&Order::Live);
         self.serving = Some(report);
+        self.say(FromStandby::Serving(term));
         self.step_alone(StandbyEvent::RestoreFinished);
         let restore_us = report.total.as_micros();
         tracing::debug!(?report, "restored");

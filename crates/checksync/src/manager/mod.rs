@@ -8,6 +8,7 @@
 pub mod app_socket;
 pub mod arrived;
 pub mod cell;
+pub mod control;
 pub mod copy;
 pub mod fence;
 pub mod heart;

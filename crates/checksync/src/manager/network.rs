@@ -22,7 +22,7 @@ const RECORD_BYTES_MAX: usize = 16 << 20;
 pub struct AppNetwork {
     // Before the network that it is on.
     strong: Option<Strong>,
-    network: CellNetwork,
+    network: Arc<CellNetwork>,
     muted: bool,
 }
 
@@ -36,7 +36,7 @@ impl AppNetwork {
     /// Nothing leaves it yet, and nobody finds it.
     pub fn create(spec: NetworkSpec, app: &str, permit: Option<&PermitHandle>) -> anyhow::Result<Self> {
         let network = make(spec, app, permit).context("cannot give the app a network of its own")?;
-        Ok(Self { network, strong: None, muted: false })
+        Ok(Self { network: Arc::new(network), strong: None, muted: false })
     }
 
     /// From now on output is held back; `waits` is called when it begins to wait, and when
@@ -68,6 +68,25 @@ impl AppNetwork {
             tracing::trace!(target: "epochs", %id, "epoch marked");
             Ok(())
         })))
+    }
+
+    /// What the engine calls in the last freeze before a move, where output is not held back anyway: from then on
+    /// nothing gets in or out, so that the connections stay as they are read.
+    pub fn last_barrier(&self) -> Option<Barrier> {
+        let network = Arc::clone(&self.network);
+        self.strong.is_none().then_some(Barrier(Arc::new(move |_| {
+            network.shut_out();
+            network.shut_in();
+            Ok(())
+        })))
+    }
+
+    /// The move was called off.
+    pub fn open_again(&self) {
+        if self.strong.is_none() {
+            self.network.let_in();
+            self.network.let_out();
+        }
     }
 
     /// The term is ours, and nobody has served before.

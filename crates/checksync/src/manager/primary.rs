@@ -5,6 +5,7 @@
 
 mod ending;
 mod epochs;
+mod moving;
 mod peer;
 mod progress;
 mod report;
@@ -25,10 +26,12 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use wire::{FromPrimary, GuardArmed, GuardToken, HeartbeatAnswer, Hello};
 
+use self::moving::Moving;
 use self::progress::Progress;
 use self::report::{hello, prepare_heart};
 use super::app_socket::AppSocket;
 use super::cell::{CellKit, GuardLine};
+use super::control::{Listener, Order as Asked};
 use super::fence::Fence;
 use super::heart::{Heart, Pulse};
 use super::host::HostFacts;
@@ -69,6 +72,10 @@ pub enum Input {
     SyncOver(CheckpointId),
     /// The operator asks us to stop.
     Stop,
+    /// The operator asks for something else, and hears what comes of it.
+    Order(Asked, Listener),
+    /// Nobody listens any more.
+    Withdrawn,
     /// A signal that is the app's.
     Signal(i32),
 }
@@ -133,6 +140,7 @@ pub struct Actor {
     exited: bool,
     /// The standby was told to take over.
     handed_over: bool,
+    moving: Moving,
     end_confirmed: bool,
     stops: u32,
     failure: Option<String>,
@@ -217,6 +225,7 @@ impl Actor {
             app_pid: None,
             exited: false,
             handed_over: false,
+            moving: Moving::default(),
             end_confirmed: false,
             stops: 0,
             failure: None,
@@ -351,6 +360,8 @@ impl Actor {
             Input::Arrived(packets) => self.pass_on(packets),
             Input::SyncOver(id) => self.sync_over(id),
             Input::Stop => self.stop(),
+            Input::Order(order, listener) => self.take_order(order, listener),
+            Input::Withdrawn => self.withdraw(),
             Input::Signal(signal) => self.command(Command::Signal(signal)),
         }
     }
@@ -420,6 +431,9 @@ impl Actor {
             PrimaryAction::StartApp { term } => self.start_app(term),
             PrimaryAction::StartFullSync { id, eligible: _ } => self.start_full_sync(id),
             PrimaryAction::CaptureNow { id, parent } => self.capture(id, parent),
+            PrimaryAction::CaptureLast { id, parent } => self.capture_last(id, parent),
+            PrimaryAction::Thaw => self.thaw(),
+            PrimaryAction::Switchover(news) => self.tell_operator(news),
             PrimaryAction::SendEpoch { id, sync: _ } => self.send_epoch(id),
             PrimaryAction::Committed(committed) => self.committed(committed.id()),
             PrimaryAction::ReturnToLedger { ids: _ } => {

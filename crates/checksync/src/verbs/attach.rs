@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::arguments::{AttachArgs, Format};
 use crate::config::{NETWORK_THREADS, PrimarySettings, fencing_name};
 use crate::exit::Exit;
+use crate::manager::control;
 use crate::manager::lock::Lock;
 use crate::manager::primary::{Actor, Input, Outcome, Target, exit_text};
 use crate::status::{self, Board, Role, SCHEMA};
@@ -36,6 +37,12 @@ pub fn protect(settings: PrimarySettings, target: Target) -> anyhow::Result<Exit
     let format = settings.shared.format;
     let actor = Actor::new(settings, target, board, runtime.handle().clone())?;
     forward_signals(&actor.post())?;
+    let (orders, gone) = (actor.post(), actor.post());
+    let _control = control::serve(
+        &name,
+        move |order, listener| drop(orders.send(Input::Order(order, listener))),
+        move || drop(gone.send(Input::Withdrawn)),
+    )?;
     end(actor.run(), format)
 }
 

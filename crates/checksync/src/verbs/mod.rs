@@ -13,4 +13,5 @@ pub mod run;
 pub mod signals;
 pub mod standby;
 pub mod status;
+pub mod switchover;
 pub mod witness;

@@ -49,6 +49,23 @@ fn clients_of_redis_notice_no_death() {
     }
 }
 
+/// Nothing is rewound, so in both modes nothing is lost and no connection ends.
+#[test]
+fn clients_notice_no_planned_move() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    for options in [STRONG, &[]] {
+        let mut pair = Pair::protecting(options, &Store::Kv.command_line());
+        let words = ["--clients", "6", "--keys", "12"];
+        let load = Load::start(&pair.clients, pair.dir.path(), Store::Kv, &words);
+        load.wait_for_answers();
+        let pause = pair.switch_over();
+        println!("{options:?}: a pause of {pause:?}");
+        assert!(!pair.manager(Side::A).wait(SOON).success(), "a manager that has let go says so");
+        load.wait_for_answers();
+        load.finish().assert_nothing_happened();
+    }
+}
+
 #[test]
 fn without_strong_consistency_only_the_announced_window_is_lost() {
     needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);

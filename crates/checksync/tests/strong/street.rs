@@ -220,6 +220,17 @@ impl Pair {
         self.namespace(side).within(work).unwrap();
     }
 
+    /// Moves the app to b as an operator does; how long nobody was answered.
+    pub fn switch_over(&self) -> Duration {
+        let mut command = checksync();
+        command.env("CHECKSYNC_RUN_DIR", self.run_dir(Side::A)).args(["switchover", "-o", "json"]);
+        let done = command.output().unwrap();
+        let news = String::from_utf8(done.stdout).unwrap();
+        assert!(done.status.success(), "{news}\n{}", self.logs());
+        let moved: Value = serde_json::from_str(news.lines().last().unwrap()).unwrap();
+        Duration::from_micros(moved["pause_us"].as_u64().unwrap())
+    }
+
     /// The manager's report, if one answers.
     fn report(&self, side: Side) -> Option<Value> {
         let entries = fs::read_dir(self.run_dir(side)).ok()?.flatten().map(|entry| entry.path());

@@ -87,6 +87,7 @@ impl Primary {
             Life::Registering { .. } | Life::HandingOver { .. } | Life::Fenced { .. } | Life::Ended => {
                 Output::Shut
             }
+            Life::Moving { .. } => Output::Muted,
             Life::Serving | Life::Retiring { .. } => match self.permit {
                 Permit::Until(deadline) if now >= deadline => Output::Muted,
                 Permit::Until(_) | Permit::Open | Permit::Shut => self.audible_output(now),

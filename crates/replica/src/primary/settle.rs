@@ -14,7 +14,8 @@ impl Primary {
         self.settle_leaving(now, actions);
         match self.life {
             Life::Ended | Life::Fenced { .. } => return,
-            Life::Registering { .. } | Life::Serving | Life::Retiring { .. } | Life::HandingOver { .. } => {}
+            Life::Registering { .. } | Life::Serving | Life::Retiring { .. } => {}
+            Life::HandingOver { .. } | Life::Moving { .. } => {}
         }
         self.settle_patience(now, actions);
         let question = self.question(now);
@@ -25,6 +26,7 @@ impl Primary {
         self.settle_output(now, actions);
         self.settle_syncs(now, actions);
         actions.extend(asked.map(|(ask, question)| PrimaryAction::AskArbiter { ask, question }));
+        self.settle_switchover(now, actions);
         self.settle_guard(actions);
         self.settle_capture(now, actions);
         self.report(now, actions);
@@ -70,7 +72,7 @@ impl Primary {
                 self.end(Ending::App(super::AppExit::Signal(signal)), actions);
             }
             Life::Registering { .. } | Life::Serving | Life::Retiring { .. } | Life::HandingOver { .. } => {}
-            Life::Fenced { .. } | Life::Ended => {}
+            Life::Moving { .. } | Life::Fenced { .. } | Life::Ended => {}
         }
     }
 
@@ -90,7 +92,7 @@ impl Primary {
     fn check_interval(&self) -> Nanos {
         let timing = self.config.timing;
         match self.life {
-            Life::Registering { .. } | Life::HandingOver { .. } => timing.suspicion(),
+            Life::Registering { .. } | Life::HandingOver { .. } | Life::Moving { .. } => timing.suspicion(),
             Life::Serving | Life::Retiring { .. } | Life::Fenced { .. } | Life::Ended => {
                 timing.register_check()
             }
@@ -115,6 +117,7 @@ impl Primary {
             },
             Life::Serving => self.with_members(known?, self.entitled(now)),
             Life::Retiring { .. } => self.with_members(known?, Vec::new()),
+            Life::Moving { .. } => self.with_members(known?, self.moving_members(now)?),
             Life::HandingOver { .. } | Life::Fenced { .. } | Life::Ended => None,
         }
     }
@@ -136,11 +139,10 @@ impl Primary {
     }
 
     /// The most that the app may be allowed while the register says, or may come to say, what it does.
-    fn safe_permit(&self) -> Permit {
+    pub(super) fn safe_permit(&self) -> Permit {
         match self.life {
-            Life::Registering { .. } | Life::HandingOver { .. } | Life::Fenced { .. } | Life::Ended => {
-                return Permit::Shut;
-            }
+            Life::Registering { .. } | Life::HandingOver { .. } | Life::Moving { .. } => return Permit::Shut,
+            Life::Fenced { .. } | Life::Ended => return Permit::Shut,
             Life::Serving | Life::Retiring { .. } => {}
         }
         let mut rivals = self.desk.rivals().peekable();
@@ -167,7 +169,7 @@ impl Primary {
     /// Armed only once the register is *known* to name the standby: until then a dead manager's app is better
     /// left running. Disarmed only once it is known to name nobody.
     fn settle_guard(&mut self, actions: &mut Vec<PrimaryAction>) {
-        let serving = matches!(self.life, Life::Serving);
+        let serving = matches!(self.life, Life::Serving | Life::Moving { .. });
         let rivals = self.desk.rivals().next().is_some();
         let arm = serving && (self.eligible() || (self.guard_armed && rivals));
         let newly = arm && !self.guard_armed;
@@ -188,6 +190,7 @@ impl Primary {
         let due = matches!(self.life, Life::Serving)
             && (now >= self.capture_due || self.output_is_due(now) || self.sync_waits())
             && self.capturing.is_none()
+            && self.planned.is_none()
             && self.children.is_empty();
         let Some(link) = self.link.as_ref().filter(|_| due) else { return };
         if link.in_flight() >= self.config.in_flight_max {
@@ -197,16 +200,21 @@ impl Primary {
         self.crowded_since = None;
         let (session, parent) = (link.session, link.parent().filter(|_| !link.needs_full));
         let eligible = self.may_be_eligible();
+        let id = self.begin_capture(now, parent.map_or(Sync::Full, Sync::Since), session);
+        actions.push(match parent {
+            None => PrimaryAction::StartFullSync { id, eligible },
+            Some(parent) => PrimaryAction::CaptureNow { id, parent },
+        });
+    }
+
+    /// The name of the next checkpoint, which is under way from now on.
+    pub(super) fn begin_capture(&mut self, now: Nanos, sync: Sync, session: u64) -> CheckpointId {
         self.newest = self.newest.next();
         let id = CheckpointId { term: self.term, epoch: self.newest };
-        let (sync, action) = match parent {
-            None => (Sync::Full, PrimaryAction::StartFullSync { id, eligible }),
-            Some(parent) => (Sync::Since(parent), PrimaryAction::CaptureNow { id, parent }),
-        };
         self.capturing = Some(Capture { id, sync, session, begun_at: now });
         self.capture_due = now + self.config.interval;
         self.waiting = Waiting::Nothing;
-        actions.push(action);
+        id
     }
 
     pub(super) fn stalled(&self, now: Nanos) -> bool {
@@ -248,6 +256,7 @@ impl Primary {
             }),
             Life::Retiring { .. } | Life::Ended => Some(Reason::Ended),
             Life::HandingOver { signal, .. } => Some(Reason::HandingOver(*signal)),
+            Life::Moving { to, .. } => Some(Reason::Moving(to.to_string())),
             Life::Fenced { by } => Some(Reason::Fenced(by.clone())),
         };
         let patience = self.config.interval * 4;
@@ -261,7 +270,7 @@ impl Primary {
     }
 
     /// The first thing that would keep the app from surviving its host right now.
-    fn weakness(&self, now: Nanos) -> Option<Reason> {
+    pub(super) fn weakness(&self, now: Nanos) -> Option<Reason> {
         let Some(link) = &self.link else { return Some(Reason::NoStandby { why: self.lost.clone() }) };
         if let Some(child) = self.children.first() {
             return Some(Reason::Child(*child));

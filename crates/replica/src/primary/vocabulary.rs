@@ -158,6 +158,12 @@ pub enum PrimaryEvent {
     },
     /// The operator asked us to stop (SIGTERM).
     Shutdown,
+    /// The operator wants the app to go on at the standby; at the one of this name, if one is given.
+    SwitchOver {
+        to: Option<String>,
+    },
+    /// The operator does not want it any more. Without effect once the standby was told to take over.
+    CancelSwitchover,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,6 +198,8 @@ pub enum Notice {
     AppEnded { reign: Reign, exit: AppExit },
     /// The app died by a signal; its copy here is silent for good. Take over.
     AppCrashed { reign: Reign, signal: i32 },
+    /// The app stands still after what you hold, and is silent. Take over, if the register still lets you.
+    HandedOver { reign: Reign },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -212,6 +220,14 @@ pub enum PrimaryAction {
         id: CheckpointId,
         parent: CheckpointId,
     },
+    /// As `CaptureNow`, but the app stands still from then on, until `Thaw` or `KillApp`.
+    CaptureLast {
+        id: CheckpointId,
+        parent: CheckpointId,
+    },
+    /// The app goes on here.
+    Thaw,
+    Switchover(Switchover),
     /// `id` may go out (of a full sync: its end).
     SendEpoch {
         id: CheckpointId,
@@ -269,6 +285,17 @@ pub enum PrimaryAction {
     EndPair(Ending),
 }
 
+/// What became of an operator's wish. That it came true is told by `EndPair`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Switchover {
+    /// The last epoch is being taken: from here on clients wait.
+    Begun,
+    /// The standby was told: the register decides now.
+    Told,
+    /// The app goes on here, as before.
+    CalledOff { why: String },
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum Ending {
     /// The app ended here; its end is the pair's.
@@ -321,6 +348,8 @@ pub enum Reason {
     Ended,
     #[error("the app died by signal {0} and is handed over")]
     HandingOver(i32),
+    #[error("the app stands still while {0} takes over, as the operator asked")]
+    Moving(String),
     #[error("fenced: {0} has the term")]
     Fenced(String),
 }

@@ -66,6 +66,11 @@ pub enum StandbyEvent {
         reign: Reign,
         signal: i32,
     },
+    /// The operator moves the app here: it stands still after what is held, and is silent until the register has
+    /// decided.
+    HandedOver {
+        reign: Reign,
+    },
     RegisterAnswer {
         ask: Ask,
         answer: Answer,

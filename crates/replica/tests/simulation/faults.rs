@@ -19,6 +19,8 @@ pub enum Flaw {
     GateLeaks,
     /// A standby whose copy is lost keeps the stream open.
     LossKeptSilent,
+    /// The app runs on after the last epoch of a planned move.
+    RunsOn,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +43,9 @@ pub enum Fault {
     /// A host does not reach the register.
     Unreachable(usize, bool),
     Paused(usize, Nanos),
+    /// Not a fault, but something that meets them: the operator moves the app, and thinks better of it.
+    SwitchOver,
+    CancelSwitchover,
     /// Everything works again, dead managers are started anew.
     Heal,
 }
@@ -68,6 +73,7 @@ impl World {
                 (self.b.machine, self.b.serving, self.b.applied, self.b.session) = (None, None, None, 0);
                 self.after((50, 100_000), Event::StreamEnd(A, self.a.session));
             }
+            Fault::AppExecutes if self.a.stands.is_some() => {}
             Fault::AppExecutes => self.step_primary(PrimaryEvent::Executed),
             Fault::ApplyFails => self.b.fail_next_apply = true,
             Fault::CaptureFails => self.a.fail_next_capture = true,
@@ -80,12 +86,16 @@ impl World {
             Fault::Cut(to, cut) => self.cut[to] = cut,
             Fault::Unreachable(host, unreachable) => self.unreachable[host] = unreachable,
             Fault::Paused(host, span) => self.paused_until[host] = self.now + span,
+            Fault::SwitchOver => self.step_primary(PrimaryEvent::SwitchOver { to: None }),
+            Fault::CancelSwitchover => self.step_primary(PrimaryEvent::CancelSwitchover),
             Fault::Heal => self.heal(),
         }
     }
 
     fn manager_dies(&mut self) {
         let Some(machine) = self.a.machine.take() else { return };
+        // Nobody holds the app still any more; whether it is heard is the permit's to say.
+        (self.a.stands, self.a.moving) = (None, false);
         let reign = machine.reign();
         self.after((50, 2_000), Event::StreamEnd(B, self.a.session));
         if self.a.guard_armed && self.a.app_alive {
@@ -94,7 +104,10 @@ impl World {
     }
 
     fn app_dies(&mut self, exit: AppExit) {
-        if std::mem::take(&mut self.a.app_alive) {
+        if !std::mem::take(&mut self.a.app_alive) {
+        } else if self.a.stands.is_some() {
+            self.a.ended_standing = Some(exit);
+        } else {
             self.after((20, 500), Event::Primary(self.a.life, PrimaryEvent::AppExited(exit)));
         }
     }

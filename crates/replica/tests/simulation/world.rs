@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use image::{CheckpointId, Member, Register, Sync, Term};
-use replica::primary::{AppExit, Ending, Notice, Permit, Phase};
+use replica::primary::{AppExit, Ending, Notice, Permit, Phase, Switchover};
 use replica::standby::{Discarded, EpochRefusal, Refusal, StandbyStatus};
 use replica::{
     Answer, Ask, Fencing, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Progress, Question,
@@ -70,6 +70,12 @@ struct PrimaryHost {
     connected: bool,
     eligible: BTreeMap<CheckpointId, bool>,
     fail_next_capture: bool,
+    /// Since this epoch the app stands still.
+    stands: Option<CheckpointId>,
+    /// The standby was told of a planned move, and nobody has called it off.
+    moving: bool,
+    /// Its end, which is noticed when it is to go on.
+    ended_standing: Option<AppExit>,
     over: Option<Ending>,
 }
 
@@ -109,6 +115,8 @@ pub struct World {
     committed: Option<CheckpointId>,
     highest_term: Term,
     pub takeovers: u32,
+    pub moves: u32,
+    pub called_off: u32,
     pub commits: u32,
     pub copies_broken: u32,
 }
@@ -130,6 +138,9 @@ impl World {
             connected: false,
             eligible: BTreeMap::new(),
             fail_next_capture: false,
+            stands: None,
+            moving: false,
+            ended_standing: None,
             over: None,
         };
         let b = StandbyHost {
@@ -163,6 +174,8 @@ impl World {
             committed: None,
             highest_term: Term(0),
             takeovers: 0,
+            moves: 0,
+            called_off: 0,
             commits: 0,
             copies_broken: 0,
         };
@@ -190,7 +203,7 @@ impl World {
     }
 
     fn check(&mut self) {
-        self.said.pass_time(self.now, self.primary_audible());
+        self.said.pass_time(self.now, self.primary_audible() && self.a.stands.is_none());
         let audible = [self.primary_audible(), self.b.serving.is_some()];
         assert!(audible != [true, true], "two copies can be heard at {}", self.now);
         let term = self.register.as_ref().map_or(Term(0), |register| register.term);
@@ -486,6 +499,7 @@ impl World {
             Message::GuardsWord(reign) => Some(StandbyEvent::Silenced { reign }),
             Message::Notice(Notice::Enrolled(register)) => Some(StandbyEvent::Enrolled { register }),
             Message::Notice(Notice::AppEnded { reign, exit }) => Some(StandbyEvent::AppEnded { reign, exit }),
+            Message::Notice(Notice::HandedOver { reign }) => Some(StandbyEvent::HandedOver { reign }),
             Message::Notice(Notice::AppCrashed { reign, signal }) => {
                 Some(StandbyEvent::AppCrashed { reign, signal })
             }
@@ -510,6 +524,7 @@ impl World {
         match action {
             PrimaryAction::StartApp { .. } => {
                 (self.a.app_alive, self.a.heartbeats) = (true, true);
+                (self.a.stands, self.a.moving, self.a.ended_standing) = (None, false, None);
                 self.said.start_anew();
             }
             PrimaryAction::StartFullSync { id, eligible } => {
@@ -517,6 +532,13 @@ impl World {
                 self.capture(id, (20_000, 200_000));
             }
             PrimaryAction::CaptureNow { id, .. } => self.capture(id, (500, 4_000)),
+            PrimaryAction::CaptureLast { id, .. } => {
+                self.a.stands = Some(id).filter(|_| self.flaw != Flaw::RunsOn);
+                self.capture(id, (500, 4_000));
+            }
+            PrimaryAction::Thaw => self.thaw(),
+            PrimaryAction::Switchover(Switchover::Told) => self.a.moving = true,
+            PrimaryAction::Switchover(Switchover::CalledOff { .. }) => self.called_off += 1,
             PrimaryAction::SendEpoch { id, sync } => {
                 let eligible = self.a.eligible.get(&id).copied().unwrap_or(true);
                 self.stream(B, session, Message::Header { session, id, sync, eligible });
@@ -553,7 +575,17 @@ impl World {
                 self.a.machine = None;
                 self.a.over = Some(ending);
             }
-            PrimaryAction::ReturnToLedger { .. } | PrimaryAction::Report(_) | PrimaryAction::Status(_) => {}
+            PrimaryAction::Switchover(Switchover::Begun)
+            | PrimaryAction::ReturnToLedger { .. }
+            | PrimaryAction::Report(_)
+            | PrimaryAction::Status(_) => {}
+        }
+    }
+
+    fn thaw(&mut self) {
+        (self.a.stands, self.a.moving) = (None, false);
+        if let Some(exit) = self.a.ended_standing.take() {
+            self.after((20, 500), Event::Primary(self.a.life, PrimaryEvent::AppExited(exit)));
         }
     }
 
@@ -624,6 +656,10 @@ impl World {
         assert_eq!(self.b.applied, Some(from), "what is restored was not applied");
         assert!(from.term < term, "{from} is restored in term {term}");
         self.said.check_takeover(from);
+        if self.a.moving {
+            assert!(self.a.stands == Some(from), "a planned move lost what came after {from}");
+            self.moves += 1;
+        }
         self.b.serving = Some(term);
         self.takeovers += 1;
         self.after((500, 5_000), Event::Standby(self.b.life, StandbyEvent::RestoreFinished));

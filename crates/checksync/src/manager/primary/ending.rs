@@ -11,6 +11,7 @@ impl Actor {
     /// Everything of this app on this host ends here.
     pub(super) fn finish(mut self) -> Outcome {
         self.await_farewell();
+        self.await_move();
         self.heart.stop();
         if let Some(dialling) = self.dialling.take() {
             dialling.abort();

@@ -36,7 +36,10 @@ impl Actor {
     }
 
     pub(super) fn captured(&mut self, id: CheckpointId, frames: Vec<Bytes>, report: &CaptureReport) {
-        self.pauses.push(report.pause);
+        // Of one after which the app stands still, it is not known yet.
+        if !report.pause.is_zero() {
+            self.pauses.push(report.pause);
+        }
         self.passage.captured(id, report);
         self.frozen.push_back((id, on_our_clock(report.frozen_at_ns)));
         self.progress.end();

@@ -46,6 +46,7 @@ impl Actor {
                 self.step(PrimaryEvent::EpochRefused { id: refused.id, why: refused.why });
             }
             FromStandby::Progress(_) => {}
+            FromStandby::Serving(term) => self.moved(term),
             // A standby that stops, or has forgotten the app as it was told, can take over no more.
             FromStandby::Refusal(refusal) if refusal.code == RefusalCode::Stopping && self.exited => {
                 self.end_confirmed = true;
@@ -85,6 +86,7 @@ impl Actor {
                 let (term, token_hash) = (register.term, self.token.hash());
                 FromPrimary::GuardArmed(GuardArmed { term, token_hash })
             }
+            Notice::HandedOver { .. } => FromPrimary::HandedOver,
             Notice::AppEnded { exit, .. } => {
                 FromPrimary::AppExited { how: wire_exit(*exit), silenced: false }
             }

@@ -222,7 +222,10 @@ impl State {
                 };
                 self.step_alone(StandbyEvent::AppEnded { reign, exit });
             }
-            FromPrimary::Frame(_) | FromPrimary::GuardArmed(_) | FromPrimary::Arrived(_) => {
+            FromPrimary::Frame(_)
+            | FromPrimary::GuardArmed(_)
+            | FromPrimary::Arrived(_)
+            | FromPrimary::HandedOver => {
                 tracing::warn!(app = self.setup.app, "a primary of structures spoke of a process");
             }
         }

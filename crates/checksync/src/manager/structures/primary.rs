@@ -421,7 +421,7 @@ impl Actor {
                 tracing::warn!(id = %refused.id, "the standby refused an epoch: {}", refused.why);
                 self.step(PrimaryEvent::EpochRefused { id: refused.id, why: refused.why });
             }
-            FromStandby::Progress(_) => {}
+            FromStandby::Progress(_) | FromStandby::Serving(_) => {}
             // It has forgotten the structures as it was told, or can take over no more.
             FromStandby::Refusal(refusal) if refusal.code == RefusalCode::Stopping && self.exited => {
                 self.end_confirmed = true;

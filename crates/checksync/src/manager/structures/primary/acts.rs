@@ -87,6 +87,8 @@ impl Actor {
             PrimaryAction::Status(status) => self.say_status(status),
             // A write of a structure returns when it is committed: there is nothing else to ask for.
             PrimaryAction::Synced { .. } | PrimaryAction::SyncRefused { .. } => {}
+            // Nobody can order a planned move: the program would have to be ended here first.
+            PrimaryAction::CaptureLast { .. } | PrimaryAction::Thaw | PrimaryAction::Switchover(_) => {}
             PrimaryAction::StopApp => self.stop_program(),
             PrimaryAction::RestartApp => self.restart_program(),
             PrimaryAction::KillApp => self.fence(),
@@ -222,7 +224,7 @@ impl Actor {
     fn tell(&mut self, standby: &Member, notice: &Notice) {
         let message = match notice {
             // The standby reads the register itself when it needs it.
-            Notice::Enrolled(_) => return,
+            Notice::Enrolled(_) | Notice::HandedOver { .. } => return,
             Notice::AppEnded { exit, .. } => {
                 FromPrimary::AppExited { how: wire_exit(*exit), silenced: false }
             }
