@@ -434,3 +434,15 @@ fn a_standby_that_may_have_been_enrolled_is_told_to_keep_its_copy_during_a_full_
     let actions = bench.step(at(102), failed);
     position(&actions, |action| matches!(action, PrimaryAction::StartFullSync { eligible: true, .. }));
 }
+
+#[test]
+fn a_pause_takes_the_standbys_chance_away_and_ends_by_itself() {
+    let mut bench = Bench::protected(|_| {});
+    bench.step(at(110), PrimaryEvent::Pause { until: at(500) });
+    assert_eq!(bench.members(), 0, "nobody may take over");
+    assert_eq!(bench.primary.told, Some(Status::Unprotected(Reason::Paused)));
+    assert_eq!(bench.primary.permit(), Permit::Open);
+    bench.answer_heartbeat(at(490));
+    bench.step(at(500), PrimaryEvent::Tick);
+    assert_eq!((bench.members(), bench.primary.told.clone()), (1, Some(Status::Protected)));
+}
