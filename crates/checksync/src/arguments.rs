@@ -51,6 +51,8 @@ pub enum Verb {
     Inspect(InspectArgs),
     /// Show what the managers of this host do
     Status(StatusArgs),
+    /// Keep the standby from taking over by itself, for a time
+    Pause(PauseArgs),
     /// Move an app of this host to its standby, and lose nothing
     Switchover(SwitchoverArgs),
     /// Say whether this host, a process, a standby and a register are fit
@@ -309,6 +311,19 @@ pub struct StatusArgs {
     pub app: Option<String>,
     #[command(flatten)]
     pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct PauseArgs {
+    /// The app, if several are served here
+    #[arg(long)]
+    pub app: Option<String>,
+    /// For so long; then takeover is automatic again
+    #[arg(long = "for", value_parser = duration::parse, conflicts_with = "end")]
+    pub span: Option<Duration>,
+    /// End it now
+    #[arg(long)]
+    pub end: bool,
 }
 
 #[derive(Debug, Args)]

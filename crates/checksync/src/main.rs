@@ -47,6 +47,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Restore(args) => verbs::restore::run(args),
         Verb::Inspect(args) => verbs::inspect::run(args),
         Verb::Status(args) => verbs::status::run(args),
+        Verb::Pause(args) => verbs::pause::run(args),
         Verb::Switchover(args) => verbs::switchover::run(args),
         Verb::Check(args) => verbs::check::run(args),
         Verb::Demo(args) => demo::run(args),

@@ -101,3 +101,26 @@ fn a_standby_that_hangs_in_a_move_calls_it_off() {
     drop(primary);
     world.end();
 }
+
+/// While it lasts a dead manager leaves its app alone, and nobody else serves it.
+#[test]
+fn a_pause_is_shown_and_ends_when_it_is_told_to_or_by_itself() {
+    needs!("root", "pagemap-scan", "debian:python3", CAP_BPF);
+    let world = World::new(Fencing::Register);
+    let (_, primary, client) = protected_counter(&world);
+    drop(client);
+    let pause = |arguments: &[&str]| {
+        let done = checksync(world.dir.path()).arg("pause").args(arguments).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    };
+    let paused = |app: &Value| app["why_not"].as_str().is_some_and(|why| why.contains("paused"));
+    pause(&["--for", "1000s"]);
+    world.wait_for_app("primary", "paused", paused);
+    pause(&["--end"]);
+    world.wait_until_protected();
+    pause(&["--for", "300ms"]);
+    world.wait_for_app("primary", "paused", paused);
+    world.wait_until_protected();
+    drop(primary);
+    world.end();
+}

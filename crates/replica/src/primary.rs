@@ -146,6 +146,8 @@ pub struct Primary {
     children: BTreeSet<i32>,
     stopping: bool,
     planned: Option<Planned>,
+    /// Before this instant nobody is enrolled.
+    paused_until: Nanos,
     permit: Permit,
     guard_armed: bool,
     reported: Progress,
@@ -187,6 +189,7 @@ impl Primary {
             children: BTreeSet::new(),
             stopping: false,
             planned: None,
+            paused_until: Nanos(0),
             permit: Permit::Shut,
             guard_armed: false,
             reported: Progress::default(),
@@ -281,6 +284,7 @@ impl Primary {
             PrimaryEvent::EndConfirmed { from } => self.end_confirmed(now, &from, actions),
             PrimaryEvent::Shutdown => self.shutdown(actions),
             PrimaryEvent::SwitchOver { to } => self.switch_over(now, to.as_deref(), actions),
+            PrimaryEvent::Pause { until } => self.paused_until = until,
             PrimaryEvent::CancelSwitchover => self.cancel_switchover(actions),
         }
     }

@@ -18,7 +18,13 @@ use crate::status::{Socket, run_dir};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Order {
-    SwitchOver { to: Option<String> },
+    SwitchOver {
+        to: Option<String>,
+    },
+    /// Nobody takes over by itself for so long; zero ends that.
+    Pause {
+        millis: u64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +32,8 @@ pub enum Order {
 pub enum News {
     /// The move begins; a checkpoint pauses the app for this long at the median.
     Expect { checkpoint_us: Option<u64> },
+    /// It is so from now on.
+    Done,
     /// The app goes on where it was.
     CalledOff { why: String },
     /// The app runs at `to`; nobody was answered for this long.
@@ -109,7 +117,7 @@ async fn attend(stream: UnixStream, on_order: impl Fn(Order, Listener), on_gone:
                 if to.write_all(&text).await.is_err() {
                     break;
                 }
-                if matches!(news, News::CalledOff { .. } | News::Moved { .. }) {
+                if matches!(news, News::Done | News::CalledOff { .. } | News::Moved { .. }) {
                     return;
                 }
             }

@@ -7,6 +7,7 @@ pub mod checkpoint;
 mod describe;
 pub mod inspect;
 mod one_shot;
+pub mod pause;
 pub mod pki;
 pub mod restore;
 pub mod run;

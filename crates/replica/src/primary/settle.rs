@@ -131,7 +131,7 @@ impl Primary {
     /// Who ought to be able to take over: a standby that holds our epochs and answers.
     fn entitled(&self, now: Nanos) -> Vec<Member> {
         let permit = self.config.timing.permit();
-        if !self.covered(now) {
+        if !self.covered(now) || now < self.paused_until {
             return Vec::new();
         }
         let entitled = self.link.iter().filter(|link| link.held.is_some() && link.answers(now, permit));
@@ -271,6 +271,9 @@ impl Primary {
 
     /// The first thing that would keep the app from surviving its host right now.
     pub(super) fn weakness(&self, now: Nanos) -> Option<Reason> {
+        if now < self.paused_until {
+            return Some(Reason::Paused);
+        }
         let Some(link) = &self.link else { return Some(Reason::NoStandby { why: self.lost.clone() }) };
         if let Some(child) = self.children.first() {
             return Some(Reason::Child(*child));

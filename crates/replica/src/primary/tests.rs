@@ -645,3 +645,15 @@ fn output_that_the_capture_covers_asks_for_no_other() {
     assert!(!captures(&bench.step(at(123), PrimaryEvent::Acked { id: CheckpointId::new(1, 3) })));
     assert_eq!(bench.primary.wake_at(), None);
 }
+
+#[test]
+fn a_pause_takes_the_standbys_chance_away_and_ends_by_itself() {
+    let mut bench = Bench::protected(|_| {});
+    bench.step(at(110), PrimaryEvent::Pause { until: at(500) });
+    assert_eq!(bench.members(), 0, "nobody may take over");
+    assert_eq!(bench.primary.told, Some(Status::Unprotected(Reason::Paused)));
+    assert_eq!(bench.primary.permit(), Permit::Open);
+    bench.answer_heartbeat(at(490));
+    bench.step(at(500), PrimaryEvent::Tick);
+    assert_eq!((bench.members(), bench.primary.told.clone()), (1, Some(Status::Protected)));
+}

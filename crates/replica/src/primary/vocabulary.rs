@@ -164,6 +164,10 @@ pub enum PrimaryEvent {
     },
     /// The operator does not want it any more. Without effect once the standby was told to take over.
     CancelSwitchover,
+    /// Until then nobody is to take over by itself: the operator works on the hosts. Zero ends it.
+    Pause {
+        until: Nanos,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -350,6 +354,8 @@ pub enum Reason {
     HandingOver(i32),
     #[error("the app stands still while {0} takes over, as the operator asked")]
     Moving(String),
+    #[error("takeover is paused by the operator; `checksync pause --end` ends that before its time")]
+    Paused,
     #[error("fenced: {0} has the term")]
     Fenced(String),
 }

@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use engine::Command;
 use image::{CheckpointId, Term};
-use replica::PrimaryEvent;
 use replica::primary::{Ending, Switchover};
+use replica::{Fencing, Nanos, PrimaryEvent};
 
 use super::{Actor, Input};
 use crate::manager::control::{Listener, News, Order};
 use crate::manager::network::AppNetwork;
+use crate::manager::now;
 
 #[derive(Debug, Default)]
 pub(super) struct Moving {
@@ -30,6 +31,14 @@ impl Actor {
                 listener.say(News::Expect { checkpoint_us: self.pauses.pauses().map(|pauses| pauses.p50) });
                 self.moving.listener = Some(listener);
                 self.step(PrimaryEvent::SwitchOver { to });
+            }
+            Order::Pause { .. } if self.settings.shared.fencing != Fencing::Register => {
+                let why = "only a register keeps a standby from taking over; give --arbiter".to_owned();
+                listener.say(News::CalledOff { why });
+            }
+            Order::Pause { millis } => {
+                self.step(PrimaryEvent::Pause { until: now() + Nanos::from_millis(millis) });
+                listener.say(News::Done);
             }
         }
     }
