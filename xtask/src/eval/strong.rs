@@ -130,6 +130,7 @@ fn aim(id: &str) -> Option<f64> {
         "redis.strong.64x16.rate" => Some(100_000.0),
         "bulk.gate.down.rate" | "bulk.gate.up.rate" => Some(3.0),
         "bulk.strong.down.rate" | "bulk.strong.up.rate" => Some(1.0),
+        id if id.ends_with(".failed") => Some(0.0),
         _ => None,
     }
 }

@@ -7,14 +7,17 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use testkit::process::Running;
 use testkit::programs::go_app;
 use testkit::servers::Server;
+use testkit::wait::Deadline;
 
 use super::STRONG;
 use super::clients::{Store, Streams};
+use super::rounds::{Death, Seed, strike};
 use super::street::{Pair, SERVICE, SOON, Side, add_address, start_on};
 
 /// What is measured, and where it is written.
@@ -61,6 +64,8 @@ const CROWDS: [Crowd; 3] = [
     Crowd { clients: 16, pipeline: 1 },
     Crowd { clients: 64, pipeline: 1 },
 ];
+/// Streams have begun then, and have not ended.
+const LATEST_DEATH: Duration = Duration::from_millis(700);
 const PIPELINES: Crowd = Crowd { clients: 64, pipeline: 16 };
 
 impl Way {
@@ -179,6 +184,7 @@ impl Figures {
             }
         }
         self.bulk();
+        self.streams();
     }
 
     /// Whether a figure whose id begins like this is asked for.
@@ -244,6 +250,38 @@ impl Figures {
                 }
             }
         }
+    }
+
+    /// Streams of bytes across a takeover, each byte checked: a thousand of all kinds, and a few long ones.
+    fn streams(&mut self) {
+        const MANY: &[&str] =
+            &["--connections", "1000", "--bytes", "20000", "--rate", "20000", "--pause", "3s"];
+        const ALL_MODES: &[&str] = &["--modes", "down,up,half-down,half-up,idle,zero-window"];
+        const LONG: &[&str] = &["--connections", "8", "--bytes", "100000000", "--pause", "0s"];
+        const BOTH_WAYS: &[&str] = &["--modes", "down,up"];
+        for (name, words) in [("many", [MANY, ALL_MODES].concat()), ("long", [LONG, BOTH_WAYS].concat())] {
+            for death in [Death::Manager, Death::Host] {
+                let id = format!("streams.{name}.{}", death.name());
+                if self.wants(&format!("{id}.")) {
+                    (0..self.runs).for_each(|_| self.carried(&id, &words, death));
+                }
+            }
+        }
+    }
+
+    fn carried(&mut self, id: &str, words: &[&str], death: Death) {
+        let mut seed = Seed::announce();
+        let mut pair = Pair::protecting(STRONG, &Streams::serve());
+        let mut streams = Streams::start(&pair.clients, pair.dir.path(), words);
+        let over = Deadline::after(seed.up_to(LATEST_DEATH)).poll(|| (!streams.is_running()).then_some(()));
+        assert_eq!(over, None, "the death came too late");
+        strike(&mut pair, death, None, &mut seed);
+        let takeover = pair.takeover();
+        let report = streams.finish(SOON * 3);
+        println!("{id}: {} right, {} failed", report["verified"], report["failed"]);
+        self.say(&format!("{id}.failed"), "", report["failed"].as_f64().unwrap());
+        self.say(&format!("{id}.gap"), "ms", report["gap_ms_max"].as_f64().unwrap());
+        self.say(&format!("{id}.restore"), "us", takeover["restore_us"].as_f64().unwrap());
     }
 
     fn flow(&mut self, id: &str, direction: &str, way: &str, options: Option<&[&str]>) {
