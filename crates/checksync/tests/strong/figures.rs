@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
@@ -278,7 +279,7 @@ impl Figures {
         strike(&mut pair, death, None, &mut seed);
         let takeover = pair.takeover();
         let report = streams.finish(SOON * 3);
-        println!("{id}: {} right, {} failed", report["verified"], report["failed"]);
+        println!("{id}: {} right, {} failed {}", report["verified"], report["failed"], report["failures"]);
         self.say(&format!("{id}.failed"), "", report["failed"].as_f64().unwrap());
         self.say(&format!("{id}.gap"), "ms", report["gap_ms_max"].as_f64().unwrap());
         self.say(&format!("{id}.restore"), "us", takeover["restore_us"].as_f64().unwrap());
@@ -292,7 +293,9 @@ impl Figures {
             Some(options) => {
                 let mut pair = Pair::build();
                 pair.start_primary(options, &Streams::serve());
-                pair.wait_for_app(Side::A, "an app", |app| app["app_pid"].is_number());
+                let open = || TcpStream::connect((SERVICE, 7000)).is_ok();
+                let is_open = || pair.clients.within(|| Ok(open())).unwrap().then_some(());
+                pair.wait("an app that listens", is_open);
                 (pair, None)
             }
             None => {
