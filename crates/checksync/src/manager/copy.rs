@@ -16,7 +16,7 @@ use bytes::Bytes;
 use engine::{AppExit, AppStdio, Command, Engine, Event, Promotion, RestoreReport};
 use image::{CheckpointId, Incarnation, Member, Sync, Term};
 use replica::primary::{AppExit as Exited, Permit, SyncCall};
-use replica::standby::{Discarded, EpochRefusal, Refusal as Refused, StandbyStatus};
+use replica::standby::{Discarded, EpochRefusal, StandbyStatus};
 use replica::{
     Answer, Ask, Fencing, Nanos, Progress, Reign, Right, Standby, StandbyAction, StandbyConfig, StandbyEvent,
     Timing,
@@ -32,6 +32,7 @@ use wire::{
 use self::stream::Intake;
 use super::app_socket::{AppSocket, Restored};
 use super::arrived::Arrived;
+use super::asker::{Asker, term_of};
 use super::cell::{CellKit, GuardLine};
 use super::fence::Fence;
 use super::network::CopyNetwork;
@@ -81,13 +82,6 @@ pub enum Input {
     Stop {
         grace: Duration,
     },
-}
-
-/// Who asks, while a step is under way: where its refusals and answers go.
-#[derive(Debug, Default)]
-struct Asker {
-    opening: Option<(Box<Hello>, Opening)>,
-    beat: Option<(Heartbeat, Outgoing<HeartbeatAnswer>)>,
 }
 
 /// A page stream.
@@ -422,7 +416,9 @@ impl Actor {
                     self.welcome(&hello, opening, held);
                 }
             }
-            StandbyAction::Refuse(refusal) => self.refuse(&refusal, asker),
+            StandbyAction::Refuse(refusal) => {
+                asker.refuse(&self.setup.app, &refusal, self.term(), self.serving.is_some());
+            }
             StandbyAction::Receive { id } => self.receive(id),
             StandbyAction::RefuseEpoch { id, why } => self.refuse_epoch(id, &why),
             StandbyAction::EndStream { why } => self.end_stream(&why),
@@ -431,7 +427,7 @@ impl Actor {
             StandbyAction::DropHalf { id } => self.drop_half(id),
             StandbyAction::AnswerHeartbeat { sent_at: _, held } => {
                 let state = if held.is_some() { StandbyState::Ready } else { StandbyState::Syncing };
-                self.answer(asker, held, state);
+                asker.answer(self.term(), held, state);
             }
             StandbyAction::AskArbiter { ask, question } => {
                 if let Some(register) = &self.register {
@@ -476,49 +472,9 @@ impl Actor {
         self.session = Some(Session { number, outgoing: queue, token: hello.guard_token_hash, reign });
     }
 
-    fn refuse(&mut self, refusal: &Refused, asker: &mut Asker) {
-        if let Some((hello, opening)) = asker.opening.take() {
-            tracing::warn!(
-                app = self.setup.app,
-                primary = hello.primary_name,
-                "refused a primary: {refusal}"
-            );
-            return opening.refuse(Refusal {
-                code: RefusalCode::Busy,
-                why: refusal.to_string(),
-                way_out: "wait until that is over, or end the other".to_owned(),
-            });
-        }
-        match refusal {
-            Refused::Serving { .. } if self.serving.is_some() => {
-                self.answer(asker, None, StandbyState::Serving)
-            }
-            Refused::Serving { .. } => self.answer(asker, None, StandbyState::TakingOver),
-            Refused::Claiming | Refused::OldTerm { .. } | Refused::Followed(_) => {}
-        }
-    }
-
-    fn answer(&self, asker: &mut Asker, held: Option<CheckpointId>, state: StandbyState) {
-        let Some((beat, answers)) = asker.beat.take() else { return };
-        let term = self.term().unwrap_or(beat.term);
-        let answer =
-            HeartbeatAnswer { sequence: beat.sequence, sent_at_ns: beat.sent_at_ns, term, held, state };
-        // A primary that takes no answers is told nothing by one more; that it is gone, the stream tells.
-        let _ = answers.try_send(answer);
-    }
-
-    /// The term that is served here, or followed.
+    /// The one that is served here, or followed.
     fn term(&self) -> Option<Term> {
-        match self.status {
-            StandbyStatus::Promoting { term } | StandbyStatus::Serving { term } => Some(term),
-            StandbyStatus::Empty
-            | StandbyStatus::Receiving
-            | StandbyStatus::Following
-            | StandbyStatus::CutOff { .. }
-            | StandbyStatus::Suspecting(_)
-            | StandbyStatus::Claiming { .. }
-            | StandbyStatus::Discarded(_) => self.machine.primary().map(|(_, reign)| reign.term),
-        }
+        term_of(&self.status, &self.machine)
     }
 
     fn receive(&mut self, id: CheckpointId) {

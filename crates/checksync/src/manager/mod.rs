@@ -7,6 +7,7 @@
 
 pub mod app_socket;
 pub mod arrived;
+pub mod asker;
 pub mod cell;
 pub mod control;
 pub mod copy;

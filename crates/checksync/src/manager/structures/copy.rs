@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use image::{CheckpointId, Incarnation, Member, Sync, Term};
 use replica::primary::AppExit;
-use replica::standby::{Discarded, Refusal as Refused, StandbyStatus};
+use replica::standby::{Discarded, StandbyStatus};
 use replica::{
     Answer, Ask, Fencing, Nanos, Progress, Reign, Standby, StandbyAction, StandbyConfig, StandbyEvent, Timing,
 };
@@ -32,6 +32,7 @@ use wire::{
 use self::incoming::{Epoch, Staging};
 use self::serving::Serving;
 use super::awake::{Awake, stay_awake};
+use crate::manager::asker::{Asker, term_of};
 use crate::manager::register::RegisterDesk;
 use crate::manager::{fresh_incarnation, now, span, wall_clock_ns};
 use crate::status::Board;
@@ -82,13 +83,6 @@ struct State {
     suspected_at_ns: Option<u64>,
     status: StandbyStatus,
     ended: bool,
-}
-
-/// Who asks, while a step is under way: where its refusals and answers go.
-#[derive(Debug, Default)]
-struct Asker {
-    opening: Option<(Box<Hello>, Opening)>,
-    beat: Option<(Heartbeat, Outgoing<HeartbeatAnswer>)>,
 }
 
 impl Copies {
@@ -261,7 +255,9 @@ impl State {
                     self.welcome(&hello, opening, held);
                 }
             }
-            StandbyAction::Refuse(refusal) => self.refuse(&refusal, asker),
+            StandbyAction::Refuse(refusal) => {
+                asker.refuse(&self.setup.app, &refusal, self.term(), self.serving.is_some());
+            }
             StandbyAction::Receive { id } => self.receive(id),
             StandbyAction::RefuseEpoch { id, why } => self.refuse_epoch(id, why.to_string()),
             StandbyAction::Ack { id } => self.says.push(FromStandby::Ack(id)),
@@ -269,7 +265,7 @@ impl State {
             StandbyAction::DropHalf { id } => drop(self.staging.take_if(|staging| staging.id == id)),
             StandbyAction::AnswerHeartbeat { sent_at: _, held } => {
                 let state = if held.is_some() { StandbyState::Ready } else { StandbyState::Syncing };
-                self.answer(asker, held, state);
+                asker.answer(self.term(), held, state);
             }
             StandbyAction::AskArbiter { ask, question } => {
                 if let Some(register) = &self.register {
@@ -312,46 +308,9 @@ impl State {
         self.setup.runtime.spawn(follow(self.this.clone(), self.session, incoming, outgoing));
     }
 
-    fn refuse(&mut self, refusal: &Refused, asker: &mut Asker) {
-        if let Some((hello, opening)) = asker.opening.take() {
-            let primary = hello.primary_name;
-            tracing::warn!(app = self.setup.app, primary, "refused a primary: {refusal}");
-            return opening.refuse(Refusal {
-                code: RefusalCode::Busy,
-                why: refusal.to_string(),
-                way_out: "wait until that is over, or end the other".to_owned(),
-            });
-        }
-        match refusal {
-            Refused::Serving { .. } if self.serving.is_some() => {
-                self.answer(asker, None, StandbyState::Serving)
-            }
-            Refused::Serving { .. } => self.answer(asker, None, StandbyState::TakingOver),
-            Refused::Claiming | Refused::OldTerm { .. } | Refused::Followed(_) => {}
-        }
-    }
-
-    fn answer(&self, asker: &mut Asker, held: Option<CheckpointId>, state: StandbyState) {
-        let Some((beat, answers)) = asker.beat.take() else { return };
-        let term = self.term().unwrap_or(beat.term);
-        let answer =
-            HeartbeatAnswer { sequence: beat.sequence, sent_at_ns: beat.sent_at_ns, term, held, state };
-        // A primary that takes no answers is told nothing by one more; that it is gone, the stream tells.
-        let _ = answers.try_send(answer);
-    }
-
-    /// The term that is served here, or followed.
+    /// The one that is served here, or followed.
     fn term(&self) -> Option<Term> {
-        match self.status {
-            StandbyStatus::Promoting { term } | StandbyStatus::Serving { term } => Some(term),
-            StandbyStatus::Empty
-            | StandbyStatus::Receiving
-            | StandbyStatus::Following
-            | StandbyStatus::CutOff { .. }
-            | StandbyStatus::Suspecting(_)
-            | StandbyStatus::Claiming { .. }
-            | StandbyStatus::Discarded(_) => self.machine.primary().map(|(_, reign)| reign.term),
-        }
+        term_of(&self.status, &self.machine)
     }
 
     fn refuse_epoch(&mut self, id: CheckpointId, why: String) {
