@@ -5,14 +5,12 @@ mod sync;
 mod world;
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Stdio;
 
 use gate::netlink::Netlink;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, Signal};
 use testkit::needs;
-use testkit::process::Running;
+use testkit::process::{Running, Watched};
 use testkit::servers::{Client, Server, own_address};
 use testkit::wait::{wait_for, wait_until};
 use world::{
@@ -151,17 +149,13 @@ fn unprotected_app_outlives_its_manager() {
     });
     let pid = i32::try_from(trouble["app_pid"].as_i64().unwrap()).unwrap();
     let app = rustix::process::Pid::from_raw(pid).unwrap();
-    // Nobody may be there to reap an orphan: its end is asked for, not the end of its entry in /proc.
-    let guard = rustix::process::pidfd_open(parent(pid), PidfdFlags::empty()).unwrap();
+    let guard = Watched::of(parent(pid));
     primary.signal(Signal::KILL);
     primary.wait(SOON);
     client.advance(0, 1).unwrap();
     rustix::process::kill_process(app, Signal::KILL).unwrap();
     wait_until("the app's end", SOON, || Client::connect(&Server::Python, address).is_err());
-    wait_until("the guard's end", SOON, || {
-        let mut ended = [PollFd::new(&guard, PollFlags::IN)];
-        rustix::event::poll(&mut ended, Some(&Timespec::default())).unwrap() == 1
-    });
+    wait_until("the guard's end", SOON, || guard.has_ended());
     world.end();
 }
 
@@ -196,11 +190,11 @@ fn gated_app_ends_with_its_manager_also_when_it_is_unprotected() {
         let report = world.wait_for_app("primary", "trouble", |app| {
             app["app_pid"].is_i64() && app["why_not"].as_str().is_some_and(|why| why.contains("certificate"))
         });
-        let app = PathBuf::from(format!("/proc/{}", report["app_pid"]));
-        assert!(app.exists());
+        let app = i32::try_from(report["app_pid"].as_i64().unwrap()).unwrap();
+        let app = Watched::of(Pid::from_raw(app).unwrap());
         primary.signal(Signal::KILL);
         primary.wait(SOON);
-        wait_until("the app's end", SOON, || !app.exists());
+        wait_until("the app's end", SOON, || app.has_ended());
         world.end();
     };
     std::thread::spawn(in_a_network_of_its_own).join().unwrap();

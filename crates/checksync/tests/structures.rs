@@ -7,9 +7,9 @@ mod writers;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 
 use rustix::process::Signal;
+use testkit::process::Watched;
 use testkit::wait::{wait_for, wait_until};
 
 use world::{Fencing, SOON, World, served_by};
@@ -39,9 +39,9 @@ fn acknowledged_writes_outlive_the_primary_manager_which_takes_its_program_along
     world.wait_until_protected();
     let writers = Writers::start(served_by(&mut primary), WRITERS);
     writers.wait_for(ENOUGH);
-    let program = world.program();
+    let program = Watched::of(world.program());
     primary.signal(Signal::KILL);
-    wait_until("the program to die", SOON, || !Path::new(&format!("/proc/{program}")).exists());
+    wait_until("the program to die", SOON, || program.has_ended());
     let written = writers.finish();
     written.check(&mut Client::connect(&world.taken_over()));
 }

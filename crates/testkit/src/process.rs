@@ -4,12 +4,14 @@
 //! dropped the child is killed by its own pid and reaped, on every path.
 
 use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::wait::{Deadline, wait_for};
 
@@ -89,6 +91,26 @@ impl Running {
     /// Whether the child still runs.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("our own child can be waited for").is_none()
+    }
+}
+
+/// A process that is somebody else's child. Its end is asked for, and not the end of its entry in /proc: nobody may be
+/// there to reap an orphan.
+#[derive(Debug)]
+pub struct Watched(OwnedFd);
+
+impl Watched {
+    /// # Panics
+    /// If it is gone.
+    #[must_use]
+    pub fn of(pid: Pid) -> Self {
+        Self(pidfd_open(pid, PidfdFlags::empty()).expect("it lives"))
+    }
+
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let mut ended = [PollFd::new(&self.0, PollFlags::IN)];
+        poll(&mut ended, Some(&Timespec::default())).expect("a pidfd can be polled") == 1
     }
 }
 

@@ -118,13 +118,13 @@ impl World {
     }
 
     /// The server of the primary.
-    pub fn program(&self) -> i32 {
+    pub fn program(&self) -> Pid {
         let app = self.wait_for_app("primary", "its program", |app| app["app_pid"].is_i64());
-        app["app_pid"].as_i64().and_then(|pid| pid.try_into().ok()).unwrap()
+        app["app_pid"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?)).unwrap()
     }
 
     pub fn kill_program(&self) {
-        kill_process(Pid::from_raw(self.program()).unwrap(), Signal::KILL).unwrap();
+        kill_process(self.program(), Signal::KILL).unwrap();
     }
 }
 
