@@ -73,6 +73,8 @@ enum Life {
     Moving {
         to: Member,
         until: Nanos,
+        /// The app ended although it stands still: somebody killed it.
+        exit: Option<AppExit>,
     },
     Fenced {
         by: String,
@@ -135,6 +137,8 @@ pub struct Primary {
     output: Output,
     /// Since output is held back: the newest name given out before.
     held_back_from: Option<Epoch>,
+    /// The last epoch of a move that was called off.
+    moved_with: Option<Epoch>,
     /// Committed, and not released yet.
     release_due: Option<CheckpointId>,
     end_confirmed: bool,
@@ -181,6 +185,7 @@ impl Primary {
             syncs: Vec::new(),
             output: Output::Shut,
             held_back_from: None,
+            moved_with: None,
             release_due: None,
             end_confirmed: false,
             capture_failure: None,
@@ -435,8 +440,10 @@ impl Primary {
     }
 
     fn app_exited(&mut self, now: Nanos, exit: AppExit, actions: &mut Vec<PrimaryAction>) {
-        if self.life != Life::Serving {
-            return;
+        match &mut self.life {
+            Life::Serving => {}
+            Life::Moving { exit: killed, .. } => return *killed = Some(exit),
+            _ => return,
         }
         match exit {
             AppExit::Signal(signal) if !self.stopping => match self.config.on_crash {

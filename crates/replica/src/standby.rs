@@ -58,6 +58,8 @@ enum Cause {
     Silence,
     /// The old copy is silent for good, says its owner or its guard: nothing heard later changes that.
     Word,
+    /// The old copy stands still, and may go on if nobody takes over in time: the register decides.
+    Move,
 }
 
 #[derive(Debug)]
@@ -100,6 +102,11 @@ impl Standby {
         self.tell_status(now, actions);
     }
 
+    /// A question to the register is under way, and may make us the owner of the term.
+    pub fn is_asking(&self) -> bool {
+        self.desk.busy()
+    }
+
     /// The newest epoch that is prepared or applied.
     pub fn held(&self) -> Option<CheckpointId> {
         self.copy.held()
@@ -138,11 +145,14 @@ impl Standby {
                     self.claim_due = Nanos(0);
                 }
             }
-            StandbyEvent::Silenced { reign }
-            | StandbyEvent::AppCrashed { reign, .. }
-            | StandbyEvent::HandedOver { reign } => {
+            StandbyEvent::Silenced { reign } | StandbyEvent::AppCrashed { reign, .. } => {
                 if self.follows(reign) {
                     self.begin_claim(now, Cause::Word);
+                }
+            }
+            StandbyEvent::HandedOver { reign } => {
+                if self.follows(reign) {
+                    self.begin_claim(now, Cause::Move);
                 }
             }
             StandbyEvent::AppEnded { reign, exit } => self.app_ended(reign, exit, actions),
@@ -325,6 +335,8 @@ impl Standby {
         }
         if let Life::Claiming { cause, since } = self.life {
             match self.config.fencing {
+                // The original lives: nothing is asked for that might then not come to life.
+                Fencing::Register if cause == Cause::Move && !self.copy.is_applied() => {}
                 Fencing::Register => self.pursue_claim(now, since, actions),
                 Fencing::None if cause == Cause::Silence => self.win(Grounds::Unfenced),
                 Fencing::None | Fencing::Absent => self.win(Grounds::Word),

@@ -10,7 +10,7 @@ use crate::token::{GuardToken, TokenHash};
 
 /// Both sides of a pair must say the same number; it grows with every change that an older release would
 /// misunderstand.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The release of this build, as it is told to the peer.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");

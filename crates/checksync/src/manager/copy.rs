@@ -214,8 +214,23 @@ impl Actor {
                     self.step(StandbyEvent::Tick, &mut Asker::default());
                 }
             }
+            self.ended |= self.stopping.is_some() && self.may_stop();
         }
         self.finish();
+    }
+
+    /// A term that is ours, or that a question under way may make ours, has to come to life: its app is nowhere else.
+    fn may_stop(&self) -> bool {
+        match self.status {
+            StandbyStatus::Promoting { .. } | StandbyStatus::Serving { .. } => false,
+            StandbyStatus::Claiming { .. } => !self.machine.is_asking(),
+            StandbyStatus::Empty
+            | StandbyStatus::Receiving
+            | StandbyStatus::Following
+            | StandbyStatus::CutOff { .. }
+            | StandbyStatus::Suspecting(_)
+            | StandbyStatus::Discarded(_) => true,
+        }
     }
 
     fn take(&mut self, input: Input) {
@@ -245,18 +260,7 @@ impl Actor {
         if self.serving.is_some() {
             return self.engine.send(Command::Stop { grace });
         }
-        match self.status {
-            // The old copy is dead: what is being restored must not be lost halfway.
-            StandbyStatus::Promoting { .. } => self.stopping = Some(grace),
-            StandbyStatus::Empty
-            | StandbyStatus::Receiving
-            | StandbyStatus::Following
-            | StandbyStatus::CutOff { .. }
-            | StandbyStatus::Suspecting(_)
-            | StandbyStatus::Claiming { .. }
-            | StandbyStatus::Serving { .. }
-            | StandbyStatus::Discarded(_) => self.ended = true,
-        }
+        self.stopping = Some(grace);
     }
 
     fn is_current(&self, number: u64) -> bool {

@@ -381,6 +381,7 @@ impl Actor {
             Event::CaptureFailed { id, why, refused } => {
                 self.progress.end();
                 self.syncing = None;
+                self.last_is_over(id);
                 tracing::debug!(%id, refused, "capture failed: {why}");
                 self.step(PrimaryEvent::CaptureFailed { id, why });
             }

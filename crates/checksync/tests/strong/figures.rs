@@ -280,6 +280,9 @@ impl Figures {
         let takeover = pair.takeover();
         let report = streams.finish(SOON * 3);
         println!("{id}: {} right, {} failed {}", report["verified"], report["failed"], report["failures"]);
+        if report["failed"] != 0 {
+            println!("{}", pair.logs());
+        }
         self.say(&format!("{id}.failed"), "", report["failed"].as_f64().unwrap());
         self.say(&format!("{id}.gap"), "ms", report["gap_ms_max"].as_f64().unwrap());
         self.say(&format!("{id}.restore"), "us", takeover["restore_us"].as_f64().unwrap());

@@ -46,7 +46,7 @@ impl Primary {
     pub fn wake_at(&self) -> Option<Nanos> {
         let crowded = self.link.as_ref().is_none_or(|link| link.in_flight() >= self.config.in_flight_max);
         let able = matches!(self.life, Life::Serving) && self.capturing.is_none() && self.children.is_empty();
-        self.output_due().filter(|_| able && !crowded)
+        self.output_due().filter(|_| able && !crowded && self.planned.is_none())
     }
 
     /// Whether a standby could be kept up to date right now.
@@ -61,7 +61,12 @@ impl Primary {
     /// What may be enrolled: in strong consistency only who holds what was captured behind a shut gate.
     pub(super) fn covered(&self, now: Nanos) -> bool {
         match self.config.consistency {
-            Consistency::Timeline => true,
+            // The last epoch of a move that was called off has connections in it as they were: whoever took over with
+            // that would go on with some that have gone on without it.
+            Consistency::Timeline => self.moved_with.is_none_or(|moved| {
+                let held = self.link.as_ref().and_then(|link| link.held);
+                held.is_some_and(|held| held.epoch > moved)
+            }),
             Consistency::Strong { .. } => {
                 let held = self.link.as_ref().and_then(|link| link.held);
                 let from = self.held_back_from.filter(|_| self.candidate(now).is_some());

@@ -57,6 +57,7 @@ impl Primary {
     fn call_off(&mut self, why: String, actions: &mut Vec<PrimaryAction>) {
         let Some(planned) = self.planned.take() else { return };
         if matches!(planned, Planned::Last { .. }) {
+            self.moved_with = Some(self.newest);
             actions.push(PrimaryAction::Thaw);
         }
         actions.push(PrimaryAction::Switchover(Switchover::CalledOff { why }));
@@ -64,7 +65,7 @@ impl Primary {
 
     /// The next step of what is planned, as far as the state allows one.
     pub(super) fn settle_switchover(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
-        let Some(planned) = self.planned else { return self.settle_moving(actions) };
+        let Some(planned) = self.planned else { return self.settle_moving(now, actions) };
         let (Planned::Draining { until } | Planned::Last { until, .. }) = planned;
         if self.life != Life::Serving || self.stopping {
             return self.call_off("the app is ending".to_owned(), actions);
@@ -100,7 +101,8 @@ impl Primary {
             return;
         }
         self.planned = None;
-        self.life = Life::Moving { to, until: now + self.config.timing.register_timeout() * 2 };
+        let until = now + self.config.timing.register_timeout() * 2;
+        self.life = Life::Moving { to, until, exit: None };
         self.set_permit(Permit::Shut, actions);
         self.set_output(Output::Muted, actions);
         self.tell(Notice::HandedOver { reign: self.reign() }, actions);
@@ -108,16 +110,26 @@ impl Primary {
     }
 
     /// Whose the term is, the register has said: nobody can take over any more, so it is ours.
-    fn settle_moving(&mut self, actions: &mut Vec<PrimaryAction>) {
-        let Life::Moving { to, .. } = &self.life else { return };
+    ///
+    /// The word to the standby may still be on its way, and must not be heard once the standby is enrolled again: its
+    /// session ends with it.
+    fn settle_moving(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
+        let Life::Moving { to, exit, .. } = &self.life else { return };
         if self.desk.rivals().next().is_some() {
             return;
         }
-        let why = format!("{to} did not take over in time");
+        let (why, exit) = (format!("{to} did not take over in time"), *exit);
         self.life = Life::Serving;
+        self.moved_with = Some(self.newest);
+        self.drop_peer(why.clone(), actions);
         let permit = self.safe_permit();
         self.set_permit(permit, actions);
-        actions.push(PrimaryAction::Thaw);
+        // The app has its address back before it can ask for it.
+        self.settle_output(now, actions);
+        match exit {
+            Some(exit) => self.app_exited(now, exit, actions),
+            None => actions.push(PrimaryAction::Thaw),
+        }
         if self.stopping {
             actions.push(PrimaryAction::StopApp);
         }

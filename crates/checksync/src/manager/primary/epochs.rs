@@ -44,6 +44,7 @@ impl Actor {
         self.frozen.push_back((id, on_our_clock(report.frozen_at_ns)));
         self.progress.end();
         self.syncing = None;
+        self.last_is_over(id);
         self.captured = Some((id, frames));
         if self.network.as_ref().is_some_and(|network| !network.waits()) {
             // What was told between the question and the barrier is in this epoch.

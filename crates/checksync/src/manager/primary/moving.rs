@@ -19,6 +19,8 @@ pub(super) struct Moving {
     stands_since: Option<Instant>,
     /// The standby was told to take over.
     told: bool,
+    /// The last capture, as long as it is under way, and whether its move was called off meanwhile.
+    last: Option<(CheckpointId, bool)>,
 }
 
 impl Actor {
@@ -52,15 +54,32 @@ impl Actor {
 
     pub(super) fn capture_last(&mut self, id: CheckpointId, parent: CheckpointId) {
         self.moving.stands_since = Some(Instant::now());
+        self.moving.last = Some((id, false));
         let barrier = self.network.as_ref().and_then(AppNetwork::last_barrier);
         self.command(Command::CaptureLast { id, parent, barrier });
     }
 
     pub(super) fn thaw(&mut self) {
+        self.open_doors();
+        if let Some((_, called_off)) = &mut self.moving.last {
+            *called_off = true;
+        }
+        self.command(Command::Thaw);
+    }
+
+    /// The capture is over. Its barrier may have shut the doors after the move was called off.
+    pub(super) fn last_is_over(&mut self, id: CheckpointId) {
+        if let Some((_, called_off)) = self.moving.last.take_if(|(last, _)| *last == id)
+            && called_off
+        {
+            self.open_doors();
+        }
+    }
+
+    fn open_doors(&self) {
         if let Some(network) = &self.network {
             network.open_again();
         }
-        self.command(Command::Thaw);
     }
 
     pub(super) fn tell_operator(&mut self, news: Switchover) {
@@ -69,7 +88,10 @@ impl Actor {
             Switchover::Told => self.moving.told = true,
             Switchover::CalledOff { why } => {
                 tracing::warn!("the move is called off: {why}");
-                if let Some(listener) = std::mem::take(&mut self.moving).listener {
+                let last = self.moving.last;
+                if let Some(listener) =
+                    std::mem::replace(&mut self.moving, Moving { last, ..Moving::default() }).listener
+                {
                     listener.say(News::CalledOff { why });
                 }
             }

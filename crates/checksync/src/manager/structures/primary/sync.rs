@@ -13,6 +13,10 @@ use crate::manager::structures::PART_BYTES;
 
 impl Actor {
     pub(super) fn start_full_sync(&mut self, id: CheckpointId) {
+        if self.session.is_none() {
+            let why = "the standby went away before the sync began".to_owned();
+            return self.events.push_back(PrimaryEvent::CaptureFailed { id, why });
+        }
         self.log.begin_sync(id);
         self.make_room();
         tokio::spawn(sync(self.this.clone(), id));
