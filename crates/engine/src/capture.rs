@@ -111,6 +111,8 @@ pub struct Capturer {
     process_cache: ProcessCache,
     /// Lent to the thread that reads the descriptors.
     descriptor_cache: Option<descriptors::Cache>,
+    /// The last reading of them failed.
+    descriptors_refused: bool,
     /// The pipes of the app's that are the manager's, by inode, and which stream each is.
     stdio: Vec<(u64, u8)>,
     cgroup_mount: PathBuf,
@@ -158,6 +160,7 @@ impl Capturer {
             numbers: CellNumbers::new(),
             process_cache: ProcessCache::new(),
             descriptor_cache: None,
+            descriptors_refused: false,
             stdio,
             cgroup_mount: PathBuf::from("/sys/fs/cgroup"),
             connections: settings.connections,
@@ -424,15 +427,24 @@ impl Capturer {
         let mut descriptors = Some(self.start_descriptors(&frozen, tracker)?);
         let process = process::save(&mut frozen, self.pid, &mut self.numbers, &mut self.process_cache);
         let state_time = began.elapsed();
-        let mut saved = None;
+        // What was refused is likely to be refused again: then the memory is left alone.
+        let mut saved = match descriptors.take_if(|_| self.descriptors_refused) {
+            Some(started) => Some(Ok(self.finish_descriptors(started)?)),
+            None => None,
+        };
         let memory = process.map_err(EngineError::from).and_then(|process| {
             let (owed, layout_owed) = self.ledger.settle();
             let open_objects = |frozen: &Frozen<'_>| {
-                let saved = saved.insert(self.finish_descriptors(descriptors.take()?));
-                open_objects(frozen, self.pid, saved.as_ref().ok()?)
+                let unknown = CaptureError::OpenObjects(self.pid);
+                if let Some(started) = descriptors.take() {
+                    saved = Some(self.finish_descriptors(started));
+                }
+                let Some(saved) = &saved else { return Err(unknown) };
+                saved.as_ref().map_or(Err(unknown), |saved| open_objects(frozen, self.pid, saved))
             };
             match tracker.capture(&frozen, owed.clone(), layout_owed, open_objects) {
-                Ok(memory) => Ok((process, memory)),
+                // Nothing is owed to anybody by an app that is dead.
+                Ok(memory) => frozen.assert_alive(self.pid).map(|()| (process, memory)).map_err(Into::into),
                 Err(why) => {
                     self.ledger.owe(owed, layout_owed);
                     Err(why.into())
@@ -505,6 +517,7 @@ impl Capturer {
     ) -> Result<descriptors::Saved, descriptors::SaveError> {
         let (saved, cache) = started.join();
         self.descriptor_cache = Some(cache);
+        self.descriptors_refused = saved.is_err();
         saved
     }
 
@@ -529,7 +542,11 @@ impl Capturer {
 }
 
 /// Memfds that are open and not mapped travel with the mapped ones.
-fn open_objects(frozen: &Frozen<'_>, pid: i32, saved: &descriptors::Saved) -> Option<OpenObjects> {
+fn open_objects(
+    frozen: &Frozen<'_>,
+    pid: i32,
+    saved: &descriptors::Saved,
+) -> Result<OpenObjects, CaptureError> {
     let number_of = |key: ObjectKey| {
         saved.descriptors.iter().find(|descriptor| {
             let kind = saved.files.get(descriptor.file as usize).map(|file| &file.kind);
@@ -537,7 +554,7 @@ fn open_objects(frozen: &Frozen<'_>, pid: i32, saved: &descriptors::Saved) -> Op
         })
     };
     let open = saved.objects.iter().filter_map(|&key| Some((key, number_of(key)?.number)));
-    open.map(|(key, number)| Some((key, frozen.steal(pid, number).ok()?))).collect()
+    open.map(|(key, number)| Ok((key, frozen.steal(pid, number)?))).collect()
 }
 
 fn state_of((mut process, space): (Process, MemoryMap), saved: descriptors::Saved, clocks: Clocks) -> State {

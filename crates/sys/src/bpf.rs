@@ -288,6 +288,7 @@ pub fn load_traffic_filter(name: &str, instructions: &[Instruction]) -> Result<O
 }
 
 /// What the verifier holds a program to.
+#[derive(Clone, Copy)]
 pub(crate) struct Kind<'a> {
     pub program_type: u32,
     pub attach_type: u32,
@@ -300,15 +301,29 @@ pub(crate) struct Kind<'a> {
 const NO_GPL: Kind<'static> = Kind { program_type: 0, attach_type: 0, function: 0, license: c"Apache-2.0" };
 
 pub(crate) fn load(kind: Kind<'_>, name: &str, instructions: &[Instruction]) -> Result<OwnedFd, LoadError> {
-    let mut log = vec![0; LOG_BYTES];
+    // What is not refused needs no words, and a log that is too short for them would make it fail.
+    load_with(kind, name, instructions, None).or_else(|refused| {
+        let mut log = vec![0; LOG_BYTES];
+        load_with(kind, name, instructions, Some(&mut log))
+            .map_err(|_| LoadError { source: refused.source, log: text(&log) })
+    })
+}
+
+fn load_with(
+    kind: Kind<'_>,
+    name: &str,
+    instructions: &[Instruction],
+    log: Option<&mut Vec<u8>>,
+) -> Result<OwnedFd, LoadError> {
+    let log: &mut [u8] = log.map_or(&mut [], |log| log);
     let mut load = ProgramLoad {
         program_type: kind.program_type,
         instructions_count: instructions.len() as u32,
         instructions: instructions.as_ptr() as u64,
         license: kind.license.as_ptr() as u64,
-        log_level: 1,
-        log_bytes: LOG_BYTES as u32,
-        log: log.as_mut_ptr() as u64,
+        log_level: u32::from(!log.is_empty()),
+        log_bytes: log.len() as u32,
+        log: if log.is_empty() { 0 } else { log.as_mut_ptr() as u64 },
         name: kernel_name(name),
         attach_type: kind.attach_type,
         function: kind.function,
@@ -317,7 +332,7 @@ pub(crate) fn load(kind: Kind<'_>, name: &str, instructions: &[Instruction]) -> 
     // SAFETY: `load` is what this command reads; its addresses are of live buffers with the lengths beside
     // them, of which only the log is written.
     unsafe { call_for_descriptor(PROG_LOAD, &mut load) }
-        .map_err(|source| LoadError { source, log: text(&log) })
+        .map_err(|source| LoadError { source, log: String::new() })
 }
 
 /// Puts `program` on `hook` of a cgroup (a descriptor of its directory), beside what others put there. It

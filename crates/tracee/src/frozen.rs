@@ -122,6 +122,12 @@ impl<'tree> Frozen<'tree> {
         self.tree.processes[&pid].pidfd.as_fd()
     }
 
+    /// Fails if the process has been killed since it stopped. What was read of it before this succeeded is whole: who
+    /// is killed leaves his stop for good, and his memory may look empty from then on.
+    pub fn assert_alive(&self, pid: i32) -> Result<(), TraceError> {
+        ptrace::signal_mask(pid).map(drop).map_err(TraceError::kernel("look whether it still stands", pid))
+    }
+
     /// The inode of the memory that we share with the process, to tell it from the app's.
     pub fn scratch_inode(&self, pid: i32) -> Option<u64> {
         self.tree.processes[&pid].scratch.as_ref().map(|scratch| scratch.inode)

@@ -120,8 +120,12 @@ impl Roll {
             threads.insert(record.i32(NUMBER), answers(record));
             rest = more;
             if record.i32(TID) == record.i32(LEADER) {
-                (signs, rest) = rest.split_at_checked(SIGNS_BYTES + ACTIONS_BYTES).unwrap_or_default();
+                let cut = || io::Error::new(io::ErrorKind::UnexpectedEof, "the leader's record is cut short");
+                (signs, rest) = rest.split_at_checked(SIGNS_BYTES + ACTIONS_BYTES).ok_or_else(cut)?;
             }
+        }
+        if signs.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the leader is not on the roll"));
         }
         Ok(Told { threads, signs })
     }

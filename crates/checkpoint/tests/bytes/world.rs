@@ -131,7 +131,7 @@ impl World {
         self.tree.pump().expect("pump");
         let frozen = self.tree.freeze(PATIENCE).expect("the guest stops");
         let (owed, layout_owed) = self.ledger.settle();
-        let capture = self.tracker.capture(&frozen, owed, layout_owed, |_| Some(Vec::new()))?;
+        let capture = self.tracker.capture(&frozen, owed, layout_owed, |_| Ok(Vec::new()))?;
         self.id = self.id.next();
         let mut carried = Carried { pages: capture.pages(), compared: 0 };
         if self.skeleton.is_none() {

@@ -23,17 +23,21 @@ pub(super) enum Data {
 
 impl Tracker {
     pub(super) fn find(&mut self, gone: RangeSet) -> Result<Found, CaptureError> {
-        let regions = self.scan_dirty(&self.spans())?;
-        let mut found = self.sort(&regions, Data::Compared);
-        // Noted before anything can fail: the scan has taken the marks away.
         let target = PageTarget::Space(self.space);
         let owed = self.pending.clone();
-        for range in found.copy.iter().chain(found.gone.iter()).chain(gone.iter()) {
+        gone.iter().for_each(|range| ledger::add(&mut self.pending, target, range));
+        let written = self.scan_written(&self.spans())?;
+        // Noted before anything can fail: the scan has taken the marks away.
+        let noted = self.sort(&written, Data::Compared);
+        for range in noted.copy.iter().chain(noted.gone.iter()) {
             ledger::add(&mut self.pending, target, range);
         }
-        for (&key, ranges) in &found.objects {
+        for (&key, ranges) in &noted.objects {
             ranges.iter().for_each(|range| ledger::add(&mut self.pending, PageTarget::Object(key), range));
         }
+        self.unsearched.extend(noted.guards.iter());
+        let regions = self.tell_files(written)?;
+        let mut found = self.sort(&regions, Data::Compared);
         found.gone.extend(gone.iter());
         self.add_owed(owed, &mut found)?;
         for range in found.gone.iter() {
@@ -73,16 +77,25 @@ impl Tracker {
         cut(&ranges, total.div_ceil(parts).next_multiple_of(2 << 20))
     }
 
-    pub(super) fn scan_dirty(&self, spans: &[Range]) -> Result<Vec<Region>, CaptureError> {
-        let report = category::PRESENT | category::SWAPPED | category::ZERO_PAGE | self.kernel.guard();
-        let written = Query {
+    /// Takes the marks of what was written.
+    pub(super) fn scan_written(&self, spans: &[Range]) -> Result<Vec<Region>, CaptureError> {
+        let query = Query {
             inverted: 0,
             all: category::WRITTEN,
             any: category::PRESENT | category::SWAPPED,
-            report,
+            report: self.kinds(),
             protect: true,
         };
-        let regions = self.scan_spans(spans, written)?;
+        self.scan_spans(spans, query)
+    }
+
+    /// What is said of each page.
+    fn kinds(&self) -> u64 {
+        category::PRESENT | category::SWAPPED | category::ZERO_PAGE | self.kernel.guard()
+    }
+
+    /// Tells the app's own pages from those of files.
+    pub(super) fn tell_files(&self, regions: Vec<Region>) -> Result<Vec<Region>, CaptureError> {
         // N.B. to say whether a page is a file's, the kernel must look at its descriptor, which is in no cache: ten
         // times the cost of the scan. So only those that were written are asked about, where they may be a file's.
         let may_show_a_file = |mapping: &Mapping| {
@@ -91,7 +104,7 @@ impl Tracker {
         let (doubtful, clear): (Vec<_>, Vec<_>) =
             self.pieces(&regions).into_iter().partition(|(mapping, ..)| may_show_a_file(mapping));
         let doubtful: Vec<Range> = doubtful.into_iter().map(|(_, range, _)| range).collect();
-        let query = Query { report: report | category::FILE, ..Query::default() };
+        let query = Query { report: self.kinds() | category::FILE, ..Query::default() };
         let mut regions = self.scan_spans(&doubtful, query)?;
         let clear = clear.into_iter();
         regions.extend(clear.map(|(_, Range { start, end }, categories)| Region { start, end, categories }));

@@ -252,7 +252,7 @@ impl Tracker {
     /// that is written meanwhile is dirty again.
     pub fn precopy(&mut self, from: u64, bytes: u64) -> Result<Precopied, CaptureError> {
         let Some(window) = self.next_window(from, bytes) else { return Ok(Precopied::default()) };
-        let regions = self.scan_dirty(&[window])?;
+        let regions = self.tell_files(self.scan_written(&[window])?)?;
         let found = self.sort(&regions, Data::Copied);
         self.unsearched.extend(found.guards.iter());
         let chunks = self.copy(found.copy.iter(), false)?;
@@ -279,7 +279,7 @@ impl Tracker {
         frozen: &Frozen<'_>,
         owed: Pages,
         layout_owed: bool,
-        open_objects: impl FnOnce(&Frozen<'_>) -> Option<OpenObjects>,
+        open_objects: impl FnOnce(&Frozen<'_>) -> Result<OpenObjects, CaptureError>,
     ) -> Result<Capture, CaptureError> {
         self.layout_pending |= layout_owed;
         for (target, ranges) in owed {
@@ -294,11 +294,10 @@ impl Tracker {
         let mut found = self.find(gone)?;
         let scanned = Instant::now();
         let mut chunks = Vec::new();
-        let unknown = CaptureError::OpenObjects(self.pid);
-        let open_objects = || open_objects(frozen).ok_or(unknown);
-        if let Err(why) = self.gather_found(&mut found, &mut chunks, open_objects) {
+        if let Err(why) = self.gather_found(&mut found, &mut chunks, || open_objects(frozen)) {
             self.remember(found.gone.iter());
             chunks.iter().for_each(|chunk| self.remember_chunk(chunk));
+            self.recycle_chunks(chunks);
             return Err(why);
         }
         let mut capture = Capture { chunks, ..Capture::default() };
