@@ -1,8 +1,8 @@
 //! The copy's side: takes epochs in, applies them to a skeleton, and becomes the app when told to.
 //!
 //! Frames are taken in their order. The header of an epoch is reported. An epoch that goes on from what is held is
-//! prepared at once; of any other nothing is looked at until `Receive` says what to do with it. A full epoch goes into a skeleton of its own as it comes, beside the
-//! old one if that is to be kept.
+//! prepared at once; of any other nothing is looked at until `Receive` says what to do with it. A full epoch goes into
+//! a skeleton of its own as it comes, beside the old one if that is to be kept.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
