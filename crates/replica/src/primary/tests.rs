@@ -1,3 +1,4 @@
+mod moves;
 mod strong;
 
 use image::Register;
