@@ -557,6 +557,19 @@ impl Actor {
         let restore_us = report.total.as_micros();
         tracing::debug!(?report, "restored");
         tracing::warn!(app = self.setup.app, %term, from = %report.id, restore_us, pid = report.pid, "SERVING");
+        let engine::ConnectionCounts { kept, unanswered, reset, unaccepted, closed, asking: _ } =
+            report.connections;
+        if kept + unanswered + reset + unaccepted + closed > 0 {
+            tracing::info!(
+                app = self.setup.app,
+                kept,
+                unanswered,
+                reset,
+                unaccepted,
+                closed,
+                "its connections"
+            );
+        }
         self.publish();
         if let Some(grace) = self.stopping.take() {
             self.stop(grace);
