@@ -1,6 +1,6 @@
 // Command kv is the in-memory key/value server of the thesis, with its load generator and its verifier.
 //
-//	kv serve  --listen ADDR [--preload N --key-bytes 8 --value-bytes 64] [--sync]
+//	kv serve  --listen ADDR [--preload N --key-bytes 8 --value-bytes 64] [--threads N] [--sync]
 //	kv load   --addr ADDR --clients N --read-percent 90 --keys K (--seconds S | --ops N) [--record FILE]
 //	kv verify --addr ADDR --record FILE [--not-after WALL_NS]
 //

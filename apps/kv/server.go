@@ -35,6 +35,7 @@ func runServe(args []string, out io.Writer) error {
 	preload := flags.Int("preload", 0, "number of pairs to start with")
 	keyBytes := flags.Int("key-bytes", 8, "length of a preloaded key")
 	valueBytes := flags.Int("value-bytes", 64, "length of a preloaded value")
+	threads := flags.Int("threads", 0, "number of threads to have besides those that it needs")
 	commit := flags.Bool("sync", false, "answer a write once it is committed")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -54,8 +55,23 @@ func runServe(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	keepThreads(*threads)
 	fmt.Fprintf(out, "listening %s\nready\n", listener.Addr())
 	return serve(listener, data)
+}
+
+// keepThreads has count goroutines wait for ever, each with a thread of its own.
+func keepThreads(count int) {
+	var there sync.WaitGroup
+	there.Add(count)
+	for range count {
+		go func() {
+			runtime.LockOSThread()
+			there.Done()
+			select {}
+		}()
+	}
+	there.Wait()
 }
 
 // fill stores the first count keys, each with sequence number 0.

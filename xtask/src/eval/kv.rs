@@ -25,9 +25,15 @@ pub fn serve(listen: &str, keys: u64) -> Vec<String> {
 
 /// A server in a cell, filled and ready. With `traced`, it prints a line for each of its collections.
 pub fn start(keys: u64, traced: bool) -> Result<(SocketAddr, Side)> {
+    start_with(keys, traced, 0)
+}
+
+/// The same, with so many threads besides those that it needs.
+pub fn start_with(keys: u64, traced: bool, threads: u32) -> Result<(SocketAddr, Side)> {
     let address = own_address();
     let program = go_app("kv").display().to_string();
     let mut words = serve(&address.to_string(), keys);
+    words.extend(["--threads".to_owned(), threads.to_string()]);
     let side = if traced {
         words.splice(0..0, ["GODEBUG=gctrace=1".to_owned(), program]);
         Side::primary("/usr/bin/env", &words.iter().map(String::as_str).collect::<Vec<_>>())?

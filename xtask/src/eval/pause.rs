@@ -21,8 +21,26 @@ pub fn rows() -> Result<Vec<Row>> {
     for size in SIZES.iter().filter(|size| !quick() || size.keys <= 1_000_000) {
         rows.extend(rows_of(size).with_context(|| size.name())?);
     }
+    for size in SIZES.iter().filter(|size| [1_000, 1_000_000].contains(&size.keys)) {
+        rows.extend(rows_with_threads(size).with_context(|| size.name())?);
+    }
     rows.extend(spin::rows(epochs_of(SIZES[0].keys))?);
     Ok(rows)
+}
+
+/// As many threads as a busy Go server has.
+fn rows_with_threads(size: &Size) -> Result<Vec<Row>> {
+    const MORE_THREADS: u32 = 16;
+    const EPOCHS: usize = 40;
+    println!("{} and {MORE_THREADS} threads more: {EPOCHS} epochs", size.name());
+    let Measured { reports, takeover, .. } = measure(size.keys, MORE_THREADS, EPOCHS)?;
+    let id = |what: &str| format!("{what}-{}.many-threads", size.short_name());
+    let threads: Vec<f64> = reports.iter().map(|report| report.threads as f64).collect();
+    Ok(vec![
+        Row::measured(id("threads"), "threads", &threads),
+        Row::measured(id("pause"), "ms", &times(&reports, |report| report.pause)),
+        Row::measured(id("restore"), "ms", &[ms(takeover.took)]),
+    ])
 }
 
 fn epochs_of(keys: u64) -> usize {
@@ -43,13 +61,13 @@ struct Measured {
 
 fn rows_of(size: &Size) -> Result<Vec<Row>> {
     println!("{}: {} epochs", size.name(), epochs_of(size.keys));
-    let measured = measure(size.keys)?;
+    let measured = measure(size.keys, 0, epochs_of(size.keys))?;
     let rows = [pauses(size, &measured), traffic(size, &measured), restores(size, &measured.takeover)];
     Ok(rows.concat())
 }
 
-fn measure(keys: u64) -> Result<Measured> {
-    let (address, primary) = kv::start(keys, true)?;
+fn measure(keys: u64, more_threads: u32, epochs: usize) -> Result<Measured> {
+    let (address, primary) = kv::start_with(keys, true, more_threads)?;
     let mut pair = Pair::new(primary)?;
     let load = Load::start(address, keys, None)?;
     let sync = pair.full_sync()?;
@@ -57,7 +75,7 @@ fn measure(keys: u64) -> Result<Measured> {
     const NOT_COUNTED: usize = 5;
     let never = AtomicBool::new(false);
     pair.epochs(NOT_COUNTED, &never)?;
-    let reports = pair.epochs(epochs_of(keys), &never)?;
+    let reports = pair.epochs(epochs, &never)?;
     let collections = collections::all(&pair.primary.lines());
     drop(load);
     let (copy, takeover) = pair.take_over()?;
