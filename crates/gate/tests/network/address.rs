@@ -209,6 +209,7 @@ fn new_network_lets_nothing_out_but_its_announcement() {
 fn nothing_leaves_without_the_permit_not_even_the_kernels_own_answers() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
     const WORDS: usize = 2;
+    const LONG_ENOUGH: Duration = Duration::from_secs(10);
     let world = World::new();
     for (cell, own) in [(world.cell(), CLIENT), (world.cell_v6(), CLIENT_V6)] {
         let words = sys::bpf::WordArray::create("checksync_words", WORDS).unwrap();
@@ -220,18 +221,19 @@ fn nothing_leaves_without_the_permit_not_even_the_kernels_own_answers() {
         // The announcements are the herald's.
         count_claims(&ear, &cell, Duration::from_millis(1300));
         let closed = SocketAddr::new(cell.spec().address.ip(), 9);
-        let knock = || inside(&world.client, || TcpStream::connect_timeout(&closed, SILENCE));
+        let knock = |patience| inside(&world.client, || TcpStream::connect_timeout(&closed, patience));
         // A permit that was never extended, one that has run out, and one that was revoked.
         let shut: [fn(&PermitHandle); 3] =
             [|_| (), |permit| permit.extend_to(2).unwrap(), PermitHandle::revoke];
         for (shut, last) in shut.into_iter().zip([false, false, true]) {
             shut(&permit);
-            assert_ne!(knock().unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+            assert_ne!(knock(SILENCE).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
             datagrams(&world.client, own, closed).send(b"?").unwrap();
             ear.assert_silent(cell.mac());
             if !last {
                 permit.open_for_ever().unwrap();
-                assert_eq!(knock().unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+                // Who was not answered when it looked for the address looks again after a second.
+                assert_eq!(knock(LONG_ENOUGH).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
                 while ear.next_from(cell.mac(), SILENCE).is_some() {}
                 permit.shut();
             }
