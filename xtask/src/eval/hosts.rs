@@ -258,7 +258,7 @@ fn manager(dir: &Path, host: &str, place: &Owned, verb: &str, words: &[&str]) ->
     command.arg("--arbiter").arg(format!("file:{}", dir.join("register").display()));
     command.arg("--state").arg(dir.join(host)).args(words);
     command.env("CHECKSYNC_RUN_DIR", run_dir(dir, host));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     Ok(Owned(command.spawn().context("cannot start a manager")?))
 }
 
