@@ -15,6 +15,7 @@ pub mod fence;
 pub mod heart;
 pub mod hook;
 pub mod host;
+pub mod introduction;
 pub mod link;
 pub mod lock;
 pub mod network;

@@ -33,7 +33,7 @@ use super::app_socket::AppSocket;
 use super::cell::{CellKit, GuardLine};
 use super::control::{Listener, Order as Asked};
 use super::fence::Fence;
-use super::heart::{Heart, Pulse};
+use super::heart::Heart;
 use super::host::HostFacts;
 use super::link::{self, Dialling, LinkEvent, LinkSender};
 use super::network::AppNetwork;

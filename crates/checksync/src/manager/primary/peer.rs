@@ -5,8 +5,8 @@ use replica::primary::Notice;
 use replica::{Nanos, PrimaryEvent};
 use wire::{Exit, FromPrimary, FromStandby, GuardArmed, HeartbeatAnswer, RefusalCode, StandbyState};
 
-use super::report::wire_exit;
 use super::{Actor, Session};
+use crate::manager::introduction::wire_exit;
 use crate::manager::link::LinkEvent;
 
 impl Actor {

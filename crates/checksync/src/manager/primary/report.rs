@@ -2,24 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
-use std::time::Duration;
 
-use image::{Member, Term};
-use replica::primary::{AppExit, Reason, Status};
-use wire::{Consistency, Exit, Hello, PROTOCOL_VERSION, RELEASE, ServiceNetwork};
+use image::Member;
+use replica::primary::{Reason, Status};
+use wire::{Hello, ServiceNetwork};
 
-use super::{Actor, Heart, HostFacts, Input, Pulse};
-use crate::config::{PrimarySettings, fencing_name};
-use crate::manager::now;
+use super::{Actor, Heart, HostFacts, Input};
+use crate::config::PrimarySettings;
+use crate::manager::{introduction, now};
 use crate::status::{AppReport, Role};
 
 impl Actor {
     pub(super) fn say_status(&mut self, status: Status) {
-        match &status {
-            Status::Protected => tracing::info!("PROTECTED"),
-            Status::CatchingUp => tracing::info!("CATCHING-UP"),
-            Status::Unprotected(reason) => tracing::warn!("UNPROTECTED: {reason}"),
-        }
+        introduction::log_status(&status);
         self.status = Some(status);
         self.publish();
     }
@@ -64,46 +59,15 @@ impl Actor {
 }
 
 pub(super) fn prepare_heart(settings: &PrimarySettings, post: mpsc::Sender<Input>) -> std::io::Result<Heart> {
-    let pulse = Pulse {
-        standby: settings.standby.clone(),
-        tls: settings.shared.tls.clone(),
-        app: settings.app.clone(),
-        period: Duration::from_nanos(settings.timing.heartbeat().0),
-    };
     let on_answer = move |from: &str, answer| drop(post.send(Input::Heart { from: from.to_owned(), answer }));
-    Heart::prepare(pulse, Box::new(on_answer))
+    introduction::prepare_heart(settings, on_answer)
 }
 
 pub(super) fn hello(settings: &PrimarySettings, me: &Member, facts: &HostFacts) -> Hello {
-    let fencing = settings.shared.fencing;
-    Hello {
-        protocol_version: PROTOCOL_VERSION,
-        release: RELEASE.to_owned(),
-        app: settings.app.clone(),
-        term: Term(0),
-        owner: me.name.clone(),
-        incarnation: me.incarnation.0,
-        primary_name: me.name.clone(),
-        host_facts: facts.encode(),
-        consistency: if settings.is_strong() { Consistency::Strong } else { Consistency::Timeline },
-        heartbeat: Duration::from_nanos(settings.timing.heartbeat().0),
-        missed: u32::try_from(settings.timing.suspicion().0 / settings.timing.heartbeat().0)
-            .unwrap_or(u32::MAX),
-        guard_token_hash: None,
-        has_register: settings.shared.arbiter.is_some(),
-        fencing: fencing_name(fencing).to_owned(),
-        network: settings.network.as_ref().map(|spec| ServiceNetwork {
-            address: spec.address.to_string(),
-            link: spec.link.clone(),
-            gateway: spec.gateway.map(|gateway| gateway.to_string()),
-        }),
-        structures: None,
-    }
-}
-
-pub(super) fn wire_exit(exit: AppExit) -> Exit {
-    match exit {
-        AppExit::Code(code) => Exit::Code(code),
-        AppExit::Signal(signal) => Exit::Signal(signal),
-    }
+    let network = settings.network.as_ref().map(|spec| ServiceNetwork {
+        address: spec.address.to_string(),
+        link: spec.link.clone(),
+        gateway: spec.gateway.map(|gateway| gateway.to_string()),
+    });
+    Hello { host_facts: facts.encode(), network, ..introduction::hello(settings, me) }
 }

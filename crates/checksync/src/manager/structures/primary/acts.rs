@@ -5,13 +5,14 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 
 use image::{CheckpointId, Member, Sync, Term};
-use replica::primary::{AppExit, Notice, Output, Permit};
+use replica::primary::{Notice, Output, Permit};
 use replica::{PrimaryAction, PrimaryEvent};
 use rustix::process::Signal;
 use structure::ToLibrary;
 use wire::{Changes, Exit, FromPrimary};
 
 use super::{Actor, Input};
+use crate::manager::introduction::wire_exit;
 use crate::manager::link::{self, Dialling};
 use crate::manager::structures::PART_BYTES;
 use crate::manager::structures::program::Program;
@@ -269,12 +270,5 @@ impl Actor {
     fn fence(&mut self) {
         let (term, by) = self.superseded.clone().unwrap_or_default();
         self.keep.shut_out(Some(ToLibrary::Fenced { term: term.0, by: &by }));
-    }
-}
-
-fn wire_exit(exit: AppExit) -> Exit {
-    match exit {
-        AppExit::Code(code) => Exit::Code(code),
-        AppExit::Signal(signal) => Exit::Signal(signal),
     }
 }
