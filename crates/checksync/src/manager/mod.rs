@@ -23,6 +23,7 @@ pub mod output;
 pub mod places;
 pub mod primary;
 pub mod register;
+pub mod signals;
 pub mod stages;
 pub mod standby;
 pub mod structures;

@@ -1,19 +1,17 @@
 //! `attach`: protect a program that runs already; and what it shares with `run`.
 
 use std::process::ExitCode;
-use std::sync::mpsc;
 
 use anyhow::{Context, bail};
 use replica::primary::{AppExit, Ending};
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arguments::{AttachArgs, Format};
 use crate::config::{NETWORK_THREADS, PrimarySettings, fencing_name};
 use crate::exit::Exit;
-use crate::manager::control;
 use crate::manager::lock::Lock;
 use crate::manager::primary::{Actor, Input, Outcome, Target, exit_text};
+use crate::manager::{control, signals};
 use crate::status::{self, Board, Role, SCHEMA};
 
 pub fn run(args: AttachArgs) -> anyhow::Result<ExitCode> {
@@ -36,7 +34,8 @@ pub fn protect(settings: PrimarySettings, target: Target) -> anyhow::Result<Exit
     let _socket = board.serve(&name)?;
     let format = settings.shared.format;
     let actor = Actor::new(settings, target, board, runtime.handle().clone())?;
-    forward_signals(&actor.post())?;
+    let post = actor.post();
+    signals::forward(move |number| post.send(number.map_or(Input::Stop, Input::Signal)).is_ok())?;
     let (orders, gone) = (actor.post(), actor.post());
     let _control = control::serve(
         &name,
@@ -57,29 +56,6 @@ pub fn lock_state(state: Option<&std::path::Path>) -> anyhow::Result<Option<Lock
 pub fn runtime(workers: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(workers).thread_name("network").enable_all().build().context("cannot start tokio")
-}
-
-/// The first SIGTERM or Ctrl-C asks the app to end, the second kills it; others are the app's.
-fn forward_signals(post: &mpsc::Sender<Input>) -> anyhow::Result<()> {
-    let kinds = [
-        (SignalKind::terminate(), None),
-        (SignalKind::interrupt(), None),
-        (SignalKind::hangup(), Some(libc::SIGHUP)),
-        (SignalKind::user_defined1(), Some(libc::SIGUSR1)),
-        (SignalKind::user_defined2(), Some(libc::SIGUSR2)),
-    ];
-    for (kind, number) in kinds {
-        let (mut signals, post) = (signal(kind)?, post.clone());
-        tokio::spawn(async move {
-            while signals.recv().await.is_some() {
-                let input = number.map_or(Input::Stop, Input::Signal);
-                if post.send(input).is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    Ok(())
 }
 
 #[derive(Serialize)]

@@ -25,7 +25,6 @@ use replica::primary::{AppExit, Ending, Output, Status};
 use replica::{Answer, Ask, Fencing, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
 use rustix::process::Signal;
 use structure::{Cursor, Malformed};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use wire::{FromStandby, HeartbeatAnswer, Hello, RefusalCode, StandbyState};
@@ -42,7 +41,7 @@ use crate::manager::link::{LinkEvent, LinkSender};
 use crate::manager::lock::Lock;
 use crate::manager::primary::Outcome;
 use crate::manager::register::RegisterDesk;
-use crate::manager::{fresh_incarnation, now, span};
+use crate::manager::{fresh_incarnation, now, signals, span};
 use crate::status::{self, Board, Role};
 use crate::verbs::attach::{end, lock_state};
 
@@ -149,7 +148,8 @@ async fn run(settings: PrimarySettings, command: Vec<OsString>, name: &str) -> a
     let door = door.with_context(|| format!("cannot listen on {}", path.display()))?;
     manager.lock().door = Some(door);
     tokio::spawn(stay_awake(Arc::clone(&manager.awake)));
-    forward_signals(&post)?;
+    let signalled = post.clone();
+    signals::forward(move |number| signalled.send(number.map_or(Input::Stop, Input::Signal)).is_ok())?;
     let tick = Duration::from_nanos(manager.lock().settings.timing.heartbeat().0 / 2);
     let mut ticks = tokio::time::interval(tick);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -162,28 +162,6 @@ async fn run(settings: PrimarySettings, command: Vec<OsString>, name: &str) -> a
         manager.lock().take(input);
     }
     manager.finish(inbox).await
-}
-
-/// The first SIGTERM or Ctrl-C asks the program to end, the second kills it; others are the program's.
-fn forward_signals(post: &mpsc::UnboundedSender<Input>) -> anyhow::Result<()> {
-    let kinds = [
-        (SignalKind::terminate(), None),
-        (SignalKind::interrupt(), None),
-        (SignalKind::hangup(), Some(libc::SIGHUP)),
-        (SignalKind::user_defined1(), Some(libc::SIGUSR1)),
-        (SignalKind::user_defined2(), Some(libc::SIGUSR2)),
-    ];
-    for (kind, number) in kinds {
-        let (mut signals, post) = (signal(kind)?, post.clone());
-        tokio::spawn(async move {
-            while signals.recv().await.is_some() {
-                if post.send(number.map_or(Input::Stop, Input::Signal)).is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    Ok(())
 }
 
 impl Manager {
