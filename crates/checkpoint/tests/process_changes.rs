@@ -40,6 +40,14 @@ const CASES: &[Case] = &[
     ("prctl(15, b'another')", |p| format!("{:?}", p.threads[0].attributes.name)),
     ("prctl(1, 10)", |p| format!("{}", p.threads[0].attributes.parent_death_signal)),
     ("prctl(29, 77000)", |p| format!("{}", p.threads[0].attributes.timer_slack_ns)),
+    ("os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})", |p| {
+        format!("{:?}", p.threads[0].attributes.affinity)
+    }),
+    ("os.nice(3)", |p| format!("{}", p.threads[0].attributes.nice)),
+    ("os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))", |p| {
+        format!("{}", p.threads[0].attributes.policy)
+    }),
+    ("syscall(251, 1, 0, 2 << 13 | 5)", |p| format!("{}", p.threads[0].attributes.io_priority)),
     ("signal.setitimer(signal.ITIMER_REAL, 1000, 500)", |p| format!("{}", p.interval_timers[0].interval_us)),
     ("signal.setitimer(signal.ITIMER_REAL, 0)", |p| format!("{}", p.interval_timers[0].interval_us)),
     ("signal.setitimer(signal.ITIMER_PROF, 1000, 500)", |p| format!("{}", p.interval_timers[2].interval_us)),

@@ -38,14 +38,6 @@ pub(super) struct KnownThread {
     pub birth: u64,
     pub fingerprint: Fingerprint,
     pub credentials: Credentials,
-    pub scheduling: Scheduling,
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct Scheduling {
-    pub attributes: sys::task::SchedulingAttributes,
-    pub affinity: Vec<u8>,
-    pub io_priority: u32,
 }
 
 /// The same of the process.

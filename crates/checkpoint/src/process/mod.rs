@@ -11,9 +11,8 @@
 //!   text is read again when one of these answers differs. The bounding and the ambient set are not among
 //!   them: they say what a later exec may have, and can be as old as [`RECHECK_EVERY`] freezes.
 //! * *Seccomp filters* can only be added: they are read again when there is one more than were known.
-//! * What no correctness hangs on (scheduling, affinity, I/O priority, out-of-memory score, core dump filter)
-//!   or what is fixed from an exec on but for rare privileged calls (executable, code and data bounds,
-//!   auxiliary vector) is read every [`RECHECK_EVERY`] freezes, each thread at its turn.
+//! * What no correctness hangs on (out-of-memory score, core dump filter) or what is fixed from an exec on but
+//!   for rare privileged calls (executable, code and data bounds, auxiliary vector) is read every [`RECHECK_EVERY`] freezes, each thread at its turn.
 //!
 //! A thread is known by its birth ([`tracee::Frozen::birth`]), so nothing is taken over from one that had its
 //! number before, or from before an exec.

@@ -14,7 +14,7 @@ use sys::task;
 use tracee::{Frozen, LEADER_CALLS};
 use tracing::debug;
 
-use super::cache::{KnownProcess, KnownThread, ProcessCache, Scheduling};
+use super::cache::{KnownProcess, KnownThread, ProcessCache};
 use super::error::SaveError;
 use super::numbers::CellNumbers;
 use super::roll::Told;
@@ -200,7 +200,7 @@ fn join(
         }
     }
     let known = &cache.threads[&tid];
-    let Scheduling { attributes, affinity, io_priority } = known.scheduling.clone();
+    let Scheduling { attributes, affinity, io_priority } = scheduling(tid)?;
     Ok(Thread {
         tid: numbers.of(frozen, tid)?,
         registers,
@@ -241,16 +241,26 @@ fn look_again(tid: i32, birth: u64, fingerprint: credentials::Fingerprint) -> Re
     }
     refuse_segments(tid)?;
     let credentials = credentials::read(tid, &fingerprint, &status)?;
+    Ok(KnownThread { birth, fingerprint, credentials })
+}
+
+struct Scheduling {
+    attributes: task::SchedulingAttributes,
+    affinity: Vec<u8>,
+    io_priority: u32,
+}
+
+/// Never kept: threads that share a CPU may count on it that they do not run at once.
+fn scheduling(tid: i32) -> Result<Scheduling, SaveError> {
     let affinity = task::affinity(tid).map_err(SaveError::kernel("the affinity", tid))?;
-    let scheduling = Scheduling {
+    Ok(Scheduling {
         attributes: task::SchedulingAttributes {
             nice: task::nice(tid).map_err(SaveError::kernel("the nice value", tid))?,
             ..task::scheduling(tid).map_err(SaveError::kernel("the scheduling", tid))?
         },
         affinity: if is_everywhere(&affinity) { Vec::new() } else { affinity },
         io_priority: task::io_priority(tid).map_err(SaveError::kernel("the I/O priority", tid))?,
-    };
-    Ok(KnownThread { birth, fingerprint, credentials, scheduling })
+    })
 }
 
 /// Whether a thread may run on as many CPUs as there are.
