@@ -103,6 +103,17 @@ impl CellCgroup {
         Self::at(find_mount()?, name.to_owned())
     }
 
+    /// What a process that is no more has [created](Self::create) for `app` and left, whoever may still be in it.
+    pub fn left_by(creator: u32, parent: &str, app: &str) -> Result<Vec<Self>, CgroupError> {
+        let mount = find_mount()?;
+        let start = format!("{app}-{creator}-");
+        let Ok(entries) = fs::read_dir(mount.join(parent)) else { return Ok(Vec::new()) };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let left = names.filter(|name| name.strip_prefix(&start).is_some_and(|n| n.parse::<u32>().is_ok()));
+        // One may have gone meanwhile.
+        Ok(left.filter_map(|name| Self::at(mount.clone(), format!("{parent}/{name}")).ok()).collect())
+    }
+
     /// The cgroup that `pid` is in already, if `family` (it and its descendants) has it for itself. It is
     /// somebody else's: take the permit off it in the end, and leave it.
     pub fn adopt(pid: i32, family: &[i32]) -> Result<Self, CgroupError> {

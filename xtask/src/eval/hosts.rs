@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use gate::CellCgroup;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::Deserialize;
@@ -189,19 +190,18 @@ impl Drop for Hosts {
         }
         for manager in [&mut self.primary, &mut self.standby] {
             let _ = manager.0.wait();
-            remove_cgroup(manager.0.id());
+            remove_cgroups(manager.0.id());
         }
     }
 }
 
 /// A killed manager leaves its app's cgroup, which is empty once the app is gone.
-fn remove_cgroup(manager: u32) {
-    let cgroup = PathBuf::from(format!("/sys/fs/cgroup/checksync/{APP}-{manager}-0"));
-    // One that stays is swept up by the next manager.
-    let _ = Deadline::after(Duration::from_secs(5)).poll(|| match fs::remove_dir(&cgroup) {
-        Err(why) if why.kind() == std::io::ErrorKind::ResourceBusy => None,
-        _ => Some(()),
-    });
+fn remove_cgroups(manager: u32) {
+    for cgroup in CellCgroup::left_by(manager, "checksync", APP).unwrap_or_default() {
+        let _ = cgroup.kill_all();
+        // One that stays is swept up by the next manager.
+        let _ = cgroup.remove(Duration::from_secs(5));
+    }
 }
 
 fn program() -> PathBuf {

@@ -233,11 +233,11 @@ fn is_zombie(pid: i32) -> bool {
 
 /// A manager that was killed leaves its app's cgroup, which is empty by now.
 fn clean_up_after(host: &Host) {
-    let name = format!("checksync/{APP}-{}-0", host.manager.id());
-    if let Ok(cgroup) = CellCgroup::reopen(&name)
-        && let Err(why) = cgroup.remove(GRACE)
-    {
-        tracing::warn!("cgroup {name} of host {} stays: {why}", host.name);
+    for cgroup in CellCgroup::left_by(host.manager.id(), "checksync", APP).unwrap_or_default() {
+        let name = cgroup.name().to_owned();
+        if let Err(why) = cgroup.remove(GRACE) {
+            tracing::warn!("cgroup {name} of host {} stays: {why}", host.name);
+        }
     }
 }
 

@@ -129,8 +129,11 @@ fn after_a_cut(pair: &Pair, load: &Load, seed: &mut Seed) -> Value {
     pair.last_takeover().unwrap_or_default()
 }
 
-/// The blow falls at once, or in the next phase that is aimed at.
+/// The blow falls at once, or in the next phase that is aimed at; but not while nobody could take over.
 pub fn strike(pair: &mut Pair, death: Death, aim: Option<Moment>, seed: &mut Seed) -> Hit {
+    const SINCE_ASKED_MAX: Duration = Duration::from_millis(20);
+    pair.wait_until_protected();
+    Deadline::after(seed.up_to(SINCE_ASKED_MAX)).poll(|| None::<()>);
     let app = (death == Death::App).then(|| pair.app_pid());
     let (primary, standby) = (pair.log(Side::A), pair.log(Side::B));
     if let Some(moment) = aim {

@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -192,13 +192,27 @@ impl Pair {
         Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
     }
 
+    /// Waits until the app has taken these connections: a takeover ends those that wait for it.
+    #[track_caller]
+    pub fn wait_until_accepted(&self, connections: usize) {
+        let fds = PathBuf::from(format!("/proc/{}/fd", self.app_pid().as_raw_nonzero()));
+        let is_socket = |fd: &fs::DirEntry| {
+            fs::read_link(fd.path()).is_ok_and(|what| what.to_string_lossy().starts_with("socket:"))
+        };
+        self.wait("accepted connections", || {
+            let sockets = fs::read_dir(&fds).ok()?.flatten().filter(is_socket).count();
+            // One listens.
+            (sockets > connections).then_some(())
+        });
+    }
+
     /// The power of host a fails: nobody hears it any more, and then nothing runs there.
     pub fn power_off_a(&mut self) {
         self.cut(Side::A);
         // Stopped first: a manager that sees its app die, or a guard its manager, would say so.
         self.signal(Side::A, Signal::STOP);
         for cgroup in cgroups_of(self.manager(Side::A).pid()) {
-            end_cgroup(&cgroup);
+            cgroup.kill_all().unwrap();
         }
         self.kill_manager(Side::A);
     }
@@ -286,31 +300,17 @@ impl Drop for Pair {
             // Dropping it kills it.
             host.manager = None;
             for cgroup in host.managers.iter().flat_map(|manager| cgroups_of(*manager)) {
-                end_cgroup(&cgroup);
-                if let Ok(cgroup) = CellCgroup::reopen(&format!("checksync/{}", file_name(&cgroup))) {
-                    // One that stays is swept up by the next manager.
-                    let _ = cgroup.remove(SOON);
-                }
+                // It may go with its last process. One that stays is swept up by the next manager.
+                let _ = cgroup.kill_all();
+                let _ = cgroup.remove(SOON);
             }
         }
     }
 }
 
 /// What a manager gave to its apps.
-fn cgroups_of(manager: u32) -> Vec<PathBuf> {
-    let start = format!("{APP}-{manager}-");
-    let entries = fs::read_dir("/sys/fs/cgroup/checksync").into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| file_name(path).starts_with(&start)).collect()
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// Kills all that is in it.
-fn end_cgroup(cgroup: &Path) {
-    // It may have gone with its last process.
-    let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+fn cgroups_of(manager: u32) -> Vec<CellCgroup> {
+    CellCgroup::left_by(manager, "checksync", APP).unwrap()
 }
 
 pub fn checksync() -> Command {
