@@ -14,7 +14,7 @@ import (
 
 // The protocol: a client sends one line, and bytes of the seed's stream go one way.
 //
-//	DOWN seed bytes         the server sends the bytes and closes
+//	DOWN seed bytes         the server sends the bytes, and closes once the client has closed its side
 //	UP seed bytes           the client sends the bytes; answer OK, WRONG offset for a wrong byte there, or BAD why
 //	DEAF token seed bytes   the server closes its side of the connection at once, and takes the bytes; the answer
 //	                        is kept under the token
@@ -70,7 +70,9 @@ func (s *server) serveConn(conn *net.TCPConn) {
 	var seed, total uint64
 	var token string
 	if _, err := fmt.Sscanf(line, "DOWN %d %d", &seed, &total); err == nil {
-		sendStream(conn, seed, total, pace{})
+		if sendStream(conn, seed, total, pace{}) == nil && conn.CloseWrite() == nil {
+			drain(reader)
+		}
 	} else if _, err := fmt.Sscanf(line, "UP %d %d", &seed, &total); err == nil {
 		fmt.Fprintln(conn, judge(checkStream(reader, seed, total, false, pace{})))
 		drain(reader)
@@ -108,8 +110,8 @@ func (s *server) takeDeaf(conn *net.TCPConn, reader io.Reader, token string, see
 	drain(reader)
 }
 
-// drain reads what a client still sends after a wrong byte. To close at once would reset the connection, and the
-// client would not learn the verdict.
+// drain waits for the client's end of the stream, and reads what it still sends after a wrong byte: to close at once
+// would reset the connection, and the client would not learn the verdict.
 func drain(reader io.Reader) { io.Copy(io.Discard, reader) }
 
 // verdict waits for the transfer's end, and forgets it.
