@@ -20,13 +20,21 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	promoted := func(now checksync.Standing) { fmt.Printf("promoted %s %d %s\n", now.Host, now.Term, now.Restored) }
+	told := make(chan struct{}, 1)
+	promoted := func(now checksync.Standing) {
+		fmt.Printf("promoted %s %d %s\n", now.Host, now.Term, now.Restored)
+		select {
+		case told <- struct{}{}:
+		default:
+		}
+	}
 	if err := checksync.OnPromote(ctx, promoted); err != nil {
 		return err
 	}
 	var count atomic.Uint64
 	patient := checksync.Manager{Socket: os.Getenv("CHECKSYNC_SOCKET"), Patience: 1 << 35}
-	if _, err := patient.Sync(ctx); err != nil {
+	first, err := patient.Sync(ctx)
+	if err != nil {
 		return err
 	}
 	fmt.Println("synced")
@@ -43,6 +51,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("counted at %s in term %d\n", now.Host, now.Term)
+	if now.Term > first.Term {
+		<-told
+	}
 	return failures[0]
 }
 

@@ -179,8 +179,12 @@ fn a_server_that_syncs_loses_no_answered_write_in_timeline_consistency() {
 #[test]
 #[ignore = "it is run by another test, under a manager"]
 fn rust_app() {
-    checksync_sdk::on_promote(|role| println!("\npromoted {} {} {:?}", role.host, role.term, role.restored))
-        .unwrap();
+    let (told, promoted) = std::sync::mpsc::channel();
+    checksync_sdk::on_promote(move |role| {
+        println!("\npromoted {} {} {:?}", role.host, role.term, role.restored);
+        told.send(()).unwrap();
+    })
+    .unwrap();
     let patient = checksync_sdk::Manager::from_environment().unwrap().with_patience(SOON);
     let first = patient.sync().unwrap();
     println!("\nsynced {first}");
@@ -193,6 +197,7 @@ fn rust_app() {
     println!("\nrefused: {refused}");
     println!("\nat {} in term {}", checksync_sdk::role().unwrap().host, checksync_sdk::role().unwrap().term);
     println!("\nepoch {:?}", checksync_sdk::epoch().unwrap());
+    promoted.recv_timeout(SOON).unwrap();
 }
 
 /// Kills the manager of a program that prints "synced…" and calls on. Then it must print all that is `wanted`, on the
