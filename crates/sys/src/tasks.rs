@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr;
 
 use crate::bpf::{Instruction, Kind, LoadError, call_for_descriptor, load};
 
@@ -28,7 +29,7 @@ pub fn load_visitor(name: &str, function: u32, instructions: &[Instruction]) -> 
     load(kind, name, instructions)
 }
 
-/// A program that is bound to the threads of one process.
+/// A program that is bound to the threads of one process, or to one of them.
 #[derive(Debug)]
 pub struct Visit {
     link: OwnedFd,
@@ -37,11 +38,19 @@ pub struct Visit {
 impl Visit {
     /// `pid` as this process sees it. `ESRCH` if it is gone.
     pub fn of(program: BorrowedFd<'_>, pid: i32) -> io::Result<Self> {
-        let whom = Whom { tid: 0, pid: pid as u32, pidfd: 0 };
+        Self::bind(program, &Whom { tid: 0, pid: pid as u32, pidfd: 0 })
+    }
+
+    /// Of one thread alone.
+    pub fn of_thread(program: BorrowedFd<'_>, tid: i32) -> io::Result<Self> {
+        Self::bind(program, &Whom { tid: tid as u32, pid: 0, pidfd: 0 })
+    }
+
+    fn bind(program: BorrowedFd<'_>, whom: &Whom) -> io::Result<Self> {
         let mut create = LinkCreate {
             program: program.as_raw_fd() as u32,
             attach_type: TRACE_ITER,
-            whom: (&raw const whom) as u64,
+            whom: ptr::from_ref(whom) as u64,
             whom_bytes: size_of::<Whom>() as u32,
             ..LinkCreate::default()
         };

@@ -12,6 +12,7 @@ mod objects;
 mod pages;
 pub mod self_test;
 mod shadow;
+mod sign;
 mod staging;
 mod tracker;
 mod workers;

@@ -35,7 +35,7 @@ mod save;
 mod status;
 mod steps;
 mod thread;
-mod types;
+pub(crate) mod types;
 mod whole;
 
 pub use cache::ProcessCache;

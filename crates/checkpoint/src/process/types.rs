@@ -26,7 +26,7 @@ const ENUM_64: u32 = 19;
 
 /// The types of a kernel.
 #[derive(Debug)]
-pub(super) struct Types {
+pub(crate) struct Types {
     bytes: Vec<u8>,
     /// Where the names begin.
     names: usize,

@@ -39,6 +39,7 @@ use crate::memory::maps;
 use crate::memory::objects::Objects;
 use crate::memory::pages::PageSet;
 use crate::memory::self_test::Kernel;
+use crate::memory::sign::{Changes, LayoutSign};
 use crate::memory::staging::{Buffers, Chunk};
 use crate::memory::workers::Workers;
 use crate::unsupported::Unsupported;
@@ -53,6 +54,8 @@ use self::layout::{advice, kind_of_open, object_of};
 const HIGHEST: u64 = 0x7fff_ffff_f000;
 /// Above 512 regions of room a scan costs half a microsecond more.
 const ROOM: usize = 512;
+/// After how many captures the mappings are read though nothing tells that they changed.
+const BELIEVED_MAX: u32 = 15;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -152,6 +155,9 @@ pub struct Tracker {
     memory: Arc<File>,
     maps: File,
     statm: File,
+    sign: LayoutSign,
+    /// When `text` was read and all of it was registered, and how many captures have believed it since.
+    read_at: Option<(Changes, u32)>,
     text: Vec<u8>,
     classes: HashMap<Vec<u8>, Class>,
     tracked: Vec<Tracked>,
@@ -205,6 +211,8 @@ impl Tracker {
             memory: Arc::new(open("mem")?),
             maps: open("maps")?,
             statm: open("statm")?,
+            sign: LayoutSign::of(pid),
+            read_at: None,
             text: Vec::new(),
             classes: HashMap::new(),
             tracked: Vec::new(),
@@ -226,6 +234,7 @@ impl Tracker {
 
     /// The standby starts anew and has nothing.
     pub fn start_over(&mut self) {
+        self.read_at = None;
         for tracked in &mut self.tracked {
             let Range { start, end } = tracked.mapping.range;
             // Everything counts as written again. What can't be unprotected is gone, and will be seen so.
@@ -243,6 +252,7 @@ impl Tracker {
     /// Registers everything and hands out the layout, so that the pages can be copied while the app runs.
     pub fn begin(&mut self, frozen: &mut Frozen<'_>) -> Result<Option<Layout>, CaptureError> {
         let mut gone = RangeSet::default();
+        self.read_at = None;
         self.refresh_layout(frozen, &mut gone)?;
         self.register_new(&mut gone)?;
         Ok(Some(self.hand_out_layout()))
@@ -287,9 +297,13 @@ impl Tracker {
         }
         let started = Instant::now();
         let mut gone = RangeSet::default();
-        let changed = self.refresh_layout(frozen, &mut gone)?;
-        self.layout_pending |= changed;
-        self.register_new(&mut gone).inspect_err(|_| self.remember(gone.iter()))?;
+        if !self.is_as_it_was_read() {
+            let changed = self.refresh_layout(frozen, &mut gone)?;
+            self.layout_pending |= changed;
+            self.register_new(&mut gone).inspect_err(|_| self.remember(gone.iter()))?;
+            // N.B. after what was registered now, which counts.
+            self.read_at = self.sign.read().map(|changes| (changes, 0));
+        }
         let mapped = Instant::now();
         let mut found = self.find(gone)?;
         let scanned = Instant::now();
@@ -314,6 +328,17 @@ impl Tracker {
         self.pending.clear();
         self.unsearched = RangeSet::default();
         Ok(capture)
+    }
+
+    /// Whether the mappings are certainly what they were when they were last read. They are read now and then all the
+    /// same: the name of a file in the text may change by itself.
+    fn is_as_it_was_read(&mut self) -> bool {
+        let Some((changes, believed)) = self.read_at.take() else { return false };
+        if believed >= BELIEVED_MAX || self.sign.read() != Some(changes) {
+            return false;
+        }
+        self.read_at = Some((changes, believed + 1));
+        true
     }
 
     /// Copies what was found, and looks for what the scan does not show.
