@@ -18,10 +18,12 @@ impl Tracker {
         ranges: impl Iterator<Item = Range>,
         strict: bool,
     ) -> Result<Vec<Chunk>, CaptureError> {
+        /// Written pages lie in no cache: to copy so many takes longer than to wake a worker.
+        const PORTION_PAGES_MIN: u64 = 24;
         let ranges: Vec<Range> = ranges.collect();
         let total: u64 = ranges.iter().map(|range| range.pages()).sum();
         let most = (CHUNK_BYTES as u64) / PAGE_BYTES;
-        let share = (total / (2 * self.workers.width() as u64)).clamp(128, most);
+        let share = (total / (2 * self.workers.width() as u64)).clamp(PORTION_PAGES_MIN, most);
         let target = PageTarget::Space(self.space);
         let mut jobs = Vec::new();
         for ranges in portions(ranges, share) {
