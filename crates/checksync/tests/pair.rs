@@ -2,6 +2,8 @@
 
 #[path = "pair/configured.rs"]
 mod configured;
+#[path = "pair/crash.rs"]
+mod crash;
 #[path = "pair/sync.rs"]
 mod sync;
 mod world;
