@@ -1,5 +1,7 @@
 //! The pair as people use it: the real program on both sides, on loopback, with the Python server of `apps/`.
 
+#[path = "pair/attach.rs"]
+mod attach;
 #[path = "pair/configured.rs"]
 mod configured;
 #[path = "pair/crash.rs"]

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use replica::primary::{AppExit, Ending};
 use serde::Serialize;
 
+use super::subject;
 use crate::arguments::{AttachArgs, Format};
 use crate::config::{NETWORK_THREADS, PrimarySettings, fencing_name};
 use crate::exit::Exit;
@@ -19,13 +20,15 @@ pub fn run(args: AttachArgs) -> anyhow::Result<ExitCode> {
     if settings.structures {
         bail!("structures are those of a program that was started for them; use `checksync run`");
     }
+    subject::look_at(args.pid)?;
     protect(settings, Target::Process(args.pid))
 }
 
 /// Runs a primary manager until the app has ended, here or for good.
 pub fn protect(settings: PrimarySettings, target: Target) -> anyhow::Result<ExitCode> {
     let name = format!("primary-{}", settings.app);
-    let _app = Lock::take(&status::run_dir()?, &name, &format!("app {}", settings.app))?;
+    let dir = status::run_dir()?;
+    let _app = Lock::take(&dir, &name, &format!("app {}", settings.app))?;
     let _state = lock_state(settings.shared.state.as_deref())?;
     let runtime = runtime(NETWORK_THREADS)?;
     let _inside = runtime.enter();
