@@ -6,6 +6,8 @@ mod attach;
 mod configured;
 #[path = "pair/crash.rs"]
 mod crash;
+#[path = "pair/survivor.rs"]
+mod survivor;
 #[path = "pair/sync.rs"]
 mod sync;
 mod world;

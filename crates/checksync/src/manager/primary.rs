@@ -40,10 +40,11 @@ use super::network::AppNetwork;
 use super::output::Forwarding;
 use super::register::RegisterDesk;
 use super::stages::Passage;
+use super::survivor::Note;
 use super::{engine_settings, exit_of, fresh_incarnation, now, span};
 use crate::config::{PrimarySettings, nanos};
 use crate::guard::{Arm, Order};
-use crate::status::{Board, PauseRing};
+use crate::status::{self, Board, PauseRing};
 
 /// What is protected.
 #[derive(Debug, Clone)]
@@ -137,6 +138,8 @@ pub struct Actor {
     /// The standby's address as a number, once it was found.
     standby_address: Option<String>,
     app_pid: Option<i32>,
+    /// For whoever comes after us, should we die.
+    note: Option<Note>,
     exited: bool,
     /// The standby was told to take over.
     handed_over: bool,
@@ -223,6 +226,7 @@ impl Actor {
             link_trouble: None,
             standby_address: None,
             app_pid: None,
+            note: None,
             exited: false,
             handed_over: false,
             moving: Moving::default(),
@@ -371,6 +375,7 @@ impl Actor {
             Event::Ready { pid } => {
                 self.app_pid = Some(pid);
                 tracing::debug!(pid, "the app's process is there");
+                self.take_note(pid);
                 self.dial();
             }
             Event::Failed { why } => {
@@ -400,6 +405,16 @@ impl Actor {
             | Event::ApplyFailed { .. }
             | Event::Restored(_)
             | Event::RestoreFailed { .. } => tracing::warn!(?event, "an app's engine spoke of a copy"),
+        }
+    }
+
+    fn take_note(&mut self, pid: i32) {
+        // First: the old one takes the file along.
+        self.note = None;
+        let noted = status::run_dir().and_then(|dir| Ok(Note::write(&dir, &self.settings.app, pid)?));
+        match noted {
+            Ok(note) => self.note = Some(note),
+            Err(why) => tracing::warn!("if this manager dies, the next one can't find the app: {why:#}"),
         }
     }
 
@@ -563,7 +578,11 @@ impl Actor {
         match self.target {
             Target::Command { .. } => self.command(Command::Stop { grace: self.settings.grace }),
             // What ran before us runs on: only its protection ends.
-            Target::Process(_) => self.app_exited(AppExit::Code(0)),
+            Target::Process(pid) => {
+                tracing::info!("process {pid} runs on, unprotected");
+                self.exited = true;
+                self.step(PrimaryEvent::AppExited(AppExit::Code(0)));
+            }
         }
     }
 
