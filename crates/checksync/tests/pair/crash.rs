@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use rustix::process::{Pid, Signal, kill_process};
 use testkit::needs;
 use testkit::servers::{Client, Server, own_address};
+use testkit::wait::wait_for;
 
-use crate::world::{Fencing, Log, Primary, SOON, World, counter, foreign_pki, wait_for_two_epochs};
+use crate::world::{Fencing, Log, Primary, SOON, World, counter, foreign_pki, shell, wait_for_two_epochs};
 
 /// As a shell says that a program was killed.
 const KILLED: Option<i32> = Some(128 + 9);
@@ -105,6 +106,22 @@ fn app_that_is_killed_is_started_afresh_on_its_host() {
     primary.wait(SOON);
     world.wait_for_app("standby", "serving", |app| app["state"] == "serving");
     assert_eq!(Server::Python.wait_ready(address, SOON).read(0).unwrap(), Some(1));
+    world.end();
+}
+
+/// And its manager ends when it is asked to, also while it waits for the next attempt.
+#[test]
+fn app_that_dies_at_once_is_not_started_in_a_hurry() {
+    needs!("root", "pagemap-scan");
+    let world = World::new(Fencing::None);
+    let policy = ["--on-crash", "restart"];
+    let (mut primary, log) = world.start_logged(world.run_command_with("pki", &policy, &shell("kill -9 $$")));
+    let paused = || log.text().split_once("starting it afresh in 400ms").map(|(before, _)| before.to_owned());
+    let before = wait_for("a pause", SOON, paused);
+    assert_eq!(before.matches("signal 9").count(), 4, "{before}");
+    primary.signal(Signal::TERM);
+    const DIED_BY_SIGTERM: i32 = 128 + 15;
+    assert_eq!(primary.wait(SOON).code(), Some(DIED_BY_SIGTERM));
     world.end();
 }
 
