@@ -21,6 +21,7 @@ use crate::arguments::{
     StandbyArgs,
 };
 use crate::duration;
+use crate::exit::{Coded, Exit};
 
 const INTERVAL: Duration = Duration::from_millis(50);
 const HEARTBEAT: Duration = Duration::from_millis(20);
@@ -75,7 +76,8 @@ pub struct StandbySettings {
 struct File {
     pki: Option<PathBuf>,
     host: Option<String>,
-    arbiter: Option<String>,
+    #[serde(deserialize_with = "arbiter")]
+    arbiter: Option<ArbiterSpec>,
     fencing: Option<FencingArg>,
     state: Option<PathBuf>,
     listen: Option<SocketAddr>,
@@ -100,8 +102,19 @@ struct File {
     shadow_mib: Option<u64>,
 }
 
+/// In its place in the file, so that what is wrong with it is said with its line.
+fn arbiter<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<ArbiterSpec>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
 impl PrimarySettings {
-    pub fn resolve(args: PrimaryArgs) -> anyhow::Result<Self> {
+    /// What is wrong with them is a mistake of whoever asks.
+    pub fn resolve(args: PrimaryArgs) -> Result<Self, Coded> {
+        Self::settle(args).map_err(|why| Coded::new(Exit::Usage, why))
+    }
+
+    fn settle(args: PrimaryArgs) -> anyhow::Result<Self> {
         let file = File::load(args.shared.config.as_deref())?;
         let app = args.app.or(file.app.clone()).context("no app is named; give --app NAME")?;
         check_name(&app)?;
@@ -200,7 +213,12 @@ pub fn network_spec(address: &str, link: &str, gateway: Option<&str>) -> anyhow:
 }
 
 impl StandbySettings {
-    pub fn resolve(args: StandbyArgs) -> anyhow::Result<Self> {
+    /// As for a primary.
+    pub fn resolve(args: StandbyArgs) -> Result<Self, Coded> {
+        Self::settle(args).map_err(|why| Coded::new(Exit::Usage, why))
+    }
+
+    fn settle(args: StandbyArgs) -> anyhow::Result<Self> {
         let file = File::load(args.shared.config.as_deref())?;
         let listen =
             args.listen.or(file.listen).context("no address to listen on; give --listen HOST:PORT")?;
@@ -223,7 +241,7 @@ impl Shared {
         let host = args.host.or(file.host);
         // A flag of either kind beats what the file says of both.
         let (arbiter, fencing) = match (args.arbiter, args.fencing) {
-            (None, None) => (file.arbiter.map(|spec| spec.parse()).transpose()?, file.fencing),
+            (None, None) => (file.arbiter, file.fencing),
             given => given,
         };
         let fencing = match (&arbiter, fencing) {
@@ -248,7 +266,12 @@ impl Shared {
 impl File {
     fn load(path: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = path else { return Ok(Self::default()) };
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = fs::read_to_string(path).with_context(|| {
+            format!(
+                "cannot read the configuration {}, which --config or CHECKSYNC_CONFIG names",
+                path.display()
+            )
+        })?;
         let what = || format!("{} is no configuration for release {}", path.display(), wire::RELEASE);
         toml::from_str(&text).with_context(what)
     }

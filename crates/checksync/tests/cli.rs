@@ -1,5 +1,7 @@
 //! The verbs that need no pair, as people and scripts use them: what they say, and with which exit code.
 
+#[path = "cli/configuration.rs"]
+mod configuration;
 mod one_shot;
 
 use std::path::Path;

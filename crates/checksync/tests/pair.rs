@@ -1,5 +1,13 @@
 //! The pair as people use it: the real program on both sides, on loopback, with the Python server of `apps/`.
 
+#[path = "pair/attach.rs"]
+mod attach;
+#[path = "pair/configured.rs"]
+mod configured;
+#[path = "pair/crash.rs"]
+mod crash;
+#[path = "pair/survivor.rs"]
+mod survivor;
 #[path = "pair/sync.rs"]
 mod sync;
 mod world;
@@ -45,23 +53,6 @@ fn standby_serves_after_the_primary_manager_is_killed() {
 fn standby_serves_with_the_term_of_the_register() {
     needs!("root", "pagemap-scan", "debian:python3", CAP_BPF);
     serves_after_its_manager_was_killed(World::new(Fencing::Register));
-}
-
-#[test]
-fn app_that_is_killed_goes_on_at_the_standby() {
-    needs!("root", "pagemap-scan", "debian:python3");
-    let world = World::new(Fencing::None);
-    let (address, mut primary, client) = protected_counter(&world);
-    wait_for_two_epochs(&world);
-    drop(client);
-    let report = world.wait_for_app("primary", "a process", |app| app["app_pid"].is_i64());
-    let pid = i32::try_from(report["app_pid"].as_i64().unwrap()).unwrap();
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-    world.wait_for_app("standby", "serving", |app| app["state"] == "serving");
-    let mut client = Server::Python.wait_ready(address, SOON);
-    assert_eq!(client.read(0).unwrap(), Some(3));
-    assert!(!primary.wait(SOON).success());
-    world.end();
 }
 
 /// The processes that have this one as their parent, or are threads' of it.

@@ -60,7 +60,7 @@ pub(crate) fn listen_in(context: &Context, pid: i32) {
 
 pub(crate) fn attach(context: &mut Context, attach: &Attach) {
     let attached = Tree::seize(attach.pid).map_err(EngineError::from).and_then(|tree| {
-        let capturer = Capturer::new(attach.pid, &context.settings, Vec::new())?;
+        let capturer = Capturer::new(attach.pid, &context.settings, output_pipes(attach.pid))?;
         Ok(App { pid: attach.pid, tree, cell: None, capturer, begun: true })
     });
     match attached {
@@ -77,6 +77,38 @@ pub(crate) fn inodes_of(stdio: &AppStdio) -> std::io::Result<Vec<(u64, u8)>> {
     let inode = |fd: &dyn AsRawFd| fs::metadata(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     use std::os::unix::fs::MetadataExt;
     Ok(vec![(inode(&stdio.output)?.ino(), 1), (inode(&stdio.error)?.ino(), 2)])
+}
+
+/// The pipes that a process writes its standard output and error to, if somebody else reads them: a terminal's pager, a
+/// log, or the guard of a cell whose manager died. The copy's are its own manager's.
+pub fn output_pipes(pid: i32) -> Vec<(u64, u8)> {
+    let pipes = open_pipes(pid);
+    let is_read_inside = |inode| pipes.iter().any(|pipe| pipe.inode == inode && !pipe.only_written);
+    let stream = |number: u8| {
+        let pipe = pipes.iter().find(|pipe| pipe.number == i32::from(number))?;
+        (!is_read_inside(pipe.inode)).then_some((pipe.inode, number))
+    };
+    [1, 2].into_iter().filter_map(stream).collect()
+}
+
+struct OpenPipe {
+    number: i32,
+    inode: u64,
+    only_written: bool,
+}
+
+fn open_pipes(pid: i32) -> Vec<OpenPipe> {
+    let look = |entry: fs::DirEntry| {
+        let link = fs::read_link(entry.path()).ok()?;
+        let inode = link.to_str()?.strip_prefix("pipe:[")?.strip_suffix(']')?.parse().ok()?;
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).ok()?;
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+        let flags = i32::from_str_radix(flags.trim(), 8).ok()?;
+        Some(OpenPipe { number, inode, only_written: flags & libc::O_ACCMODE == libc::O_WRONLY })
+    };
+    // Whoever is gone has none; the capture says so.
+    fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten().filter_map(look).collect()
 }
 
 pub(crate) fn move_into(cgroup: &Path, pid: i32) -> std::io::Result<()> {

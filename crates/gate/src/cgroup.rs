@@ -43,9 +43,10 @@ pub enum CgroupError {
     #[error("process {pid} ended before it could be moved into cgroup {}", path.display())]
     NoProcess { pid: i32, path: PathBuf },
     #[error(
-        "cgroup {} of process {pid} holds other processes too ({others:?}), which a permit would silence; start \
+        "cgroup {} of process {pid} holds other processes too ({}), which a permit would silence; start \
          the app with `checksync run`, give it a cgroup of its own and restart it, or use --fencing none",
-        path.display()
+        path.display(),
+        first(others)
     )]
     Shared { pid: i32, path: PathBuf, others: Vec<i32> },
     #[error("cgroup {} still holds the processes {pids:?}; end them, then remove the directory", path.display())]
@@ -61,6 +62,16 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Some of the processes, for a message.
+fn first(pids: &[i32]) -> String {
+    const SHOWN: usize = 5;
+    let list: Vec<String> = pids.iter().take(SHOWN).map(i32::to_string).collect();
+    match pids.len().checked_sub(SHOWN) {
+        None | Some(0) => list.join(", "),
+        Some(more) => format!("{} and {more} more", list.join(", ")),
+    }
 }
 
 /// A cgroup with the processes of one cell. Dropping this removes nothing: the app may outlive its manager,

@@ -1,7 +1,9 @@
 //! `PAGEMAP_SCAN`: which pages of another process were written, are there, are zero or are a file's.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 
 use crate::check;
 
@@ -12,7 +14,8 @@ pub mod category {
     pub const WRITTEN: u64 = 1 << 1;
     pub const FILE: u64 = 1 << 2;
     pub const PRESENT: u64 = 1 << 3;
-    /// Swapped out, or a write-protection marker of an empty page.
+    /// Swapped out, on its way to another place in memory, or a write-protection marker of an empty page: a scan
+    /// does not tell which, [`entries`](super::entries) do.
     pub const SWAPPED: u64 = 1 << 4;
     pub const ZERO_PAGE: u64 = 1 << 5;
     pub const HUGE: u64 = 1 << 6;
@@ -95,4 +98,30 @@ pub fn scan(
         start = argument.walk_end;
     }
     Ok(())
+}
+
+/// One word of `/proc/PID/pagemap`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry(u64);
+
+impl Entry {
+    /// Whether it is a marker: nothing is there but what the kernel is to remember of the place. N.B. false for all
+    /// that is not there where the kernel does not tell who reads this (it takes `CAP_SYS_ADMIN`).
+    pub fn is_marker(self) -> bool {
+        const SWAPPED: u64 = 1 << 62;
+        /// The kernel's kinds of entries share five bits with the numbers of swap devices; this is the last of them,
+        /// however it was built.
+        const MARKER: u64 = 31;
+        self.0 & SWAPPED != 0 && self.0 & 31 == MARKER
+    }
+}
+
+/// The entries of the pages in `start..end`.
+pub fn entries(pagemap: &File, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+    const WORD_BYTES: u64 = 8;
+    const PAGE_BYTES: u64 = 4096;
+    let mut bytes = vec![0; ((end - start) / PAGE_BYTES * WORD_BYTES) as usize];
+    pagemap.read_exact_at(&mut bytes, start / PAGE_BYTES * WORD_BYTES)?;
+    let (words, _) = bytes.as_chunks();
+    Ok(words.iter().map(|&word| Entry(u64::from_ne_bytes(word))).collect())
 }

@@ -5,6 +5,7 @@
 //! - [`guest`] drives one guest program: ready, go, verdict.
 //! - [`servers`] is the table of real servers that nobody here wrote, with a small load for each.
 //! - [`rights`] has `needs!`: a test that lacks what it needs skips aloud, or fails in the privileged CI job.
+//! - [`swap`] gives the kernel something to swap to.
 //! - [`wait`] has the deadlines. No test sleeps to synchronise.
 //!
 //! Every failure here is a failed test, so these helpers panic, with the caller's line.
@@ -14,4 +15,5 @@ pub mod process;
 pub mod programs;
 pub mod rights;
 pub mod servers;
+pub mod swap;
 pub mod wait;

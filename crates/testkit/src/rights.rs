@@ -42,10 +42,16 @@ pub fn all_there(needs: &[&str]) -> bool {
     if missing.is_empty() {
         return true;
     }
-    let strict = env::var("CHECKSYNC_TESTS").is_ok_and(|tests| tests == "all");
-    assert!(!strict, "this test needs {missing:?}, and CHECKSYNC_TESTS=all lets none be skipped");
-    eprintln!("SKIPPED: this test needs {missing:?}");
+    skip_aloud(&format!("{missing:?}"));
     false
+}
+
+/// Says what a test lacks that it skips for; panics if no test may be skipped.
+#[track_caller]
+pub(crate) fn skip_aloud(missing: &str) {
+    let strict = env::var("CHECKSYNC_TESTS").is_ok_and(|tests| tests == "all");
+    assert!(!strict, "this test needs {missing}, and CHECKSYNC_TESTS=all lets none be skipped");
+    eprintln!("SKIPPED: this test needs {missing}");
 }
 
 fn is_there(need: &str) -> bool {

@@ -1,10 +1,12 @@
 //! Each trap of memory tracking, by a guest that walks into it: an epoch before, an epoch after, and all bytes
 //! compared. "Seen" names the change of the code with which the test was seen to fail.
 
+use std::path::Path;
 use std::time::Duration;
 
 use image::layout::Backing;
 use image::{PAGE_BYTES, Range};
+use testkit::swap::Swap;
 
 use crate::app::App;
 use crate::compare::{memory, read};
@@ -14,9 +16,15 @@ use crate::world::{Carried, Fate, World};
 /// Where guests that choose their addresses have their first window.
 const WINDOW: u64 = 0x2000_0000_0000;
 
+/// Starts a guest, by its name and its arguments.
+fn start(guest: &str) -> App {
+    let words: Vec<&str> = guest.split(' ').collect();
+    App::guest(words[0], &words[1..])
+}
+
 /// Takes one epoch before each step of the guest, and one after the last.
 fn follow(guest: &str, fates: &[Fate]) -> (World, Vec<Carried>) {
-    let mut world = World::new(App::guest(guest, &[]));
+    let mut world = World::new(start(guest));
     let mut carried = Vec::new();
     for (number, &fate) in fates.iter().enumerate() {
         if number > 0 {
@@ -109,6 +117,13 @@ fn as_many_reverted_data_pages_as_new_ones_are_noticed() {
 #[test]
 fn dropped_copy_in_a_read_only_file_mapping_is_noticed() {
     survives("trap-read-only-file", 1);
+}
+
+/// Seen: only what is present taken for the app's own; markers of dropped pages taken for its own, too.
+#[test]
+fn swapped_copies_of_file_pages_are_told_from_dropped_ones() {
+    let Some(_swap) = Swap::on(Path::new(env!("CARGO_TARGET_TMPDIR"))) else { return };
+    survives("trap-swapped-file swap", 2);
 }
 
 /// Seen: guards not looked at again once they are known.

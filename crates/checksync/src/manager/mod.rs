@@ -27,6 +27,7 @@ pub mod signals;
 pub mod stages;
 pub mod standby;
 pub mod structures;
+pub mod survivor;
 
 use std::time::Duration;
 

@@ -9,6 +9,7 @@ mod moving;
 mod peer;
 mod progress;
 mod report;
+mod restarts;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -24,11 +25,12 @@ use replica::primary::{AppExit, Ending, Permit, Status, SyncCall};
 use replica::{Answer, Ask, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use wire::{FromPrimary, GuardArmed, GuardToken, HeartbeatAnswer, Hello};
+use wire::{GuardToken, HeartbeatAnswer, Hello};
 
 use self::moving::Moving;
 use self::progress::Progress;
 use self::report::{hello, prepare_heart};
+use self::restarts::Restarts;
 use super::app_socket::AppSocket;
 use super::cell::{CellKit, GuardLine};
 use super::control::{Listener, Order as Asked};
@@ -40,10 +42,11 @@ use super::network::AppNetwork;
 use super::output::Forwarding;
 use super::register::RegisterDesk;
 use super::stages::Passage;
+use super::survivor::Note;
 use super::{engine_settings, exit_of, fresh_incarnation, now, span};
 use crate::config::{PrimarySettings, nanos};
 use crate::guard::{Arm, Order};
-use crate::status::{Board, PauseRing};
+use crate::status::{self, Board, PauseRing};
 
 /// What is protected.
 #[derive(Debug, Clone)]
@@ -137,7 +140,10 @@ pub struct Actor {
     /// The standby's address as a number, once it was found.
     standby_address: Option<String>,
     app_pid: Option<i32>,
+    /// For whoever comes after us, should we die.
+    note: Option<Note>,
     exited: bool,
+    restarts: Restarts,
     /// The standby was told to take over.
     handed_over: bool,
     moving: Moving,
@@ -223,7 +229,9 @@ impl Actor {
             link_trouble: None,
             standby_address: None,
             app_pid: None,
+            note: None,
             exited: false,
+            restarts: Restarts::default(),
             handed_over: false,
             moving: Moving::default(),
             end_confirmed: false,
@@ -280,6 +288,9 @@ impl Actor {
             if let Some(at) = self.machine.wake_at() {
                 wait = wait.min(Duration::from_nanos(at.since(now()).0));
             }
+            if let Some(at) = self.restarts.due_at() {
+                wait = wait.min(at.saturating_duration_since(Instant::now()));
+            }
             match self.inbox.recv_timeout(wait) {
                 Ok(input) => self.take(input),
                 Err(_) if Instant::now() < next_tick => self.step(PrimaryEvent::Tick),
@@ -289,6 +300,7 @@ impl Actor {
                     self.publish();
                 }
             }
+            self.restart_if_due();
         }
         self.finish()
     }
@@ -371,6 +383,7 @@ impl Actor {
             Event::Ready { pid } => {
                 self.app_pid = Some(pid);
                 tracing::debug!(pid, "the app's process is there");
+                self.take_note(pid);
                 self.dial();
             }
             Event::Failed { why } => {
@@ -400,6 +413,16 @@ impl Actor {
             | Event::ApplyFailed { .. }
             | Event::Restored(_)
             | Event::RestoreFailed { .. } => tracing::warn!(?event, "an app's engine spoke of a copy"),
+        }
+    }
+
+    fn take_note(&mut self, pid: i32) {
+        // First: the old one takes the file along.
+        self.note = None;
+        let noted = status::run_dir().and_then(|dir| Ok(Note::write(&dir, &self.settings.app, pid)?));
+        match noted {
+            Ok(note) => self.note = Some(note),
+            Err(why) => tracing::warn!("if this manager dies, the next one can't find the app: {why:#}"),
         }
     }
 
@@ -512,6 +535,7 @@ impl Actor {
         }
         self.order(&Order::Live);
         self.command(Command::Start);
+        self.restarts.begun(Instant::now());
         tracing::info!(%term, app = self.settings.app, "serving");
         self.heart.begin(term);
         self.begun = true;
@@ -561,28 +585,15 @@ impl Actor {
 
     fn stop_app(&mut self) {
         match self.target {
+            Target::Command { .. } if self.restarts.call_off() => {
+                self.app_exited(AppExit::Signal(libc::SIGTERM))
+            }
             Target::Command { .. } => self.command(Command::Stop { grace: self.settings.grace }),
             // What ran before us runs on: only its protection ends.
-            Target::Process(_) => self.app_exited(AppExit::Code(0)),
-        }
-    }
-
-    fn restart_app(&mut self) {
-        tracing::info!("starting the app afresh");
-        self.finish_engine();
-        self.exited = false;
-        match self.start_engine() {
-            Ok(()) => {
-                let (term, token_hash) = (self.machine.reign().term, self.token.hash());
-                if let Some(session) = &self.session {
-                    session.sender.send(FromPrimary::GuardArmed(GuardArmed { term, token_hash }));
-                }
-                self.order(&Order::Live);
-                self.command(Command::Start);
-            }
-            Err(why) => {
-                self.failure = Some(format!("{why:#}"));
-                self.app_pid = None;
+            Target::Process(pid) => {
+                tracing::info!("process {pid} runs on, unprotected");
+                self.exited = true;
+                self.step(PrimaryEvent::AppExited(AppExit::Code(0)));
             }
         }
     }

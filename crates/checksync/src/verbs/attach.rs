@@ -6,12 +6,13 @@ use anyhow::{Context, bail};
 use replica::primary::{AppExit, Ending};
 use serde::Serialize;
 
+use super::subject;
 use crate::arguments::{AttachArgs, Format};
 use crate::config::{NETWORK_THREADS, PrimarySettings, fencing_name};
 use crate::exit::Exit;
 use crate::manager::lock::Lock;
 use crate::manager::primary::{Actor, Input, Outcome, Target, exit_text};
-use crate::manager::{control, signals};
+use crate::manager::{control, signals, survivor};
 use crate::status::{self, Board, Role, SCHEMA};
 
 pub fn run(args: AttachArgs) -> anyhow::Result<ExitCode> {
@@ -19,13 +20,16 @@ pub fn run(args: AttachArgs) -> anyhow::Result<ExitCode> {
     if settings.structures {
         bail!("structures are those of a program that was started for them; use `checksync run`");
     }
+    subject::look_at(args.pid)?;
     protect(settings, Target::Process(args.pid))
 }
 
 /// Runs a primary manager until the app has ended, here or for good.
 pub fn protect(settings: PrimarySettings, target: Target) -> anyhow::Result<ExitCode> {
     let name = format!("primary-{}", settings.app);
-    let _app = Lock::take(&status::run_dir()?, &name, &format!("app {}", settings.app))?;
+    let dir = status::run_dir()?;
+    let _app = Lock::take(&dir, &name, &format!("app {}", settings.app))?;
+    refuse_a_second(survivor::find(&dir, &settings.app), &settings.app, &target)?;
     let _state = lock_state(settings.shared.state.as_deref())?;
     let runtime = runtime(NETWORK_THREADS)?;
     let _inside = runtime.enter();
@@ -43,6 +47,19 @@ pub fn protect(settings: PrimarySettings, target: Target) -> anyhow::Result<Exit
         move || drop(gone.send(Input::Withdrawn)),
     )?;
     end(actor.run(), format)
+}
+
+/// What outlived its manager is protected again, and no other is started beside it.
+fn refuse_a_second(survivor: Option<i32>, app: &str, target: &Target) -> anyhow::Result<()> {
+    match (survivor, target) {
+        (None, _) => Ok(()),
+        (Some(lives), Target::Process(pid)) if *pid == lives => Ok(()),
+        (Some(lives), _) => bail!(
+            "app {app} still runs, as process {lives}: its manager died while no standby could take over, so it was \
+             left alive; protect it again with `checksync attach {lives} --app {app}` and the other options of \
+             before, or end it (`kill {lives}`) to start it anew"
+        ),
+    }
 }
 
 /// The directory is one manager's alone.

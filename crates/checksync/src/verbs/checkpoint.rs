@@ -3,7 +3,6 @@
 //! Until the file is whole and on the disk the process runs on, whatever happens; only then, and only without
 //! `--leave-running`, it is killed. What it does after its freeze is then lost.
 
-use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,7 +18,7 @@ use serde::Serialize;
 
 use super::describe::bytes;
 use super::one_shot::{self, OneShotError, Writer};
-use super::signals;
+use super::{signals, subject};
 use crate::arguments::{CheckpointArgs, Format};
 use crate::exit::{Coded, Exit};
 
@@ -46,7 +45,7 @@ struct Report {
 }
 
 pub fn run(args: CheckpointArgs) -> anyhow::Result<ExitCode> {
-    let app = name_of(args.pid)?;
+    let app = subject::look_at(args.pid)?;
     let id = CheckpointId::new(1, 1);
     let file = Arc::new(Mutex::new(Sink::Open(Writer::create(&args.to, id)?)));
     let (post, inputs) = mpsc::channel();
@@ -71,12 +70,6 @@ pub fn run(args: CheckpointArgs) -> anyhow::Result<ExitCode> {
     };
     tell(&report, args.output.format)?;
     Ok(Exit::Ok.into())
-}
-
-fn name_of(pid: i32) -> anyhow::Result<String> {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm"));
-    let name = name.with_context(|| format!("there is no process {pid}"));
-    Ok(name.map_err(|error| Coded::new(Exit::NotRunning, error))?.trim_end().to_owned())
 }
 
 fn attach(app: &str, pid: i32, post: Sender<Input>) -> anyhow::Result<Engine> {

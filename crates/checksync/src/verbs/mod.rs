@@ -14,5 +14,6 @@ pub mod run;
 pub mod signals;
 pub mod standby;
 pub mod status;
+mod subject;
 pub mod switchover;
 pub mod witness;

@@ -193,7 +193,7 @@ fn full_disk_costs_the_checkpoint_and_nothing_else() {
 fn what_cannot_be_saved_is_named_and_code_6() {
     needs_all!();
     let dir = tempfile::tempdir().unwrap();
-    let mut app = Command::new("sleep").arg("60").stdout(Stdio::piped()).spawn().unwrap();
+    let mut app = Command::new("sleep").arg("60").stdin(Stdio::piped()).spawn().unwrap();
     let pid = app.id().to_string();
     let to = dir.path().join("saved");
     wait_until("sleep runs", SOON, || comm(&pid) == "sleep\n");
@@ -202,7 +202,7 @@ fn what_cannot_be_saved_is_named_and_code_6() {
     let runs = app.try_wait().unwrap().is_none();
     app.kill().and_then(|()| app.wait()).unwrap();
     assert_eq!(code(&refused), Some(6));
-    let what = format!("cannot protect pid {pid}: fd 1 is a pipe whose other end is outside the app");
+    let what = format!("cannot protect pid {pid}: fd 0 is a pipe whose other end is outside the app");
     assert!(complained(&refused).contains(&what), "{}", complained(&refused));
     assert!(!to.exists(), "a refused checkpoint left something");
     assert_eq!(code(&checked), Some(6));

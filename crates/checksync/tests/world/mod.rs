@@ -35,7 +35,7 @@ pub struct World {
     pub dir: TempDir,
     fencing: [String; 2],
     pub standby: Running,
-    standby_address: String,
+    pub standby_address: String,
 }
 
 impl World {
@@ -49,6 +49,16 @@ impl World {
     }
 
     fn make(fencing: Fencing<'_>, options: &[&str]) -> Self {
+        Self::with_standby(fencing, |dir, fencing| {
+            let mut command = checksync(dir);
+            command.args(["standby", "--listen", "127.0.0.1:0", "--host", "b", "--pki"]).arg(dir.join("pki"));
+            command.args(options).args(fencing).arg("--promote-hook").arg(hook(dir));
+            command
+        })
+    }
+
+    /// `standby` gets the directory, with the certificates in `pki`, and the flags of the fencing.
+    pub fn with_standby(fencing: Fencing<'_>, standby: impl FnOnce(&Path, &[String; 2]) -> Command) -> Self {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().unwrap();
@@ -62,12 +72,7 @@ impl World {
                 ["--arbiter".to_owned(), format!("file:{}", dir.path().join("reg").display())]
             }
         };
-        let mut command = checksync(dir.path());
-        command
-            .args(["standby", "--listen", "127.0.0.1:0", "--host", "b", "--pki"])
-            .arg(dir.path().join("pki"));
-        command.args(options).args(&fencing).arg("--promote-hook").arg(hook(dir.path()));
-        let mut standby = Running::start(command);
+        let mut standby = Running::start(standby(dir.path(), &fencing));
         let line = standby.line(SOON).expect("a standby says where it listens");
         let standby_address = line.rsplit(' ').next().unwrap().to_owned();
         Self { _alone: alone, dir, fencing, standby, standby_address }
@@ -82,10 +87,30 @@ impl World {
     }
 
     pub fn run_command_with(&self, pki: &str, options: &[&str], program: &[String]) -> Command {
-        let mut command = checksync(self.dir.path());
-        command.args(["run", "--app", "kv", "--host", "a", "--standby", &self.standby_address, "--pki"]);
-        command.arg(self.dir.path().join(pki)).args(&self.fencing).args(options).arg("--").args(program);
+        let mut command = self.primary_command("run", pki);
+        command.args(options).arg("--").args(program);
         command
+    }
+
+    /// `checksync attach`.
+    pub fn attach_command(&self, pid: u32, options: &[&str]) -> Command {
+        let mut command = self.primary_command("attach", "pki");
+        command.args(options).arg(pid.to_string());
+        command
+    }
+
+    fn primary_command(&self, verb: &str, pki: &str) -> Command {
+        let mut command = checksync(self.dir.path());
+        command.args([verb, "--app", "kv", "--host", "a", "--standby", &self.standby_address, "--pki"]);
+        command.arg(self.dir.path().join(pki)).args(&self.fencing);
+        command
+    }
+
+    /// Starts a manager whose log is kept.
+    pub fn start_logged(&self, mut command: Command) -> (Primary, Log) {
+        let log = Log(self.dir.path().join("primary.log"));
+        command.stderr(fs::File::create(&log.0).unwrap());
+        (Primary(Running::start(command)), log)
     }
 
     /// The report of the app by the manager of this role, once `wanted` says that it is the one.
@@ -115,6 +140,15 @@ impl World {
     pub fn end(mut self) {
         self.standby.signal(Signal::TERM);
         assert!(self.standby.wait(SOON).success());
+    }
+}
+
+/// What a manager wrote to its standard error.
+pub struct Log(PathBuf);
+
+impl Log {
+    pub fn text(&self) -> String {
+        fs::read_to_string(&self.0).unwrap()
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use image::layout::{Backing, Mapping, Protection};
 use image::{PAGE_BYTES, PageTarget, Range, RangeSet};
 use std::os::unix::fs::FileExt;
-use sys::pagemap::{Query, Region, category, scan};
+use sys::pagemap::{Query, Region, category, entries, scan};
 
 use super::{CaptureError, Found, ROOM, Tracker, can_be_tracked, page_at};
 use crate::memory::ledger::{self, Pages};
@@ -239,7 +239,7 @@ impl Tracker {
         for region in self.scan_spans(&self.spans(), query)? {
             found.gone.extend(self.present.take(Range::new(region.start, region.end)));
         }
-        // N.B. a dropped page of a private file mapping shows its marker, so it counts as swapped.
+        // N.B. a dropped page of a private file mapping leaves its marker, so the scan above does not show it.
         for range in self.file_mappings(|protection| !protection.write) {
             let now = self.own_pages(range)?;
             for held in self.present.within(range) {
@@ -265,16 +265,28 @@ impl Tracker {
             .collect()
     }
 
-    /// The pages of a private file mapping that are the app's own and not the file's.
+    /// The pages of a private file mapping that are the app's own and not the file's: there, or swapped out, or just
+    /// being moved by the kernel, which looks the same.
     pub(super) fn own_pages(&self, range: Range) -> Result<RangeSet, CaptureError> {
         let query = Query {
             inverted: category::FILE,
-            all: category::FILE | category::PRESENT,
-            report: category::PRESENT,
+            all: category::FILE,
+            any: category::PRESENT | category::SWAPPED,
+            report: category::PRESENT | category::SWAPPED,
             ..Query::default()
         };
-        let regions = self.scan_spans(&[range], query)?;
-        Ok(regions.into_iter().map(|region| Range::new(region.start, region.end)).collect())
+        let mut own = RangeSet::default();
+        for Region { start, end, categories } in self.scan_spans(&[range], query)? {
+            own.insert(Range::new(start, end));
+            if categories & category::SWAPPED != 0 {
+                // N.B. the marker of a page that was dropped counts as swapped, too.
+                let entries =
+                    entries(&self.pagemap, start, end).map_err(self.failed("read the page tables"))?;
+                let pages = (start..end).step_by(PAGE_BYTES as usize).zip(entries);
+                pages.filter(|(_, entry)| entry.is_marker()).for_each(|(page, _)| own.remove(page_at(page)));
+            }
+        }
+        Ok(own)
     }
 
     /// The kernel counts them, we don't: what is dropped elsewhere must not make up for them.

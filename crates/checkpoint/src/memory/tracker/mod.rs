@@ -13,7 +13,8 @@
 //!    "written": some kernels do not report it for pages that are not there.
 //! 3. A private mapping of a file keeps its protection marker over `MADV_DONTNEED`: the page is the file's
 //!    again, and nobody says so. So the private pages of writable file mappings (a program's `.data`) are all
-//!    read and compared in every epoch; there are a few hundred at most.
+//!    read and compared in every epoch; there are a few hundred at most. To a scan the marker looks like a page
+//!    that was swapped out, which is the app's own: the page table's own words tell (`own_pages`).
 //! 4. Empty pages are never protected: in a sparse reservation that would allocate page tables by the
 //!    gigabyte. Hence the general form of the scan, for pages that are present or swapped.
 //!

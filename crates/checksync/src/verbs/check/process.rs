@@ -87,7 +87,7 @@ fn open_files(frozen: &Frozen<'_>, pid: i32) -> Vec<Finding> {
         pidfd: frozen.pidfd(pid),
         cell_pid: pid,
         pids: &HashMap::from([(pid, pid)]),
-        stdio: &[],
+        stdio: &engine::output_pipes(pid),
         cgroup_mount: Path::new("/sys/fs/cgroup"),
         objects: &HashSet::new(),
         connections: descriptors::Connections::Reset,

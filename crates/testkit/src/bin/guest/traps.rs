@@ -30,6 +30,7 @@ pub const GUESTS: &[Guest] = &[
     Guest::stepped("trap-resize", 2, resize_object),
     Guest::stepped("trap-object-again", 2, object_again),
     Guest::stepped("trap-read-only-file", 1, read_only_file),
+    Guest::stepped("trap-swapped-file", 2, swapped_file),
     Guest::stepped("trap-out-of-reach", 1, out_of_reach),
     Guest::stepped("trap-refused", 2, refused),
     Guest::stepped("trap-guard-merge", 2, guard_merge),
@@ -286,6 +287,53 @@ fn read_only_file(context: &mut Context) -> Outcome {
     ensure_eq!("what shows the file again", memory.load(5 * PAGE + 8), Some(original));
     ensure_word!(memory, 8, 1_u64);
     Ok(())
+}
+
+/// Private copies of a file's pages that the kernel swaps out, beside some that are dropped: both are not there. With
+/// the argument `swap` it is a failure if they stay.
+fn swapped_file(context: &mut Context) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("file");
+    File::create(&path)?.write_all(&vec![b'f'; BYTES])?;
+    let file = File::open(&path)?;
+    let (data, relocated) = (Window::claim(0, PAGES), Window::claim(1, PAGES));
+    for memory in [data, relocated] {
+        memory.map_with(0..BYTES, READ_WRITE, libc::MAP_PRIVATE, Some((file.as_fd(), 0)))?;
+        memory.fill(0..16, 1);
+    }
+    relocated.protect(0..BYTES, READ)?;
+    context.step();
+    let must = context.arguments().iter().any(|argument| argument == "swap");
+    for memory in [data, relocated] {
+        memory.advise(pages(4..8), libc::MADV_DONTNEED)?;
+        swap_out(memory, 0..4, must)?;
+        swap_out(memory, 8..16, must)?;
+    }
+    context.step();
+    data.fill(20..24, 2);
+    swap_out(data, 20..24, must)?;
+    context.ready();
+    let original = u64::from_ne_bytes([b'f'; 8]);
+    for memory in [data, relocated] {
+        ensure_eq!("what shows the file again", memory.load(5 * PAGE + 8), Some(original));
+        ensure_word!(memory, 3, 1_u64);
+        ensure_word!(memory, 8, 1_u64);
+    }
+    ensure_word!(data, 20, 2_u64);
+    Ok(())
+}
+
+/// Has the kernel swap pages out. It passes over those that another core is still about to put into its lists.
+fn swap_out(memory: Window, which: std::ops::Range<usize>, must: bool) -> Outcome {
+    const TRIES: usize = 1000;
+    for _ in 0..TRIES {
+        memory.advise(pages(which.clone()), libc::MADV_PAGEOUT)?;
+        if !must || memory.are_swapped(pages(which.clone()))? {
+            return Ok(());
+        }
+        std::thread::yield_now();
+    }
+    Err(format!("pages {which:?} were not swapped out: is there swap space?").into())
 }
 
 /// Pages that nobody may read, or write, have content too; it changes behind a protection that comes back.

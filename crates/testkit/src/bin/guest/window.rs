@@ -4,10 +4,12 @@
 
 use std::arch::asm;
 use std::ffi::{c_int, c_void};
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::ptr;
 
 use crate::mapping::PAGE;
@@ -81,6 +83,16 @@ impl Window {
         let (start, len) = self.at(&range);
         // SAFETY: as for `map_with`.
         check(unsafe { libc::madvise(start, len, advice) })
+    }
+
+    /// Whether all pages of the range are swapped out.
+    pub fn are_swapped(&self, range: Range<usize>) -> io::Result<bool> {
+        const SWAPPED: u64 = 1 << 62;
+        let mut words = vec![0; range.len() / PAGE * 8];
+        let first = (self.start + range.start) / PAGE * 8;
+        File::open("/proc/self/pagemap")?.read_exact_at(&mut words, first as u64)?;
+        let (words, _) = words.as_chunks();
+        Ok(words.iter().all(|&word| u64::from_ne_bytes(word) & SWAPPED != 0))
     }
 
     /// Moves the range to `to`; with `keep` the source stays mapped, and is empty.
