@@ -104,10 +104,10 @@ impl Samples {
         if let Some(rest) = id.strip_prefix("kv.strong.").filter(|rest| rest.ends_with(".rate")) {
             let raft = median(&format!("kv.raft.{rest}"));
             let aim = raft.filter(|_| rest == "64.rate").map(|raft| 2.0 * raft);
-            return row.peer(THESIS, raft).aim_at_least(aim.or_else(|| self::aim(id)));
+            return row.peer_here(THESIS, raft).aim_at_least(aim.or_else(|| self::aim(id)));
         }
         match id.strip_prefix("redis.strong.").filter(|rest| rest.ends_with(".rate")) {
-            Some(rest) => row.peer(LOGGED, median(&format!("redis.synced-log.{rest}"))),
+            Some(rest) => row.peer_here(LOGGED, median(&format!("redis.synced-log.{rest}"))),
             None => row,
         }
     }
