@@ -12,12 +12,16 @@
 //! - [`takeover`] has the tests of that program play rounds, and counts what their judge found.
 
 mod all;
+mod asked;
 mod cell;
 mod collections;
 mod conditions;
 mod failover;
 mod hosts;
+mod jobs;
 mod kv;
+mod managers;
+mod namespace;
 mod overhead;
 mod pair;
 mod pause;
@@ -26,6 +30,7 @@ mod report;
 mod row;
 mod side;
 mod spin;
+mod street;
 mod strong;
 mod structure;
 mod table;
@@ -103,6 +108,11 @@ const EVALS: &[Eval] = &[
         name: "structure",
         what: "a replicated map in process and behind a server, beside the same map encoded whole with each write",
         measure: structure::rows,
+    },
+    Eval {
+        name: "jobs",
+        what: "a word count and a matrix whose machine dies in the middle: the same result, and the work that is lost",
+        measure: jobs::rows,
     },
     Eval {
         name: "published",

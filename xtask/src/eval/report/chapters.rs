@@ -65,6 +65,17 @@ pub const CHAPTERS: &[Chapter] = &[
         charts: &[failover_by_size],
     },
     Chapter {
+        id: "jobs",
+        title: "Work whose machine dies in the middle",
+        about: "The thesis's word count (a coordinator in Go, two workers over net/rpc) and its matrix on all cores, as \
+                they are. The app or its host dies when half is done; the result must be that of a plain run \
+                (wrong-results counts those that are not). Work that is lost is the time from the freeze that was \
+                restored to the death. The time that the matrix takes includes the start of its managers; both \
+                hosts share these processors.",
+        picks: &[("jobs", "words."), ("jobs", "matrix.")],
+        charts: &[],
+    },
+    Chapter {
         id: "takeover",
         title: "Deaths at random instants, judged",
         about: "Rounds with concurrent clients, and Porcupine over their whole history. In timeline mode the same judge \
