@@ -6,8 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use testkit::programs::go_app;
 
-use super::namespace::Owned;
-use super::street::{SERVICE, Street};
+use super::namespace::{Namespace, Owned};
 
 /// What we read of a load's report.
 #[derive(Debug, Deserialize)]
@@ -32,10 +31,16 @@ pub struct Asking {
 }
 
 impl Asking {
-    /// Of the service in a street: `target` is what it speaks.
-    pub fn start(street: &Street, target: &str, seconds: f64, words: &[&str]) -> Result<Self> {
-        let mut command: Command = street.client(go_app("load"));
-        command.args(["--target", target, "--address", SERVICE, "--seconds", &seconds.to_string()]);
+    /// On a host of ours; `target` is what the server at `address` speaks.
+    pub fn start(
+        place: &Namespace,
+        address: &str,
+        target: &str,
+        seconds: f64,
+        words: &[&str],
+    ) -> Result<Self> {
+        let mut command: Command = place.command(go_app("load"));
+        command.args(["--target", target, "--address", address, "--seconds", &seconds.to_string()]);
         command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         Ok(Self { load: Owned(command.spawn().context("cannot start clients")?) })
     }

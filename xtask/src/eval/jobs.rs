@@ -4,7 +4,6 @@
 //! what a plain run prints. Work that was lost is the time from the freeze that was restored to the death.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -13,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 use testkit::programs::go_app;
 
-use super::namespace::Owned;
+use super::namespace::{Owned, line_of};
 use super::side::wall_ns;
 use super::street::{Mode, Protected, SERVICE, Street};
 use super::{Row, attempt, managers, quick};
@@ -148,8 +147,8 @@ impl Job {
         let began = Instant::now();
         let mut server = street.unprotected(&self.program)?;
         let workers = self.workers(&street)?;
-        let output = server.0.stdout.take().context("stdout is piped")?;
-        let digest = digest_in(output)?;
+        // A coordinator stays for its workers' sake after that.
+        let digest = line_of(&mut server, "digest ")?;
         let took = began.elapsed();
         drop(workers);
         ensure!(digest == self.digest, "{} alone has another result", self.name);
@@ -158,7 +157,7 @@ impl Job {
 
     fn workers(&self, street: &Street) -> Result<Vec<Owned>> {
         let worker = || {
-            let mut command = street.client(go_app("mapreduce"));
+            let mut command = street.clients.command(go_app("mapreduce"));
             command.args(["work", "--coordinator", SERVICE, "--pace", PACE]);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             Ok(Owned(command.spawn().context("cannot start a worker")?))
@@ -219,10 +218,4 @@ impl Job {
     fn steps(&self) -> usize {
         if self.has_workers { MAPS } else { STEPS }
     }
-}
-
-/// The line that ends it: a coordinator stays for its workers' sake after that.
-fn digest_in(output: impl std::io::Read) -> Result<String> {
-    let mut lines = BufReader::new(output).lines().map_while(Result::ok);
-    lines.find(|line| line.starts_with("digest ")).context("a job that ended without a digest")
 }

@@ -7,6 +7,8 @@
 //!
 //! - [`pause`] and [`overhead`] drive a pair of engines in this process ([`pair`], [`side`], [`cell`]).
 //! - [`failover`] drives the program that people use, in two network namespaces ([`hosts`]).
+//! - [`jobs`], [`intervals`] and [`over_time`] drive it beside a third namespace, its clients' ([`street`]).
+//! - [`sizes`] takes one checkpoint at a time, and [`code`] counts lines.
 //! - [`strong`] has the tests of that program measure, and makes rows of their samples.
 //! - [`structure`] drives it without root, with programs on the SDK.
 //! - [`takeover`] has the tests of that program play rounds, and counts what their judge found.
@@ -14,14 +16,17 @@
 mod all;
 mod asked;
 mod cell;
+mod code;
 mod collections;
 mod conditions;
 mod failover;
 mod hosts;
+mod intervals;
 mod jobs;
 mod kv;
 mod managers;
 mod namespace;
+mod over_time;
 mod overhead;
 mod pair;
 mod pause;
@@ -29,6 +34,7 @@ mod published;
 mod report;
 mod row;
 mod side;
+mod sizes;
 mod spin;
 mod street;
 mod strong;
@@ -113,6 +119,26 @@ const EVALS: &[Eval] = &[
         name: "jobs",
         what: "a word count and a matrix whose machine dies in the middle: the same result, and the work that is lost",
         measure: jobs::rows,
+    },
+    Eval {
+        name: "intervals",
+        what: "throughput lost by the interval of checkpoints, beside programs that save themselves",
+        measure: intervals::rows,
+    },
+    Eval {
+        name: "over-time",
+        what: "requests per second over time, with checkpoints and through the death of a host",
+        measure: over_time::rows,
+    },
+    Eval {
+        name: "sizes",
+        what: "bytes of a checkpoint on disk, as they are and compressed, by the server's size",
+        measure: sizes::rows,
+    },
+    Eval {
+        name: "code",
+        what: "lines of code of each component, and those that change in a server that is made fault-tolerant",
+        measure: code::rows,
     },
     Eval {
         name: "published",

@@ -72,6 +72,15 @@ impl Namespace {
     }
 }
 
+/// Reads what a program of ours prints, until a line begins like this.
+pub fn line_of(program: &mut Owned, beginning: &str) -> Result<String> {
+    let output = program.0.stdout.take().context("stdout is piped, and read once")?;
+    let mut lines = BufReader::new(output).lines().map_while(Result::ok);
+    lines
+        .find(|line| line.starts_with(beginning))
+        .with_context(|| format!("it ended before it said {beginning:?}"))
+}
+
 pub fn run(command: &mut Command) -> Result<()> {
     let done = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
     ensure!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));

@@ -6,7 +6,7 @@
 //!   b: br0 10.96.0.2 ── eth0 ═══ clients: br0 10.96.0.3
 //! ```
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
 use rustix::process::{Signal, kill_process};
@@ -47,9 +47,9 @@ impl Mode {
 #[derive(Debug)]
 pub struct Street {
     plug: Plug,
-    a: Namespace,
+    pub a: Namespace,
     b: Namespace,
-    clients: Namespace,
+    pub clients: Namespace,
 }
 
 /// A program on host a that is protected.
@@ -81,20 +81,22 @@ impl Street {
         command.args(&program[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
         Ok(Owned(command.spawn().with_context(|| format!("cannot start {}", program[0]))?))
     }
-
-    /// What clients run.
-    pub fn client(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        self.clients.command(program)
-    }
 }
 
 impl Protected {
     pub fn start(mode: Mode, options: &[&str], program: &[String]) -> Result<Self> {
+        let address = ["--address", SERVICE_ADDRESS, "--link", "br0"];
+        Self::start_with(&[&address, mode.options(), options].concat(), program)
+    }
+
+    /// The same without an address of its own, in timeline mode: it has its host's.
+    pub fn start_at_its_host(options: &[&str], program: &[String]) -> Result<Self> {
+        Self::start_with(options, program)
+    }
+
+    fn start_with(words: &[&str], program: &[String]) -> Result<Self> {
         let street = Street::build()?;
-        let mut words = vec!["--address", SERVICE_ADDRESS, "--link", "br0"];
-        words.extend(mode.options());
-        words.extend(options);
-        let managers = Managers::start([&street.a, &street.b], STANDBY, &words, program)?;
+        let managers = Managers::start([&street.a, &street.b], STANDBY, words, program)?;
         managers.wait_until_protected()?;
         Ok(Self { managers, street })
     }
