@@ -28,16 +28,7 @@ enum Task {
     /// The rules that no compiler checks: arrows between crates, where `unsafe` may be, the length of files.
     Tidy,
     /// Takes figures: prints a table and writes target/eval/NAME.json.
-    Eval {
-        /// Which figures; without a name, the list.
-        name: Option<String>,
-        /// Of `strong`: only the rows whose ids begin like this (without `strong.`); the others stay as they were.
-        #[arg(long)]
-        only: Option<String>,
-        /// Of `takeover`: so many more, a fifth of them in timeline mode; the figures are of all so far.
-        #[arg(long)]
-        rounds: Option<usize>,
-    },
+    Eval(eval::Wanted),
 }
 
 fn main() -> ExitCode {
@@ -48,9 +39,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run_all(),
         Task::Tidy => tidy::run(),
         // As the program does.
-        Task::Eval { name, only, rounds } => sys::bell::mute()
-            .map_err(Into::into)
-            .and_then(|()| eval::run(name.as_deref(), only.as_deref(), rounds)),
+        Task::Eval(wanted) => sys::bell::mute().map_err(Into::into).and_then(|()| eval::run(wanted)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,14 +8,14 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
-use super::hosts::{ADDRESS, Hosts, Takeover};
+use super::hosts::{ADDRESS, Hosts};
+use super::managers::{self, Takeover};
 use super::pause::ms;
 use super::published::{self, SIZES, Size};
 use super::side::wall_ns;
 use super::{Row, kv, quick};
-use crate::workspace::{cargo, target_dir};
 
 /// What dies.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,7 +33,7 @@ struct Run {
 }
 
 pub fn rows() -> Result<Vec<Row>> {
-    build()?;
+    managers::build()?;
     let mut rows = Vec::new();
     for size in SIZES.iter().filter(|size| [1_000, 1_000_000].contains(&size.keys)) {
         for death in [Death::Host, Death::App] {
@@ -41,13 +41,6 @@ pub fn rows() -> Result<Vec<Row>> {
         }
     }
     Ok(rows)
-}
-
-fn build() -> Result<()> {
-    let words = ["build", "--locked", "--release", "--quiet", "--package", "checksync", "--target-dir"];
-    let built = cargo(&words).arg(target_dir()).status().context("cannot start cargo")?;
-    ensure!(built.success(), "cannot build checksync: {built}");
-    Ok(())
 }
 
 fn rows_of(size: &Size, death: Death) -> Result<Vec<Row>> {

@@ -1,43 +1,81 @@
-//! `cargo xtask eval NAME`: figures, as a table on the terminal and as target/eval/NAME.json.
+//! `cargo xtask eval NAME`: figures, as a table on the terminal and as target/eval/NAME.json. `cargo xtask eval all`
+//! takes all of them, and makes one report.
 //!
 //! An evaluation is a row of [`EVALS`]: a name, and a function that measures and answers [`Row`]s. What the
-//! thesis and CRIU reached stands in [`published`], each figure with its source. `CHECKSYNC_EVAL_QUICK=1` takes
-//! fewer runs of fewer sizes: rough figures, soon.
+//! thesis and CRIU reached stands in [`published`], each figure with its source. `--quick` takes fewer runs of fewer
+//! sizes: rough figures, soon. The [`report`] is made from the files alone, chapter by chapter.
 //!
 //! - [`pause`] and [`overhead`] drive a pair of engines in this process ([`pair`], [`side`], [`cell`]).
 //! - [`failover`] drives the program that people use, in two network namespaces ([`hosts`]).
+//! - [`jobs`], [`intervals`] and [`over_time`] drive it beside a third namespace, its clients' ([`street`]).
+//! - [`sizes`] takes one checkpoint at a time, and [`code`] counts lines.
 //! - [`strong`] has the tests of that program measure, and makes rows of their samples.
 //! - [`structure`] drives it without root, with programs on the SDK.
 //! - [`takeover`] has the tests of that program play rounds, and counts what their judge found.
 
+mod all;
+mod asked;
 mod cell;
+mod code;
 mod collections;
+mod conditions;
 mod failover;
 mod hosts;
+mod intervals;
+mod jobs;
 mod kv;
+mod managers;
+mod namespace;
+mod over_time;
 mod overhead;
 mod pair;
 mod pause;
 mod published;
+mod report;
 mod row;
 mod side;
+mod sizes;
 mod spin;
+mod street;
 mod strong;
 mod structure;
 mod table;
+mod taken;
 mod takeover;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
+use clap::Args;
 
 pub use cell::as_first_process;
+use conditions::Begun;
 pub use row::Row;
+use row::attempt;
+use taken::Taken;
 
-use crate::workspace::{cargo, target_dir};
+use crate::workspace::cargo;
+
+/// What is to be measured, and how.
+#[derive(Debug, Default, Args)]
+pub struct Wanted {
+    /// Which figures; `all` for a report of all; without a name, the list.
+    name: Option<String>,
+    /// Of `all`: only these chapters or evaluations, a comma between them; the report has the others as they were.
+    /// Of `strong`: only the rows whose ids begin like this (without `strong.`); the others stay as they were.
+    #[arg(long)]
+    only: Option<String>,
+    /// Fewer runs of fewer sizes: rough figures, soon.
+    #[arg(long)]
+    quick: bool,
+    /// Of `all`: measure nothing, and make the report from what was measured before.
+    #[arg(long)]
+    render_only: bool,
+    /// Of `takeover`: so many more, a fifth of them in timeline mode; the figures are of all so far.
+    #[arg(long)]
+    rounds: Option<usize>,
+}
 
 /// One set of figures that can be taken.
 struct Eval {
@@ -78,57 +116,105 @@ const EVALS: &[Eval] = &[
         measure: structure::rows,
     },
     Eval {
+        name: "jobs",
+        what: "a word count and a matrix whose machine dies in the middle: the same result, and the work that is lost",
+        measure: jobs::rows,
+    },
+    Eval {
+        name: "intervals",
+        what: "throughput lost by the interval of checkpoints, beside programs that save themselves",
+        measure: intervals::rows,
+    },
+    Eval {
+        name: "over-time",
+        what: "requests per second over time, with checkpoints and through the death of a host",
+        measure: over_time::rows,
+    },
+    Eval {
+        name: "sizes",
+        what: "bytes of a checkpoint on disk, as they are and compressed, by the server's size",
+        measure: sizes::rows,
+    },
+    Eval {
+        name: "code",
+        what: "lines of code of each component, and those that change in a server that is made fault-tolerant",
+        measure: code::rows,
+    },
+    Eval {
         name: "published",
         what: "measures nothing: the figures of the thesis and of CRIU that ours stand beside, and our aims",
         measure: published::rows,
     },
 ];
 
-/// Fewer runs and sizes, to try the evaluations themselves out.
-fn quick() -> bool {
-    std::env::var_os("CHECKSYNC_EVAL_QUICK").is_some_and(|wanted| wanted == "1")
+/// What this run was asked for; set once, before anything is measured.
+static WANTED: OnceLock<Wanted> = OnceLock::new();
+
+fn wanted(of: impl Fn(&Wanted) -> bool) -> bool {
+    WANTED.get().is_some_and(of)
 }
 
-/// What rows are asked for.
-static ONLY: OnceLock<String> = OnceLock::new();
+/// Fewer runs and sizes, to try the evaluations themselves out.
+fn quick() -> bool {
+    wanted(|wanted| wanted.quick)
+        || std::env::var_os("CHECKSYNC_EVAL_QUICK").is_some_and(|asked| asked == "1")
+}
 
 /// Only rows whose ids begin like this are wanted; empty for all.
 fn only() -> &'static str {
-    ONLY.get().map_or("", String::as_str)
+    let of_one = WANTED.get().filter(|wanted| wanted.name.as_deref() != Some(all::NAME));
+    of_one.and_then(|wanted| wanted.only.as_deref()).unwrap_or_default()
 }
 
 /// How many rounds are to be played beside those of before.
-static ROUNDS: OnceLock<Option<usize>> = OnceLock::new();
-
 fn more_rounds() -> Option<usize> {
-    ROUNDS.get().copied().flatten()
+    WANTED.get().and_then(|wanted| wanted.rounds)
 }
 
-/// With `only`, rows that were taken before and are not asked for stay in the file.
-pub fn run(name: Option<&str>, only: Option<&str>, rounds: Option<usize>) -> Result<()> {
-    ONLY.get_or_init(|| only.unwrap_or_default().to_owned());
-    ROUNDS.get_or_init(|| rounds);
-    let Some(name) = name else {
+pub fn run(wanted: Wanted) -> Result<()> {
+    let wanted = WANTED.get_or_init(|| wanted);
+    let Some(name) = &wanted.name else {
         println!("{}", known());
         return Ok(());
     };
-    let eval = find(name)?;
-    if cfg!(debug_assertions) {
-        return run_optimised(name, only, rounds);
+    if wanted.render_only && name == all::NAME {
+        return all::render();
     }
-    let rows = (eval.measure)().with_context(|| format!("eval {name} took no figures"))?;
-    print!("{}", table::render(&rows));
-    let path = write(name, &rows)?;
+    if name != all::NAME {
+        find(name)?;
+    }
+    if cfg!(debug_assertions) {
+        return run_optimised(name);
+    }
+    if name == all::NAME { all::run(wanted.only.as_deref()) } else { run_one(find(name)?) }
+}
+
+fn run_one(eval: &Eval) -> Result<()> {
+    let (taken, path) = take(eval)?;
+    print!("{}", table::render(&taken.rows));
     println!("written to {}", path.display());
+    let missing = taken.rows.iter().filter(|row| row.why_not.is_some()).count();
+    ensure!(missing == 0, "{missing} rows were not taken");
     Ok(())
 }
 
+/// Measures and writes down. What can't be measured is a row that says why. With `only`, rows that were taken before
+/// and are not asked for stay in the file.
+fn take(eval: &Eval) -> Result<(Taken, PathBuf)> {
+    let begun = Begun::now();
+    let rows = attempt(eval.name, eval.measure);
+    let partly = !only().is_empty();
+    let taken = Taken { conditions: Some(begun.conditions(partly)), rows };
+    let dir = taken::directory()?;
+    let before = if partly { Taken::earlier(&dir, eval.name) } else { None };
+    let path = taken.clone().over(before).write(&dir, eval.name)?;
+    Ok((taken, path))
+}
+
 /// Engines run in this very program: figures of one that is not optimised say nothing.
-fn run_optimised(name: &str, only: Option<&str>, rounds: Option<usize>) -> Result<()> {
-    let words = ["run", "--locked", "--release", "--quiet", "--package", "xtask", "--", "eval", name];
-    let only = only.map(|only| ["--only", only]).into_iter().flatten();
-    let rounds = rounds.map(|rounds| ["--rounds".to_owned(), rounds.to_string()]).into_iter().flatten();
-    let done = cargo(&words).args(only).args(rounds).status().context("cannot start cargo")?;
+fn run_optimised(name: &str) -> Result<()> {
+    let words = ["run", "--locked", "--release", "--quiet", "--package", "xtask", "--"];
+    let done = cargo(&words).args(std::env::args_os().skip(1)).status().context("cannot start cargo")?;
     ensure!(done.success(), "eval {name}: {done}");
     Ok(())
 }
@@ -141,51 +227,16 @@ fn find(name: &str) -> Result<&'static Eval> {
 }
 
 fn known() -> String {
-    let lines: Vec<_> = EVALS.iter().map(|eval| format!("  {:<12} {}", eval.name, eval.what)).collect();
-    lines.join("\n")
-}
-
-fn write(name: &str, rows: &[Row]) -> Result<PathBuf> {
-    let dir = target_dir().join("eval");
-    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let path = dir.join(format!("{name}.json"));
-    let rows = rows.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>();
-    let rows = rows.context("figures that are no JSON")?;
-    let before = if only().is_empty() { Vec::new() } else { rows_in(&path) };
-    let report = json!({ "rows": merged(before, rows) });
-    let text = serde_json::to_string_pretty(&report).context("figures that are no JSON")?;
-    fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(path)
-}
-
-/// Of an earlier run, if there was one.
-fn rows_in(path: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let report: Value = serde_json::from_str(&text).unwrap_or_default();
-    report["rows"].as_array().cloned().unwrap_or_default()
-}
-
-/// The rows of before, new ones in their places, and those that were not there behind.
-fn merged(mut rows: Vec<Value>, new: Vec<Value>) -> Vec<Value> {
-    for row in new {
-        match rows.iter_mut().find(|before| before["id"] == row["id"]) {
-            Some(before) => *before = row,
-            None => rows.push(row),
-        }
-    }
-    rows
+    let all = (all::NAME, "all of them, and a report; `--only` takes these names and those of chapters:");
+    let evals = std::iter::once(all).chain(EVALS.iter().map(|eval| (eval.name, eval.what)));
+    let lines: Vec<_> = evals.map(|(name, what)| format!("  {name:<12} {what}")).collect();
+    let chapters = report::CHAPTERS.iter().map(|chapter| format!("    {:<18} {}", chapter.id, chapter.title));
+    lines.into_iter().chain(chapters).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rows_that_were_not_asked_for_stay() {
-        let row = |id: &str, median: u64| json!({ "id": id, "median": median });
-        let rows = merged(vec![row("a", 1), row("b", 1)], vec![row("c", 2), row("b", 2)]);
-        assert_eq!(rows, [row("a", 1), row("b", 2), row("c", 2)]);
-    }
 
     #[test]
     fn an_unknown_name_is_answered_with_the_known_ones() {

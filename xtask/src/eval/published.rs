@@ -1,7 +1,7 @@
 //! What the others reached, and what we aim at: the figures that ours stand beside, each with its source.
 //!
 //! - *Thesis*: M. F. Kaashoek, "CheckSync: Transparent Primary-Backup Replication for Go Applications Using
-//!   Checkpoints", MIT 2021; tables 5.3 (pause), 5.4 (throughput), 5.6 (restore) and 5.7 (failover). A Go map of
+//!   Checkpoints", MIT 2021; tables 5.2 (image), 5.3 (pause), 5.4 (throughput), 5.6 (restore) and 5.7 (failover). A Go map of
 //!   72-byte pairs under a serial client, 90 % get and 10 % put.
 //! - *CRIU 4.2*: a release build on a machine like those that ours are taken on (2 cores, Linux 6.18), on a Go
 //!   map of the same pairs, images on ext4. Medians of `frozen_time` and `restore_time`. Stands in where no
@@ -26,6 +26,9 @@ pub struct Size {
     thesis_failover_ms: f64,
     criu_pause_ms: Option<f64>,
     criu_restore_ms: Option<f64>,
+    /// Table 5.2, in MB.
+    thesis_image_mb: Option<f64>,
+    criu_image_mb: Option<f64>,
     /// The aim grows with memory between its two ends.
     aim_pause_ms: Option<f64>,
 }
@@ -38,6 +41,8 @@ pub const SIZES: [Size; 5] = [
         thesis_failover_ms: 653.0,
         criu_pause_ms: Some(5.8),
         criu_restore_ms: Some(3.2),
+        thesis_image_mb: Some(8.16),
+        criu_image_mb: Some(1.0),
         aim_pause_ms: Some(0.5),
     },
     Size {
@@ -47,6 +52,8 @@ pub const SIZES: [Size; 5] = [
         thesis_failover_ms: 595.0,
         criu_pause_ms: None,
         criu_restore_ms: None,
+        thesis_image_mb: None,
+        criu_image_mb: None,
         aim_pause_ms: None,
     },
     Size {
@@ -56,6 +63,8 @@ pub const SIZES: [Size; 5] = [
         thesis_failover_ms: 648.0,
         criu_pause_ms: Some(15.9),
         criu_restore_ms: Some(12.7),
+        thesis_image_mb: Some(27.0),
+        criu_image_mb: Some(15.7),
         aim_pause_ms: None,
     },
     Size {
@@ -65,6 +74,8 @@ pub const SIZES: [Size; 5] = [
         thesis_failover_ms: 718.0,
         criu_pause_ms: Some(126.2),
         criu_restore_ms: Some(114.8),
+        thesis_image_mb: Some(289.0),
+        criu_image_mb: Some(196.4),
         aim_pause_ms: None,
     },
     Size {
@@ -74,6 +85,8 @@ pub const SIZES: [Size; 5] = [
         thesis_failover_ms: 1132.0,
         criu_pause_ms: Some(760.9),
         criu_restore_ms: Some(1005.8),
+        thesis_image_mb: Some(2288.0),
+        criu_image_mb: Some(1682.5),
         aim_pause_ms: Some(2.0),
     },
 ];
@@ -109,6 +122,11 @@ impl Size {
         row.thesis(self.thesis_restore_ms).peer(CRIU_ON_RECORD, self.criu_restore_ms).aim(AIM_RESTORE_MS)
     }
 
+    /// The same for checkpoints on disk, in megabytes.
+    pub fn beside_disk(&self, row: Row) -> Row {
+        row.thesis(self.thesis_image_mb).peer(CRIU_ON_RECORD, self.criu_image_mb)
+    }
+
     /// The same for failovers of a dead host, detection included.
     pub fn beside_failover(&self, row: Row) -> Row {
         row.thesis(self.thesis_failover_ms).aim(AIM_DEAD_HOST_MS)
@@ -136,6 +154,9 @@ pub fn rows() -> Result<Vec<Row>> {
         rows("pause", Size::beside_pause),
         rows("restore", Size::beside_restore),
         rows("failover", Size::beside_failover),
+        SIZES
+            .map(|size| size.beside_disk(Row::measured(format!("disk/{}", size.name()), "MB", &[])))
+            .to_vec(),
         vec![killed, lost("1k keys"), lost("1M keys")],
     ]
     .concat())

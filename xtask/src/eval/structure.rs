@@ -18,8 +18,8 @@ use tempfile::TempDir;
 use testkit::programs::go_app;
 use testkit::servers::own_address;
 
-use super::hosts::Owned;
 use super::kv::{self, Load};
+use super::namespace::Owned;
 use super::{Row, quick};
 use crate::workspace::{cargo, target_dir};
 

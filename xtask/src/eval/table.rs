@@ -10,10 +10,13 @@ pub fn render(rows: &[Row]) -> String {
     lines.extend(rows.iter().map(cells));
     let widths = widths(&lines);
     let mut text: String = lines.iter().map(|line| aligned(line, &widths)).collect();
-    let mut peers: Vec<_> = rows.iter().filter_map(|row| row.peer_name).collect();
+    let mut peers: Vec<_> = rows.iter().filter_map(|row| row.peer_name.as_deref()).collect();
     peers.dedup();
     for peer in peers {
         text.push_str(&format!("peer: {peer}\n"));
+    }
+    for (row, why) in rows.iter().filter_map(|row| Some((row, row.why_not.as_ref()?))) {
+        text.push_str(&format!("{} was not taken: {why}\n", row.id));
     }
     text
 }
@@ -23,7 +26,7 @@ fn cells(row: &Row) -> [String; 9] {
     let met = row.met.map_or("-", |met| if met { "yes" } else { "NO" });
     [
         row.id.clone(),
-        row.unit.to_owned(),
+        row.unit.to_string(),
         number(row.median),
         number(row.p99),
         row.runs.to_string(),
@@ -44,7 +47,7 @@ fn against(peer: Option<f64>, ours: Option<f64>) -> String {
 }
 
 /// Three digits that mean something.
-fn short(figure: f64) -> String {
+pub fn short(figure: f64) -> String {
     match figure.abs() {
         size if size >= 100.0 => format!("{figure:.0}"),
         size if size >= 10.0 => format!("{figure:.1}"),

@@ -1,0 +1,3 @@
+module checksync/apps/mapreduce
+
+go 1.26

@@ -1,0 +1,3 @@
+module checksync/apps/matrix
+
+go 1.26
