@@ -74,6 +74,17 @@ pub struct Promotion {
     pub cgroup: Option<PathBuf>,
     /// The cell's own network, if it has one: brought up on the way.
     pub network: Option<Box<dyn CellNetwork>>,
+    /// How the app is captured from here on.
+    pub captures: Captures,
+}
+
+/// What a promoted copy's captures are like, in the place of what [`Settings`] say, which were made before anybody knew
+/// whether it would ever be an app.
+#[derive(Debug, Clone, Default)]
+pub struct Captures {
+    pub shadow_bytes: u64,
+    pub connections: Connections,
+    pub barrier: Option<Barrier>,
 }
 
 /// Where a full sync's frames go. Blocks while there is no room; `false`: the peer is gone, stop.

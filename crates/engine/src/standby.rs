@@ -23,7 +23,7 @@ use crate::awake::Cores;
 use crate::capture::{Capturer, EngineError};
 use crate::cell::{CHANNEL, Cell, CellSpec};
 use crate::clock::now_ns;
-use crate::command::{Command, Promotion};
+use crate::command::{Captures, Command, Promotion, Settings};
 use crate::event::{Event, RestoreReport};
 use crate::primary::{App, chain, inodes_of, listen_in, move_into, serve};
 use crate::thread::Context;
@@ -432,7 +432,9 @@ impl Keeper<'_> {
             revival: times.revival,
             connections: times.connections,
         };
-        let capturer = Capturer::new(pid, &self.context.settings, stdio).map_err(CopyError::Engine)?;
+        let Captures { shadow_bytes, connections, barrier } = promotion.captures;
+        let settings = Settings { shadow_bytes, connections, barrier, ..self.context.settings.clone() };
+        let capturer = Capturer::new(pid, &settings, stdio).map_err(CopyError::Engine)?;
         Ok((App { pid, tree, cell: Some(cell), capturer, begun: true }, report))
     }
 
