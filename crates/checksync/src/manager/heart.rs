@@ -14,6 +14,7 @@ use image::Term;
 use replica::Progress;
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::thread::CapabilitySet;
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use wire::{Client, EngineState, Heartbeat, HeartbeatAnswer, TlsFiles, WireError};
 
@@ -43,6 +44,8 @@ pub struct Heart {
 struct Shared {
     says: Mutex<Says>,
     stopped: AtomicBool,
+    /// A standby is there: no pause between attempts is to be waited out.
+    hurry: Notify,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -77,9 +80,10 @@ impl Heart {
         self.shared.says().term = Some(term);
     }
 
-    /// A standby follows us: from here on beats count.
+    /// A standby follows us: from here on beats count, and it waits for the first.
     pub fn welcomed(&self) {
         self.shared.says().welcomed = true;
+        self.shared.hurry.notify_one();
     }
 
     pub fn report(&self, progress: Progress) {
@@ -124,7 +128,10 @@ async fn beat_for_life(pulse: &Pulse, shared: &Shared, on_answer: &OnAnswer) {
         // A connection that was lost is made anew at once; one that can't be made must not flood the peer.
         let failed = begun && sequence == beaten;
         pause = if failed { (pause * 2).min(PAUSE_MAX) } else { pulse.period };
-        sleep(pause).await;
+        tokio::select! {
+            () = sleep(pause) => (),
+            () = shared.hurry.notified() => (),
+        }
     }
 }
 

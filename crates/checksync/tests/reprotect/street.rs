@@ -193,6 +193,14 @@ impl Group {
         self.wait(&format!("protection of the app on {}", NAMES[host]), protected)
     }
 
+    /// Protected, and an operator is heard.
+    #[track_caller]
+    pub fn wait_until_movable(&self, host: usize) {
+        self.wait_until_protected(host);
+        let socket = self.run_dir(host).join(format!("primary-{APP}.ctl"));
+        self.wait("somebody who takes orders", || UnixStream::connect(&socket).ok());
+    }
+
     /// The host that serves in `term`, and what it says of its takeover.
     #[track_caller]
     pub fn takeover(&self, term: u64) -> (usize, Value) {

@@ -249,22 +249,36 @@ fn tell_app(socket: &AppSocket, term: Term, from: CheckpointId) {
 
 /// Runs the primary to its end.
 fn serve(actor: primary::Actor, app: &str) {
-    // Without them the app is served all the same.
-    let orders = take_orders(&actor, app);
-    if let Err(why) = &orders {
-        tracing::warn!(app, "no operator can move the app or pause its takeover: {why:#}");
-    }
+    let orders = tokio::spawn(take_orders(actor.post(), app.to_owned()));
     match actor.run() {
         Outcome::Ended(ending) => tracing::warn!(app, ?ending, "no longer served here"),
         Outcome::Failed(why) => tracing::error!(app, "no longer served here: {why}"),
     }
+    orders.abort();
 }
 
-/// As a primary that was started here does.
-fn take_orders(actor: &primary::Actor, app: &str) -> anyhow::Result<(Lock, status::Socket)> {
+/// As a primary that was started here does. One that was, and has just lost the term, may still be ending.
+async fn take_orders(post: mpsc::Sender<primary::Input>, app: String) {
+    const AGAIN: Duration = Duration::from_millis(50);
+    let mut said = false;
+    let _taken = loop {
+        match open_orders(&post, &app) {
+            Ok(taken) => break taken,
+            Err(why) if !said => {
+                tracing::warn!(app, "no operator can move the app or pause its takeover yet: {why:#}");
+                said = true;
+            }
+            Err(_) => (),
+        }
+        tokio::time::sleep(AGAIN).await;
+    };
+    std::future::pending().await
+}
+
+fn open_orders(post: &mpsc::Sender<primary::Input>, app: &str) -> anyhow::Result<(Lock, status::Socket)> {
     let name = format!("primary-{app}");
     let lock = Lock::take(&status::run_dir()?, &name, &format!("app {app}"))?;
-    let (orders, gone) = (actor.post(), actor.post());
+    let (orders, gone) = (post.clone(), post.clone());
     let socket = control::serve(
         &name,
         move |order, listener| drop(orders.send(primary::Input::Order(order, listener))),
