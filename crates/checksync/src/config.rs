@@ -130,9 +130,6 @@ impl PrimarySettings {
         let app = args.app.or(file.app.clone()).context("no app is named; give --app NAME")?;
         check_name(&app)?;
         let standbys = file.standby.unless_given(args.standby);
-        if standbys.is_empty() {
-            bail!("no standby is named; give --standby HOST:PORT");
-        }
         let heartbeat = args.heartbeat.or(file.heartbeat).unwrap_or(HEARTBEAT);
         let missed = args.missed.or(file.missed).unwrap_or(MISSED);
         let interval = args.interval.or(file.interval).unwrap_or(INTERVAL);
@@ -180,6 +177,9 @@ impl PrimarySettings {
                 "strong consistency keeps the connections, and a program that is started afresh knows none of them; \
                  give --on-crash failover or stop"
             );
+        }
+        if standbys.is_empty() {
+            bail!("no standby is named; give --standby HOST:PORT");
         }
         Ok(Self {
             consistency,
