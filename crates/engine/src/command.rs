@@ -74,8 +74,6 @@ pub struct Promotion {
     pub cgroup: Option<PathBuf>,
     /// The cell's own network, if it has one: brought up on the way.
     pub network: Option<Box<dyn CellNetwork>>,
-    /// How the app is captured from here on.
-    pub captures: Captures,
 }
 
 /// What a promoted copy's captures are like, in the place of what [`Settings`] say, which were made before anybody knew
@@ -126,6 +124,8 @@ pub enum Command {
     DropHalf,
     /// Applies the prepared epoch.
     Apply(CheckpointId),
+    /// How the app is captured that the copy is about to become: before `Promote`.
+    CaptureAs(Captures),
     /// Makes the copy the app.
     Promote(Promotion),
     /// Throws the copy away.
@@ -153,6 +153,7 @@ impl std::fmt::Debug for Command {
             Self::Receive { id, full, .. } => return write!(f, "Receive({id}, full: {full})"),
             Self::DropHalf => "DropHalf",
             Self::Apply(id) => return write!(f, "Apply({id})"),
+            Self::CaptureAs(_) => "CaptureAs",
             Self::Promote(_) => "Promote",
             Self::Discard => "Discard",
             Self::End => "End",

@@ -15,8 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use engine::cell::{CellSpec, Init};
 use engine::{
-    AppExit, AppStdio, CaptureReport, Captures, Command, Engine, Event, Launch, Promotion, RestoreReport,
-    Settings,
+    AppExit, AppStdio, CaptureReport, Command, Engine, Event, Launch, Promotion, RestoreReport, Settings,
 };
 use image::CheckpointId;
 
@@ -155,12 +154,7 @@ impl Side {
 
     /// Makes the copy the app; the reason if that fails.
     pub fn promote(&self) -> Result<RestoreReport, String> {
-        let promotion = Promotion {
-            stdio: self.output.stdio(),
-            cgroup: None,
-            network: None,
-            captures: Captures::default(),
-        };
+        let promotion = Promotion { stdio: self.output.stdio(), cgroup: None, network: None };
         self.engine.send(Command::Promote(promotion));
         loop {
             match self.next_event("end of a takeover") {
@@ -302,12 +296,7 @@ impl Pair {
     pub fn take_over(self) -> (Side, RestoreReport) {
         let Self { primary, standby, .. } = self;
         drop(primary);
-        let promotion = Promotion {
-            stdio: standby.output.stdio(),
-            cgroup: None,
-            network: None,
-            captures: Captures::default(),
-        };
+        let promotion = Promotion { stdio: standby.output.stdio(), cgroup: None, network: None };
         standby.engine.send(Command::Promote(promotion));
         let report = standby.until("a restored app", |event| match event {
             Event::Restored(report) => Some(*report),

@@ -111,8 +111,8 @@ impl Actor {
         tell_app(&body.socket, right.term(), from);
         let cgroup = body.fence.directory();
         let network = body.network.as_ref().map(|network| network.to_be_raised(self.arrived.take()));
-        let captures = self.succession.captures();
-        body.engine.send(Command::Promote(Promotion { stdio, cgroup, network, captures }));
+        body.engine.send(Command::CaptureAs(self.succession.captures()));
+        body.engine.send(Command::Promote(Promotion { stdio, cgroup, network }));
         self.succession.won = Some((right.clone(), from));
     }
 
