@@ -146,6 +146,10 @@ pub struct StandbyArgs {
     /// The bridge or device where the apps' addresses are [default: called as on the primary]
     #[arg(long, env = "CHECKSYNC_LINK")]
     pub link: Option<String>,
+    /// HOST:PORT of who is to be the standby of an app that is served from here, as the others of the group listen;
+    /// several are tried in turn. Without any, an app stays unprotected after a takeover
+    #[arg(long, env = "CHECKSYNC_STANDBY", value_delimiter = ',')]
+    pub standby: Vec<String>,
     #[command(flatten)]
     pub shared: SharedArgs,
 }
@@ -174,9 +178,9 @@ pub struct PrimaryArgs {
     /// The app's name, on both hosts
     #[arg(long, env = "CHECKSYNC_APP")]
     pub app: Option<String>,
-    /// HOST:PORT of the standby
-    #[arg(long, env = "CHECKSYNC_STANDBY")]
-    pub standby: Option<String>,
+    /// HOST:PORT of the standby; of several, the first that is there is it, and the others are spares
+    #[arg(long, env = "CHECKSYNC_STANDBY", value_delimiter = ',')]
+    pub standby: Vec<String>,
     /// `structures`: no process is captured; the program keeps its state in maps and values of the SDK, and every
     /// change is on the standby before it returns; needs no root [default: process]
     #[arg(long, env = "CHECKSYNC_REPLICATE", value_enum)]

@@ -33,7 +33,7 @@ pub const NETWORK_THREADS: usize = 2;
 const NETWORK_THREADS_MAX: usize = 64;
 
 /// What primary and standby share.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Shared {
     pub tls: TlsFiles,
     pub pki: PathBuf,
@@ -46,7 +46,7 @@ pub struct Shared {
 #[derive(Debug)]
 pub struct PrimarySettings {
     pub app: String,
-    pub standby: String,
+    pub standbys: Vec<String>,
     pub interval: Duration,
     pub timing: Timing,
     pub on_crash: OnCrash,
@@ -66,6 +66,8 @@ pub struct StandbySettings {
     pub listen: SocketAddr,
     pub promote_hook: Option<OsString>,
     pub link: Option<String>,
+    /// Of what is served here after a takeover.
+    pub standbys: Vec<String>,
     pub network_threads: usize,
     pub shared: Shared,
 }
@@ -84,7 +86,7 @@ struct File {
     promote_hook: Option<String>,
     network_threads: Option<usize>,
     app: Option<String>,
-    standby: Option<String>,
+    standby: Standbys,
     #[serde(deserialize_with = "duration::deserialize")]
     interval: Option<Duration>,
     #[serde(deserialize_with = "duration::deserialize")]
@@ -108,6 +110,28 @@ fn arbiter<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<A
     text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
+/// `standby = "b:7400"`, or a list of them.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(untagged)]
+enum Standbys {
+    #[default]
+    None,
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Standbys {
+    /// What the flags say, or this.
+    fn unless_given(&self, given: Vec<String>) -> Vec<String> {
+        match (given.is_empty(), self) {
+            (false, _) => given,
+            (true, Self::None) => Vec::new(),
+            (true, Self::One(standby)) => vec![standby.clone()],
+            (true, Self::Several(standbys)) => standbys.clone(),
+        }
+    }
+}
+
 impl PrimarySettings {
     /// What is wrong with them is a mistake of whoever asks.
     pub fn resolve(args: PrimaryArgs) -> Result<Self, Coded> {
@@ -118,7 +142,7 @@ impl PrimarySettings {
         let file = File::load(args.shared.config.as_deref())?;
         let app = args.app.or(file.app.clone()).context("no app is named; give --app NAME")?;
         check_name(&app)?;
-        let standby = args.standby.or(file.standby.clone());
+        let standbys = file.standby.unless_given(args.standby);
         let heartbeat = args.heartbeat.or(file.heartbeat).unwrap_or(HEARTBEAT);
         let missed = args.missed.or(file.missed).unwrap_or(MISSED);
         let interval = args.interval.or(file.interval).unwrap_or(INTERVAL);
@@ -167,13 +191,16 @@ impl PrimarySettings {
                  give --on-crash failover or stop"
             );
         }
+        if standbys.is_empty() {
+            bail!("no standby is named; give --standby HOST:PORT");
+        }
         Ok(Self {
             consistency,
             structures,
             abandon_standby: args.abandon_standby,
             network,
             app,
-            standby: standby.context("no standby is named; give --standby HOST:PORT")?,
+            standbys,
             interval,
             timing: Timing::new(nanos(heartbeat), missed)?,
             on_crash: on_crash.into(),
@@ -228,8 +255,9 @@ impl StandbySettings {
         if !(1..=NETWORK_THREADS_MAX).contains(&network_threads) {
             bail!("{network_threads} threads for the network; take 1 to {NETWORK_THREADS_MAX}");
         }
+        let standbys = file.standby.unless_given(args.standby);
         let shared = Shared::resolve(args.shared, file)?;
-        Ok(Self { listen, promote_hook, link, network_threads, shared })
+        Ok(Self { listen, promote_hook, link, standbys, network_threads, shared })
     }
 }
 

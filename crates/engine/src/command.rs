@@ -76,6 +76,15 @@ pub struct Promotion {
     pub network: Option<Box<dyn CellNetwork>>,
 }
 
+/// What a promoted copy's captures are like, in the place of what [`Settings`] say, which were made before anybody knew
+/// whether it would ever be an app.
+#[derive(Debug, Clone, Default)]
+pub struct Captures {
+    pub shadow_bytes: u64,
+    pub connections: Connections,
+    pub barrier: Option<Barrier>,
+}
+
 /// Where a full sync's frames go. Blocks while there is no room; `false`: the peer is gone, stop.
 pub type FrameSink = Box<dyn FnMut(Bytes) -> bool + Send>;
 
@@ -115,6 +124,8 @@ pub enum Command {
     DropHalf,
     /// Applies the prepared epoch.
     Apply(CheckpointId),
+    /// How the app is captured that the copy is about to become: before `Promote`.
+    CaptureAs(Captures),
     /// Makes the copy the app.
     Promote(Promotion),
     /// Throws the copy away.
@@ -142,6 +153,7 @@ impl std::fmt::Debug for Command {
             Self::Receive { id, full, .. } => return write!(f, "Receive({id}, full: {full})"),
             Self::DropHalf => "DropHalf",
             Self::Apply(id) => return write!(f, "Apply({id})"),
+            Self::CaptureAs(_) => "CaptureAs",
             Self::Promote(_) => "Promote",
             Self::Discard => "Discard",
             Self::End => "End",

@@ -19,7 +19,7 @@ mod standby;
 mod thread;
 
 pub use checkpoint::descriptors::{CellNetwork, ConnectionCounts, Connections, ManagerSocket, Unanswered};
-pub use command::{AppStdio, Attach, Barrier, Command, FrameSink, Launch, Promotion, Settings};
+pub use command::{AppStdio, Attach, Barrier, Captures, Command, FrameSink, Launch, Promotion, Settings};
 pub use event::{AppExit, CaptureReport, Event, FullSyncProgress, RestoreReport};
 pub use primary::output_pipes;
 pub use thread::{Engine, EventSink};

@@ -269,6 +269,7 @@ fn obey(context: &Context, app: &mut App, command: Command, syncing: &mut Option
         | Command::Receive { .. }
         | Command::DropHalf
         | Command::Apply(_)
+        | Command::CaptureAs(_)
         | Command::Promote(_)
         | Command::Discard => {
             tracing::warn!(?command, "a command for a copy came to the app's own engine");

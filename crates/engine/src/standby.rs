@@ -23,7 +23,7 @@ use crate::awake::Cores;
 use crate::capture::{Capturer, EngineError};
 use crate::cell::{CHANNEL, Cell, CellSpec};
 use crate::clock::now_ns;
-use crate::command::{Command, Promotion};
+use crate::command::{Captures, Command, Promotion};
 use crate::event::{Event, RestoreReport};
 use crate::primary::{App, chain, inodes_of, listen_in, move_into, serve};
 use crate::thread::Context;
@@ -121,6 +121,11 @@ impl Keeper<'_> {
                     Command::Receive { id, full, keep_old } => self.receive(id, full, keep_old),
                     Command::DropHalf => self.drop_half(),
                     Command::Apply(id) => self.apply(id),
+                    Command::CaptureAs(Captures { shadow_bytes, connections, barrier }) => {
+                        let settings = &mut self.context.settings;
+                        settings.shadow_bytes = shadow_bytes;
+                        (settings.connections, settings.barrier) = (connections, barrier);
+                    }
                     Command::Promote(promotion) => {
                         if let Some(app) = self.promote(promotion) {
                             return Some(app);

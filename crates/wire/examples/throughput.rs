@@ -98,5 +98,6 @@ fn hello() -> Hello {
         fencing: "none".to_owned(),
         network: None,
         structures: None,
+        policy: Bytes::new(),
     }
 }

@@ -131,6 +131,7 @@ impl From<Hello> for proto::Hello {
             fencing,
             network,
             structures,
+            policy,
         } = hello;
         Self {
             protocol_version,
@@ -153,6 +154,7 @@ impl From<Hello> for proto::Hello {
                 gateway: gateway.unwrap_or_default(),
             }),
             structures: structures.map(|Structures { command }| proto::Structures { command }),
+            policy,
         }
     }
 }
@@ -185,6 +187,7 @@ impl TryFrom<proto::Hello> for Hello {
                 gateway: (!network.gateway.is_empty()).then_some(network.gateway),
             }),
             structures: hello.structures.map(|proto::Structures { command }| Structures { command }),
+            policy: hello.policy,
         })
     }
 }

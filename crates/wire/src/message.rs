@@ -40,6 +40,8 @@ pub struct Hello {
     pub network: Option<ServiceNetwork>,
     /// Instead of a process, structures are replicated.
     pub structures: Option<Structures>,
+    /// What the operator asked for, for whoever takes over; encoded and read by another crate.
+    pub policy: Bytes,
 }
 
 /// What is replicated instead of a process.

@@ -4,6 +4,7 @@
 //! by one on a thread of its own, so that neither another app nor the network is in front of a heartbeat.
 
 mod stream;
+mod takeover;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -13,13 +14,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
-use engine::{AppExit, AppStdio, Command, Engine, Event, Promotion, RestoreReport};
+use engine::{AppExit, AppStdio, Command, Engine, Event, RestoreReport};
 use image::{CheckpointId, Incarnation, Member, Sync, Term};
-use replica::primary::{AppExit as Exited, Permit, SyncCall};
+use replica::primary::{AppExit as Exited, SyncCall};
 use replica::standby::{Discarded, EpochRefusal, StandbyStatus};
 use replica::{
-    Answer, Ask, Fencing, Nanos, Progress, Reign, Right, Standby, StandbyAction, StandbyConfig, StandbyEvent,
-    Timing,
+    Answer, Ask, Fencing, Nanos, Progress, Reign, Standby, StandbyAction, StandbyConfig, StandbyEvent, Timing,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
@@ -30,7 +30,8 @@ use wire::{
 };
 
 use self::stream::Intake;
-use super::app_socket::{AppSocket, Restored};
+use self::takeover::Plan;
+use super::app_socket::AppSocket;
 use super::arrived::Arrived;
 use super::asker::{Asker, term_of};
 use super::cell::{CellKit, GuardLine};
@@ -40,9 +41,8 @@ use super::output::Forwarding;
 use super::primary::exit_text;
 use super::register::RegisterDesk;
 use super::stages::Stages;
-use super::{engine_settings, exit_of, fresh_incarnation, hook, now, span, wall_clock_ns};
-use crate::guard::Order;
-use crate::status::{AppReport, Board, Role, TakeoverReport};
+use super::{engine_settings, exit_of, fresh_incarnation, now, span, wall_clock_ns};
+use crate::status::{AppReport, Board, Role};
 
 /// What an actor is made with.
 #[derive(Debug, Clone)]
@@ -55,6 +55,11 @@ pub struct Setup {
     pub tls: TlsFiles,
     pub state: Option<PathBuf>,
     pub promote_hook: Option<OsString>,
+    pub pki: PathBuf,
+    /// Of the app, once it was taken over.
+    pub standbys: Vec<String>,
+    /// Its output is to be held back then.
+    pub gated: bool,
     /// The app's own, here.
     pub network: Option<gate::NetworkSpec>,
     pub host_facts: Bytes,
@@ -77,11 +82,23 @@ pub enum Input {
     Engine(Event),
     Register(Ask, Answer),
     /// The app, which was taken over, calls `sync`.
-    Sync(SyncCall),
+    Sync(SyncCall, Option<Duration>),
     /// The daemon stops: an app that is served here gets this long to end.
     Stop {
         grace: Duration,
     },
+    /// The primary that the app was left to has ended, and with it the app.
+    Over,
+}
+
+/// What there is of the app on this host: it becomes the primary's after a takeover.
+struct Body {
+    engine: Arc<Engine>,
+    guard: GuardLine,
+    forwarding: Option<Forwarding>,
+    fence: Fence,
+    network: Option<CopyNetwork>,
+    socket: AppSocket,
 }
 
 /// A page stream.
@@ -98,15 +115,12 @@ pub struct Actor {
     inbox: mpsc::Receiver<Input>,
     post: mpsc::Sender<Input>,
     machine: Standby,
-    engine: Arc<Engine>,
-    guard: GuardLine,
+    /// Until a primary has it.
+    body: Option<Body>,
     /// The app's ends of its output, for the takeover.
     stdio: Option<AppStdio>,
-    forwarding: Option<Forwarding>,
-    fence: Fence,
-    network: Option<CopyNetwork>,
-    socket: AppSocket,
     arrived: Arrived,
+    succession: Plan,
     register: Option<RegisterDesk>,
     incarnation: u64,
     session: Option<Session>,
@@ -137,7 +151,8 @@ impl Actor {
         let fence = Fence::raise(&setup.app, setup.fencing)?;
         let create = |spec| CopyNetwork::create(spec, &setup.app, fence.handle());
         let network = setup.network.clone().map(create).transpose()?;
-        let mut kit = CellKit::new(fence.handle()).context("cannot prepare a cell")?;
+        let new = if setup.gated { CellKit::gated } else { CellKit::new };
+        let mut kit = new(fence.handle()).context("cannot prepare a cell")?;
         let namespace = network.as_ref().map(CopyNetwork::namespace).transpose();
         kit.spec.network = namespace.context("cannot give the copy its network")?;
         kit.spec.cgroup = fence.directory();
@@ -148,15 +163,14 @@ impl Actor {
             .arbiter
             .as_ref()
             .map(|spec| RegisterDesk::open(spec, &setup.tls, &setup.app, patience, answer));
-        let said = post.clone();
-        let events = Box::new(move |event| drop(said.send(Input::Engine(event))));
-        let called = post.clone();
-        let on_sync = Box::new(move |call, _| drop(called.send(Input::Sync(call))));
+        let (said, called) = (post.clone(), post.clone());
+        let succession = Plan::new(Box::new(move |event| drop(said.send(Input::Engine(event)))));
+        let on_sync = Box::new(move |call, patience| drop(called.send(Input::Sync(call, patience))));
         let socket =
             AppSocket::new(&setup.app, &setup.host, on_sync).context("cannot hear calls of the app")?;
         let mut settings = engine_settings(&setup.app, 0);
         settings.manager = Some(socket.for_engine());
-        let engine = Engine::stand_by(settings, kit.spec, events);
+        let engine = Engine::stand_by(settings, kit.spec, succession.events());
         let log = setup.state.as_ref().map(|state| state.join(format!("{}.log", setup.app)));
         let incarnation = fresh_incarnation();
         let config = StandbyConfig {
@@ -166,15 +180,19 @@ impl Actor {
         };
         let stages = Stages::default();
         setup.board.set_stages(&setup.app, stages.clone());
-        let actor = Self {
-            machine: Standby::new(config),
+        let body = Body {
             engine: Arc::new(engine.context("cannot start an engine")?),
             guard: kit.guard,
-            stdio: Some(kit.stdio),
             forwarding: Some(Forwarding::start(kit.streams, log).context("cannot open the app's log")?),
             fence,
             network,
             socket,
+        };
+        let actor = Self {
+            machine: Standby::new(config),
+            body: Some(body),
+            stdio: Some(kit.stdio),
+            succession,
             arrived: Arrived::default(),
             register: register.transpose()?,
             inbox,
@@ -250,15 +268,18 @@ impl Actor {
             }
             Input::Engine(event) => self.take_engine(event),
             Input::Register(ask, answer) => self.step_alone(StandbyEvent::RegisterAnswer { ask, answer }),
-            // Protected again by nobody yet, however long it waits.
-            Input::Sync(call) => self.socket.refuse(call, UNPROTECTED.to_owned()),
+            Input::Sync(call, patience) => self.take_sync(call, patience),
             Input::Stop { grace } => self.stop(grace),
+            Input::Over => self.ended = true,
         }
     }
 
     fn stop(&mut self, grace: Duration) {
+        if self.succession.stop() {
+            return;
+        }
         if self.serving.is_some() {
-            return self.engine.send(Command::Stop { grace });
+            return self.command(Command::Stop { grace });
         }
         self.stopping = Some(grace);
     }
@@ -338,7 +359,15 @@ impl Actor {
         Ok(())
     }
 
+    fn command(&self, command: Command) {
+        if let Some(body) = &self.body {
+            body.engine.send(command);
+        }
+    }
+
     fn take_engine(&mut self, event: Event) {
+        // It was said just before the primary began to listen.
+        let Some(event) = self.succession.pass_on(event) else { return };
         match event {
             Event::EpochBegins { id, sync } => {
                 self.announced.insert(id, sync);
@@ -368,7 +397,7 @@ impl Actor {
             Event::Restored(report) => self.restored(report),
             Event::RestoreFailed { why } => {
                 tracing::error!(app = self.setup.app, "the takeover failed: {why}");
-                if let Some(network) = &self.network {
+                if let Some(network) = self.body.as_ref().and_then(|body| body.network.as_ref()) {
                     network.give_up();
                 }
                 self.step_alone(StandbyEvent::RestoreFailed { why });
@@ -427,7 +456,7 @@ impl Actor {
             StandbyAction::RefuseEpoch { id, why } => self.refuse_epoch(id, &why),
             StandbyAction::EndStream { why } => self.end_stream(&why),
             StandbyAction::Ack { id } => self.say(FromStandby::Ack(id)),
-            StandbyAction::Apply { id } => self.engine.send(Command::Apply(id)),
+            StandbyAction::Apply { id } => self.command(Command::Apply(id)),
             StandbyAction::DropHalf { id } => self.drop_half(id),
             StandbyAction::AnswerHeartbeat { sent_at: _, held } => {
                 let state = if held.is_some() { StandbyState::Ready } else { StandbyState::Syncing };
@@ -460,13 +489,14 @@ impl Actor {
             host_facts: self.setup.host_facts.clone(),
         });
         tracing::info!(app = self.setup.app, primary = hello.primary_name, "a primary is connected");
+        self.succession.learn(&hello.policy);
         self.sessions += 1;
         let number = self.sessions;
         let (queue, queued) = tokio_mpsc::unbounded_channel();
         self.setup.runtime.spawn(stream::write(queued, outgoing));
         let intake = Intake {
             number,
-            engine: Arc::downgrade(&self.engine),
+            engine: self.body.as_ref().map(|body| Arc::downgrade(&body.engine)).unwrap_or_default(),
             post: self.post.clone(),
             header_at: Arc::clone(&self.header_at),
         };
@@ -484,12 +514,12 @@ impl Actor {
     fn receive(&mut self, id: CheckpointId) {
         let full = self.announced.get(&id) == Some(&Sync::Full);
         self.receiving = Some(id);
-        self.engine.send(Command::Receive { id, full, keep_old: true });
+        self.command(Command::Receive { id, full, keep_old: true });
     }
 
     fn refuse_epoch(&mut self, id: CheckpointId, why: &EpochRefusal) {
         tracing::debug!(app = self.setup.app, %id, "refused an epoch: {why}");
-        self.engine.send(Command::DropHalf);
+        self.command(Command::DropHalf);
         self.say(FromStandby::EpochRefused(EpochRefused { id, why: why.to_string() }));
     }
 
@@ -507,7 +537,7 @@ impl Actor {
     fn drop_half(&mut self, id: CheckpointId) {
         if self.receiving == Some(id) {
             self.receiving = None;
-            self.engine.send(Command::DropHalf);
+            self.command(Command::DropHalf);
         }
     }
 
@@ -518,82 +548,11 @@ impl Actor {
         }
     }
 
-    fn promote(&mut self, right: &Right, from: CheckpointId) {
-        self.won_at_ns = wall_clock_ns();
-        tracing::warn!(app = self.setup.app, term = %right.term(), %from, "taking over");
-        if self.fence.allow(Permit::Open).is_err() {
-            tracing::error!("the copy's permit was revoked; it cannot be heard");
-        }
-        let Some(stdio) = self.stdio.take() else {
-            let why = "a copy of this engine was restored before".to_owned();
-            return self.step_alone(StandbyEvent::RestoreFailed { why });
-        };
-        self.tell_app(right.term(), from);
-        let cgroup = self.fence.directory();
-        let network = self.network.as_ref().map(|network| network.to_be_raised(self.arrived.take()));
-        self.engine.send(Command::Promote(Promotion { stdio, cgroup, network }));
-    }
-
-    /// Before it runs: calls that wait in it are answered with this.
-    fn tell_app(&self, term: Term, from: CheckpointId) {
-        self.socket.tell(|role| {
-            role.term = term.0;
-            role.restored = Some(Restored { term: from.term.0, epoch: from.epoch.0 });
-            (role.state, role.why_not) = ("serving".to_owned(), Some(UNPROTECTED.to_owned()));
-        });
-    }
-
-    fn restored(&mut self, report: RestoreReport) {
-        let term = self.term().unwrap_or_default();
-        let id = CheckpointId { term, epoch: report.id.epoch };
-        if let Some(command) = &self.setup.promote_hook {
-            hook::promoted(command, &self.setup.app, id);
-        }
-        self.setup.board.add_takeover(self.takeover(id, &report));
-        self.guard.send(&Order::Live);
-        self.serving = Some(report);
-        self.say(FromStandby::Serving(term));
-        self.step_alone(StandbyEvent::RestoreFinished);
-        let restore_us = report.total.as_micros();
-        tracing::debug!(?report, "restored");
-        tracing::warn!(app = self.setup.app, %term, from = %report.id, restore_us, pid = report.pid, "SERVING");
-        let engine::ConnectionCounts { kept, unanswered, reset, unaccepted, closed, asking: _ } =
-            report.connections;
-        if kept + unanswered + reset + unaccepted + closed > 0 {
-            tracing::info!(
-                app = self.setup.app,
-                kept,
-                unanswered,
-                reset,
-                unaccepted,
-                closed,
-                "its connections"
-            );
-        }
-        self.publish();
-        if let Some(grace) = self.stopping.take() {
-            self.stop(grace);
-        }
-    }
-
-    fn takeover(&self, id: CheckpointId, report: &RestoreReport) -> TakeoverReport {
-        TakeoverReport {
-            app: self.setup.app.clone(),
-            term: id.term.0,
-            epoch: id.epoch.0,
-            frozen_at_ns: report.frozen_at_ns,
-            suspected_at_ns: self.suspected_at_ns.unwrap_or(self.won_at_ns),
-            won_at_ns: self.won_at_ns,
-            serving_at_ns: wall_clock_ns(),
-            restore_us: report.total.as_micros() as u64,
-        }
-    }
-
     fn discard(&mut self, why: &Discarded) {
         tracing::info!(app = self.setup.app, "the copy is discarded: {why}");
         self.receiving = None;
         self.held_since_ns = None;
-        self.engine.send(Command::Discard);
+        self.command(Command::Discard);
     }
 
     fn say_status(&mut self, status: StandbyStatus) {
@@ -614,6 +573,9 @@ impl Actor {
     }
 
     fn publish(&self) {
+        if self.body.is_none() {
+            return; // The primary speaks for the app.
+        }
         let (state, why_not) = status_words(&self.status);
         let serving = self.serving.is_some();
         let age_ns = self.held_since_ns.map(|at| now().0.saturating_sub(at));
@@ -635,13 +597,15 @@ impl Actor {
 
     fn finish(self) {
         let (app, board) = (self.setup.app, self.setup.board);
-        // A reader may hold the engine for one more frame; then it ends there.
-        drop(self.engine);
         drop(self.stdio);
-        if let Some(forwarding) = self.forwarding {
-            forwarding.finish();
+        if let Some(body) = self.body {
+            // A reader may hold the engine for one more frame; then it ends there.
+            drop(body.engine);
+            if let Some(forwarding) = body.forwarding {
+                forwarding.finish();
+            }
+            body.fence.take_down();
         }
-        self.fence.take_down();
         board.remove(&app);
     }
 }

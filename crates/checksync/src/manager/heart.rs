@@ -5,7 +5,7 @@
 //! that the app is served elsewhere. Lost connections are made anew for as long as the heart beats.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use std::{io, thread};
@@ -14,15 +14,18 @@ use image::Term;
 use replica::Progress;
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::thread::CapabilitySet;
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use wire::{Client, EngineState, Heartbeat, HeartbeatAnswer, TlsFiles, WireError};
+
+use super::candidates::Candidates;
 
 /// Above the engine's: a frozen app waits for the engine, but a lapsed permit silences it.
 const PRIORITY: i32 = 20;
 
 #[derive(Debug)]
 pub struct Pulse {
-    pub standby: String,
+    pub candidates: Arc<Candidates>,
     pub tls: TlsFiles,
     pub app: String,
     pub period: Duration,
@@ -41,6 +44,8 @@ pub struct Heart {
 struct Shared {
     says: Mutex<Says>,
     stopped: AtomicBool,
+    /// A standby is there: no pause between attempts is to be waited out.
+    hurry: Notify,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -75,9 +80,10 @@ impl Heart {
         self.shared.says().term = Some(term);
     }
 
-    /// A standby follows us: from here on beats count.
+    /// A standby follows us: from here on beats count, and it waits for the first.
     pub fn welcomed(&self) {
         self.shared.says().welcomed = true;
+        self.shared.hurry.notify_one();
     }
 
     pub fn report(&self, progress: Progress) {
@@ -122,11 +128,14 @@ async fn beat_for_life(pulse: &Pulse, shared: &Shared, on_answer: &OnAnswer) {
         // A connection that was lost is made anew at once; one that can't be made must not flood the peer.
         let failed = begun && sequence == beaten;
         pause = if failed { (pause * 2).min(PAUSE_MAX) } else { pulse.period };
-        sleep(pause).await;
+        tokio::select! {
+            () = sleep(pause) => (),
+            () = shared.hurry.notified() => (),
+        }
     }
 }
 
-/// Returns when the connection is lost or the heart is stopped.
+/// Returns when the connection is lost, it is another standby's turn, or the heart is stopped.
 async fn beat_on_one_connection(
     pulse: &Pulse,
     shared: &Shared,
@@ -134,7 +143,8 @@ async fn beat_on_one_connection(
     sequence: &mut u64,
 ) -> Result<(), WireError> {
     const PATIENCE: Duration = Duration::from_secs(1);
-    let client = Client::connect(&pulse.standby, &pulse.tls, PATIENCE).await?;
+    let standby = pulse.candidates.current();
+    let client = Client::connect(&standby, &pulse.tls, PATIENCE).await?;
     let (beats, mut answers) = client.beat().await?;
     let mut period = interval(pulse.period);
     period.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -146,7 +156,7 @@ async fn beat_on_one_connection(
                 None => return Ok(()),
             },
             _ = period.tick() => {
-                if shared.stopped() {
+                if shared.stopped() || pulse.candidates.current() != standby {
                     return Ok(());
                 }
                 *sequence += 1;
@@ -178,6 +188,16 @@ fn stay_on_time() {
     if let Err(why) = sys::task::become_real_time(PRIORITY) {
         tracing::warn!("no real-time priority for heartbeats, a busy host may look dead: {why}");
     }
+    lock_memory();
+}
+
+/// Once for the process: whoever starts an engine later is to meet no thread that locks what it tries the kernel out on.
+pub fn lock_memory() {
+    static LOCKED: Once = Once::new();
+    LOCKED.call_once(lock_all);
+}
+
+fn lock_all() {
     // Without the capability the limit on locked memory would make allocations fail later.
     let capable =
         rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));

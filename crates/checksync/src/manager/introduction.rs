@@ -1,6 +1,7 @@
 //! What any primary says of itself: to people, and to the standby when it knocks.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +9,9 @@ use image::{Member, Term};
 use replica::primary::{AppExit, Status};
 use wire::{Consistency, Exit, HeartbeatAnswer, Hello, PROTOCOL_VERSION, RELEASE};
 
+use super::candidates::Candidates;
 use super::heart::{Heart, Pulse};
+use super::policy::Policy;
 use crate::config::{PrimarySettings, fencing_name};
 
 pub fn log_status(status: &Status) {
@@ -21,10 +24,11 @@ pub fn log_status(status: &Status) {
 
 pub fn prepare_heart(
     settings: &PrimarySettings,
+    candidates: &Arc<Candidates>,
     on_answer: impl Fn(&str, HeartbeatAnswer) + Send + Sync + 'static,
 ) -> io::Result<Heart> {
     let pulse = Pulse {
-        standby: settings.standby.clone(),
+        candidates: Arc::clone(candidates),
         tls: settings.shared.tls.clone(),
         app: settings.app.clone(),
         period: Duration::from_nanos(settings.timing.heartbeat().0),
@@ -52,6 +56,7 @@ pub fn hello(settings: &PrimarySettings, me: &Member) -> Hello {
         fencing: fencing_name(settings.shared.fencing).to_owned(),
         network: None,
         structures: None,
+        policy: Policy::of(settings).encode(),
     }
 }
 

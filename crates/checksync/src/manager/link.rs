@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::sleep;
 use wire::{Client, FromPrimary, FromStandby, Hello, Replication, TlsFiles, Welcome, WireError};
 
+use super::candidates::Candidates;
 use super::host::HostFacts;
 
 /// Frames of a full sync that wait for the network.
@@ -28,6 +29,8 @@ pub enum LinkEvent {
     /// A standby has welcomed us.
     Connected {
         standby: Member,
+        /// Where it listens, as a number if its name was found.
+        address: String,
         held: Option<CheckpointId>,
         sender: LinkSender,
     },
@@ -46,7 +49,7 @@ pub enum LinkEvent {
 pub type OnLink = Arc<dyn Fn(u64, LinkEvent) + Send + Sync>;
 
 pub struct Dialling {
-    pub standby: String,
+    pub candidates: Arc<Candidates>,
     pub tls: TlsFiles,
     /// What a process needs of its next host; structures need nothing.
     pub facts: Option<HostFacts>,
@@ -125,7 +128,10 @@ pub async fn keep_connected(dialling: Dialling) {
                 let why = dialling.hold(session, client, replication).await;
                 LinkEvent::Ended { why }
             }
-            Err(why) => LinkEvent::Failed { why },
+            Err(why) => {
+                dialling.candidates.next();
+                LinkEvent::Failed { why }
+            }
         };
         (dialling.on_link)(session, event);
         sleep(backoff).await;
@@ -136,7 +142,8 @@ pub async fn keep_connected(dialling: Dialling) {
 impl Dialling {
     async fn open(&self) -> Result<(Client, Replication), String> {
         let text = |why: WireError| format!("{:#}", anyhow::Error::from(why));
-        let client = Client::connect(&self.standby, &self.tls, CONNECT_PATIENCE).await.map_err(text)?;
+        let standby = self.candidates.current();
+        let client = Client::connect(&standby, &self.tls, CONNECT_PATIENCE).await.map_err(text)?;
         let hello = self.hello.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let replication = client.replicate(hello).await.map_err(text)?;
         if let Some(facts) = &self.facts {
@@ -157,7 +164,8 @@ impl Dialling {
         let sender = LinkSender { queue, room: Arc::clone(&room), runtime, _alive: alive };
         let Welcome { standby_name, incarnation, held, .. } = welcome;
         let standby = Member::new(standby_name, incarnation);
-        (self.on_link)(session, LinkEvent::Connected { standby, held, sender });
+        let address = numeric(&self.candidates.current()).await;
+        (self.on_link)(session, LinkEvent::Connected { standby, address, held, sender });
         let write = async {
             while let Some(out) = queued.recv().await {
                 if let Err(why) = outgoing.send(out.message).await {
@@ -184,6 +192,12 @@ impl Dialling {
         room.close();
         why
     }
+}
+
+/// A guard asks no name server.
+async fn numeric(name: &str) -> String {
+    let found = tokio::net::lookup_host(name).await.ok().and_then(|mut all| all.next());
+    found.map_or_else(|| name.to_owned(), |address| address.to_string())
 }
 
 #[cfg(test)]

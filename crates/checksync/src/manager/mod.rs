@@ -8,6 +8,7 @@
 pub mod app_socket;
 pub mod arrived;
 pub mod asker;
+pub mod candidates;
 pub mod cell;
 pub mod control;
 pub mod copy;
@@ -21,6 +22,7 @@ pub mod lock;
 pub mod network;
 pub mod output;
 pub mod places;
+pub mod policy;
 pub mod primary;
 pub mod register;
 pub mod signals;

@@ -9,7 +9,7 @@ use anyhow::Context;
 use engine::Barrier;
 use gate::{
     CellNetwork, Claim, GateError, NetworkError, NetworkSpec, PermitHandle, Recorded, Recorder, TapGate,
-    TapHandle, TapOptions, Waiting, replay,
+    TapHandle, TapOptions, TapState, Waiting, replay,
 };
 use image::CheckpointId;
 use replica::primary::Output;
@@ -39,14 +39,20 @@ impl AppNetwork {
         Ok(Self { network: Arc::new(network), strong: None, muted: false })
     }
 
-    /// From now on output is held back; `waits` is called when it begins to wait, and when
+    /// That of a copy which was taken over: raised already.
+    pub fn of_copy(copy: &CopyNetwork) -> Self {
+        Self { strong: None, network: Arc::clone(&copy.0), muted: false }
+    }
+
+    /// From now on output goes through the gate, which is `at_first` as said; `waits` is called when it begins to wait, and when
     /// nobody else is to be expected.
     pub fn hold_back(
         &mut self,
+        at_first: TapState,
         waits: impl Fn(Waiting) + Send + Sync + 'static,
         packets: gate::OnPackets,
     ) -> anyhow::Result<()> {
-        let options = TapOptions { on_waiting: Some(Box::new(waits)), ..TapOptions::default() };
+        let options = TapOptions { at_first, on_waiting: Some(Box::new(waits)), ..TapOptions::default() };
         let gate = TapGate::open(&self.network, options).context("cannot hold the app's output back")?;
         let recorder = Recorder::start(&self.network, RECORD_BYTES_MAX, packets);
         let recorder = Arc::new(recorder.context("cannot record what comes in for the app")?);

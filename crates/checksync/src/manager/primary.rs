@@ -6,20 +6,22 @@
 mod ending;
 mod epochs;
 mod moving;
+mod outreach;
 mod peer;
 mod progress;
 mod report;
 mod restarts;
+mod succession;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::net::ToSocketAddrs;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
 use engine::{Attach, Command, Connections, Engine, Event, Launch};
+use gate::TapState;
 use image::{CheckpointId, Member, Term};
 use replica::primary::{AppExit, Ending, Permit, Status, SyncCall};
 use replica::{Answer, Ask, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
@@ -28,10 +30,12 @@ use tokio::task::JoinHandle;
 use wire::{GuardToken, HeartbeatAnswer, Hello};
 
 use self::moving::Moving;
+use self::outreach::Outreach;
 use self::progress::Progress;
-use self::report::{hello, prepare_heart};
 use self::restarts::Restarts;
+pub use self::succession::{ENGINE, Estate, Succession};
 use super::app_socket::AppSocket;
+use super::candidates::Candidates;
 use super::cell::{CellKit, GuardLine};
 use super::control::{Listener, Order as Asked};
 use super::fence::Fence;
@@ -43,7 +47,7 @@ use super::output::Forwarding;
 use super::register::RegisterDesk;
 use super::stages::Passage;
 use super::survivor::Note;
-use super::{engine_settings, exit_of, fresh_incarnation, now, span};
+use super::{engine_settings, exit_of, fresh_incarnation, now};
 use crate::config::{PrimarySettings, nanos};
 use crate::guard::{Arm, Order};
 use crate::status::{self, Board, PauseRing};
@@ -51,8 +55,13 @@ use crate::status::{self, Board, PauseRing};
 /// What is protected.
 #[derive(Debug, Clone)]
 pub enum Target {
-    Command { program: OsString, arguments: Vec<OsString> },
+    Command {
+        program: OsString,
+        arguments: Vec<OsString>,
+    },
     Process(i32),
+    /// A copy that was taken over: nobody here has started it.
+    Copy,
 }
 
 #[derive(Debug)]
@@ -108,7 +117,7 @@ pub struct Actor {
     machine: Primary,
     me: Member,
     fence: Fence,
-    engine: Option<Engine>,
+    engine: Option<Arc<Engine>>,
     /// After the engine, whose app is in it.
     network: Option<AppNetwork>,
     /// What an app in a cell of ours may call us on.
@@ -119,6 +128,7 @@ pub struct Actor {
     hello: Arc<Mutex<Hello>>,
     forwarding: Option<Forwarding>,
     register: Option<RegisterDesk>,
+    candidates: Arc<Candidates>,
     heart: Heart,
     /// The term is ours, and the app was told to begin.
     begun: bool,
@@ -137,7 +147,7 @@ pub struct Actor {
     progress: Progress,
     status: Option<Status>,
     link_trouble: Option<String>,
-    /// The standby's address as a number, once it was found.
+    /// Where the standby listens that is connected, or was last, as a number.
     standby_address: Option<String>,
     app_pid: Option<i32>,
     /// For whoever comes after us, should we die.
@@ -161,58 +171,68 @@ impl Actor {
         board: Board,
         runtime: Handle,
     ) -> anyhow::Result<Self> {
-        let (post, inbox) = mpsc::channel();
-        let shared = &settings.shared;
-        let me = Member::new(shared.host(), fresh_incarnation());
-        let mut config = PrimaryConfig::new(me.clone(), shared.fencing);
-        config.timing = settings.timing;
-        config.on_crash = settings.on_crash;
-        config.interval = nanos(settings.interval);
-        config.consistency = settings.consistency;
-        config.abandon_standby = settings.abandon_standby;
+        let me = Member::new(settings.shared.host(), fresh_incarnation());
         if let (Target::Process(pid), Some(_)) = (&target, &settings.network) {
             anyhow::bail!(
                 "process {pid} stays in the network that it is in, so it can get no address of its own; start the \
                  program with `checksync run`, or attach without --address and --consistency strong"
             );
         }
+        let fencing = settings.shared.fencing;
         let fence = match &target {
-            Target::Command { .. } => Fence::raise(&settings.app, shared.fencing)?,
-            Target::Process(pid) => Fence::around(*pid, shared.fencing)?,
+            Target::Command { .. } | Target::Copy => Fence::raise(&settings.app, fencing)?,
+            Target::Process(pid) => Fence::around(*pid, fencing)?,
         };
-        let answered = post.clone();
-        let patience = span(settings.timing.register_timeout());
-        let answer = move |ask, answer| drop(answered.send(Input::Register(ask, answer)));
-        let register = shared
-            .arbiter
-            .as_ref()
-            .map(|spec| RegisterDesk::open(spec, &shared.tls, &settings.app, patience, answer));
+        let facts = HostFacts::read().context("cannot look at this host")?;
         // Before the engine: it is to find no thread that locks memory while it tries the kernel out.
-        let heart = prepare_heart(&settings, post.clone()).context("no heartbeats can be sent")?;
-        let token = GuardToken::random();
+        let outreach = Outreach::open(&settings, &me, &facts)?;
         let create = |spec| AppNetwork::create(spec, &settings.app, fence.handle());
         let network = settings.network.clone().map(create).transpose()?;
-        let facts = HostFacts::read().context("cannot look at this host")?;
-        let hello = Arc::new(Mutex::new(hello(&settings, &me, &facts)));
-        let mut actor = Self {
-            register: register.transpose()?,
-            machine: Primary::new(config, now()),
-            token,
-            hello,
+        let machine = Primary::new(config(&settings, &me), now());
+        let mut actor = Self::make(settings, target, me, machine, outreach, fence, board, runtime);
+        actor.network = network;
+        actor.board.set_stages(&actor.settings.app, actor.passage.stages());
+        actor.hold_back()?;
+        actor.open_socket()?;
+        actor.start_engine()?;
+        Ok(actor)
+    }
+
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is one of its parts, and there is one caller for each kind"
+    )]
+    fn make(
+        settings: PrimarySettings,
+        target: Target,
+        me: Member,
+        machine: Primary,
+        outreach: Outreach,
+        fence: Fence,
+        board: Board,
+        runtime: Handle,
+    ) -> Self {
+        let Outreach { post, inbox, register, candidates, heart, hello } = outreach;
+        Self {
             settings,
             target,
             board,
             runtime,
             inbox,
             post,
+            machine,
             me,
             fence,
             engine: None,
-            network,
+            network: None,
             socket: None,
             engines: 0,
             guard: None,
+            token: GuardToken::random(),
+            hello,
             forwarding: None,
+            register,
+            candidates,
             heart,
             begun: false,
             dialling: None,
@@ -238,12 +258,7 @@ impl Actor {
             stops: 0,
             failure: None,
             ending: None,
-        };
-        actor.board.set_stages(&actor.settings.app, actor.passage.stages());
-        actor.hold_back()?;
-        actor.open_socket()?;
-        actor.start_engine()?;
-        Ok(actor)
+        }
     }
 
     fn open_socket(&mut self) -> anyhow::Result<()> {
@@ -261,9 +276,7 @@ impl Actor {
         let Some(network) = self.network.as_mut().filter(|_| self.settings.is_strong()) else {
             return Ok(());
         };
-        let (waits, packets) = (self.post.clone(), self.post.clone());
-        let waits = move |waiting| drop(waits.send(Input::OutputWaits(waiting)));
-        network.hold_back(waits, Box::new(move |arrived| drop(packets.send(Input::Arrived(arrived)))))
+        outreach::hold_back(network, TapState::Closed, &self.post)
     }
 
     /// Where signals go.
@@ -345,8 +358,9 @@ impl Actor {
                 Engine::launch(settings, launch, events)
             }
             Target::Process(pid) => Engine::attach(settings, Attach { pid: *pid }, events),
+            Target::Copy => anyhow::bail!("a copy that was taken over can't be started afresh"),
         };
-        self.engine = Some(engine.context("cannot start the engine")?);
+        self.engine = Some(Arc::new(engine.context("cannot start the engine")?));
         Ok(())
     }
 
@@ -547,12 +561,9 @@ impl Actor {
         if !self.begun || self.app_pid.is_none() || self.dialling.is_some() {
             return;
         }
-        // A guard asks no name server, and later we have no time for one either.
-        let resolved = self.settings.standby.to_socket_addrs().ok().and_then(|mut all| all.next());
-        self.standby_address = resolved.map(|address| address.to_string());
         let post = self.post.clone();
         let dialling = Dialling {
-            standby: self.settings.standby.clone(),
+            candidates: Arc::clone(&self.candidates),
             tls: self.settings.shared.tls.clone(),
             // It was read before.
             facts: Some(HostFacts::decode(&self.hello().host_facts).expect("our own encoding")),
@@ -570,7 +581,7 @@ impl Actor {
     }
 
     fn arm_guard(&mut self) {
-        let standby = self.standby_address.clone().unwrap_or_else(|| self.settings.standby.clone());
+        let standby = self.standby_address.clone().unwrap_or_else(|| self.candidates.current());
         let shared = &self.settings.shared;
         let arm = Arm {
             app: self.settings.app.clone(),
@@ -588,7 +599,9 @@ impl Actor {
             Target::Command { .. } if self.restarts.call_off() => {
                 self.app_exited(AppExit::Signal(libc::SIGTERM))
             }
-            Target::Command { .. } => self.command(Command::Stop { grace: self.settings.grace }),
+            Target::Command { .. } | Target::Copy => {
+                self.command(Command::Stop { grace: self.settings.grace });
+            }
             // What ran before us runs on: only its protection ends.
             Target::Process(pid) => {
                 tracing::info!("process {pid} runs on, unprotected");
@@ -597,6 +610,16 @@ impl Actor {
             }
         }
     }
+}
+
+fn config(settings: &PrimarySettings, me: &Member) -> PrimaryConfig {
+    let mut config = PrimaryConfig::new(me.clone(), settings.shared.fencing);
+    config.timing = settings.timing;
+    config.on_crash = settings.on_crash;
+    config.interval = nanos(settings.interval);
+    config.consistency = settings.consistency;
+    config.abandon_standby = settings.abandon_standby;
+    config
 }
 
 pub fn exit_text(exit: AppExit) -> String {

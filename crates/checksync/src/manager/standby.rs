@@ -11,8 +11,8 @@ use replica::{Fencing, Timing};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use wire::{
-    Handler, Heartbeat, HeartbeatAnswer, Hello, Incoming, Opening, Outgoing, PeerIdentity, Refusal,
-    RefusalCode, Silent, TlsFiles,
+    Consistency, Handler, Heartbeat, HeartbeatAnswer, Hello, Incoming, Opening, Outgoing, PeerIdentity,
+    Refusal, RefusalCode, Silent, TlsFiles,
 };
 
 use super::copy::{Actor, Input, Setup};
@@ -32,6 +32,9 @@ pub struct Daemon {
     pub tls: TlsFiles,
     pub state: Option<PathBuf>,
     pub promote_hook: Option<OsString>,
+    pub pki: PathBuf,
+    /// Of what is served here after a takeover.
+    pub standbys: Vec<String>,
     /// Where the apps' addresses are; the primary's word without it.
     pub link: Option<String>,
     pub facts: HostFacts,
@@ -173,6 +176,9 @@ impl Daemon {
             let keeper = self.keep_structures(app, timing).map_err(failed)?;
             return settle(App { keeper, timing, network }, place).map_err(failed);
         }
+        // Without a standby its output is held back by nobody.
+        let gated =
+            hello.consistency == Consistency::Strong && network.is_some() && !self.standbys.is_empty();
         let setup = Setup {
             app: app.to_owned(),
             host: self.host.clone(),
@@ -182,6 +188,9 @@ impl Daemon {
             tls: self.tls.clone(),
             state: self.state.clone(),
             promote_hook: self.promote_hook.clone(),
+            pki: self.pki.clone(),
+            standbys: self.standbys.clone(),
+            gated,
             network,
             host_facts: self.facts.encode(),
             board: self.board.clone(),

@@ -15,6 +15,7 @@ use super::attach::{lock_state, runtime};
 use crate::arguments::{Format, StandbyArgs};
 use crate::config::{StandbySettings, fencing_name};
 use crate::exit::{Coded, Exit};
+use crate::manager::heart;
 use crate::manager::host::HostFacts;
 use crate::manager::places::Places;
 use crate::manager::standby::{APPS_MAX, Daemon};
@@ -48,7 +49,11 @@ pub fn run(args: StandbyArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
-    let StandbySettings { listen, promote_hook, link, network_threads: _, shared } = settings;
+    let StandbySettings { listen, promote_hook, link, standbys, network_threads: _, shared } = settings;
+    if !standbys.is_empty() {
+        // Later an app may be in the midst of its takeover, which looks at memory that must not be locked.
+        heart::lock_memory();
+    }
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| format!("cannot listen on {listen}; does another process?"))
@@ -64,6 +69,8 @@ async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
         tls: shared.tls.clone(),
         state: shared.state,
         promote_hook,
+        pki: shared.pki.clone(),
+        standbys,
         link,
         facts: HostFacts::read().context("cannot look at this host")?,
         board,

@@ -66,13 +66,16 @@ pub struct TapOptions {
     /// How much memory the frames that wait may take. It may become half a MiB more, and up to 16 MiB are kept to
     /// be used again.
     pub held_bytes_max: usize,
+    /// What becomes of output until the gate is told otherwise. Closed, unless the cell speaks already and nothing of
+    /// what it says is to be lost.
+    pub at_first: TapState,
     /// Told of the first frame that waits since the last barrier, and when all do.
     pub on_waiting: Option<OnWaiting>,
 }
 
 impl Default for TapOptions {
     fn default() -> Self {
-        Self { held_bytes_max: 64 << 20, on_waiting: None }
+        Self { held_bytes_max: 64 << 20, at_first: TapState::Closed, on_waiting: None }
     }
 }
 
@@ -170,7 +173,8 @@ pub struct TapGate {
 pub struct TapHandle(Arc<Shared>);
 
 impl TapGate {
-    /// A closed gate for the cell's output. From now on nothing leaves the cell but through it.
+    /// A gate for the cell's output, closed unless `options` say otherwise. From now on nothing leaves the cell but
+    /// through it; what leaves while it is being made waits in its device.
     pub fn open(network: &CellNetwork, options: TapOptions) -> Result<Self, TapError> {
         let (tap, outlets) = namespace::within(network.namespace(), || {
             let tap = sys::tun::open_tap(DEVICE, DEVICE_INDEX).map_err(|why| match why.raw_os_error() {

@@ -87,12 +87,13 @@ impl Shared {
     pub fn new(tap: OwnedFd, outlets: [Outlet; 2], options: TapOptions) -> std::io::Result<Self> {
         let mut spares = Spares::default();
         let [outlet, side_outlet] = outlets;
+        let state = AtomicU8::new(options.at_first as u8);
         Ok(Self {
             options,
             tap,
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             opened: Instant::now(),
-            state: AtomicU8::new(TapState::Closed as u8),
+            state,
             turnstile: Mutex::new(()),
             intake: Mutex::new(Unmarked::new(&mut spares)),
             way_out: Mutex::new(WayOut::new(outlet)),

@@ -1,13 +1,13 @@
 //! What a primary is told, what it asks for, and what it says of itself.
 
 use image::{CheckpointId, Member, Register, Sync, Term};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::SyncCall;
 use crate::{Answer, Ask, Committed, Fencing, Nanos, Progress, Question, Reign, Timing};
 
 /// `--on-crash`: what follows when the app dies by a signal that nobody asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum OnCrash {
     /// The standby takes over; without an eligible one, as `Stop`.
     #[default]
@@ -18,7 +18,7 @@ pub enum OnCrash {
 }
 
 /// What clients may rely on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Consistency {
     /// Output leaves at once, and a takeover may lose the last epochs.
     #[default]
@@ -28,7 +28,7 @@ pub enum Consistency {
 }
 
 /// `--on-standby-loss`: what becomes of output that no standby can cover.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum OnStandbyLoss {
     /// It leaves, as soon as the register says that nobody can take over.
     #[default]

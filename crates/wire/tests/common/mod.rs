@@ -172,6 +172,7 @@ pub fn hello(app: &str) -> Hello {
         fencing: "file:/somewhere".to_owned(),
         network: None,
         structures: None,
+        policy: Bytes::from_static(b"opaque, too"),
     }
 }
 

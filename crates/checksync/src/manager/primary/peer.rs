@@ -13,9 +13,10 @@ impl Actor {
     pub(super) fn take_link(&mut self, number: u64, event: LinkEvent) {
         let current = self.session.as_ref().is_some_and(|session| session.number == number);
         match event {
-            LinkEvent::Connected { standby, held, sender } => {
+            LinkEvent::Connected { standby, address, held, sender } => {
                 tracing::info!(%standby, held = held.map(|id| id.to_string()), "a standby is connected");
                 self.link_trouble = None;
+                self.standby_address = Some(address);
                 self.session = Some(Session { number, standby: standby.clone(), sender });
                 self.heart.welcomed();
                 self.step(PrimaryEvent::PeerConnected { standby, held });

@@ -1,7 +1,7 @@
 //! What an app's actor says of itself: to people, and to the standby when it knocks.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use image::Member;
 use replica::primary::{Reason, Status};
@@ -9,6 +9,7 @@ use wire::{Hello, ServiceNetwork};
 
 use super::{Actor, Heart, HostFacts, Input};
 use crate::config::PrimarySettings;
+use crate::manager::candidates::Candidates;
 use crate::manager::{introduction, now};
 use crate::status::{AppReport, Role};
 
@@ -58,9 +59,13 @@ impl Actor {
     }
 }
 
-pub(super) fn prepare_heart(settings: &PrimarySettings, post: mpsc::Sender<Input>) -> std::io::Result<Heart> {
+pub(super) fn prepare_heart(
+    settings: &PrimarySettings,
+    candidates: &Arc<Candidates>,
+    post: mpsc::Sender<Input>,
+) -> std::io::Result<Heart> {
     let on_answer = move |from: &str, answer| drop(post.send(Input::Heart { from: from.to_owned(), answer }));
-    introduction::prepare_heart(settings, on_answer)
+    introduction::prepare_heart(settings, candidates, on_answer)
 }
 
 pub(super) fn hello(settings: &PrimarySettings, me: &Member, facts: &HostFacts) -> Hello {

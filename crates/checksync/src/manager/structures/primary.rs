@@ -36,6 +36,7 @@ use super::keep::Keep;
 use super::library::{Door, Keeper, Outbox};
 use super::program::Program;
 use crate::config::PrimarySettings;
+use crate::manager::candidates::Candidates;
 use crate::manager::heart::Heart;
 use crate::manager::link::{LinkEvent, LinkSender};
 use crate::manager::lock::Lock;
@@ -96,6 +97,7 @@ struct Actor {
     program: Option<Program>,
     door: Option<Door>,
     hello: Arc<Mutex<Hello>>,
+    candidates: Arc<Candidates>,
     heart: Option<Heart>,
     register: Option<RegisterDesk>,
     dialling: Option<JoinHandle<()>>,
@@ -186,7 +188,9 @@ impl Manager {
             .arbiter
             .as_ref()
             .map(|spec| RegisterDesk::open(spec, &shared.tls, &settings.app, patience, answer));
-        let heart = report::prepare_heart(&settings, post.clone()).context("no heartbeats can be sent")?;
+        let candidates = Arc::new(Candidates::new(settings.standbys.clone()));
+        let heart = report::prepare_heart(&settings, &candidates, post.clone())
+            .context("no heartbeats can be sent")?;
         let hello = Arc::new(Mutex::new(report::hello(&settings, &me, &command)));
         let register = register.transpose()?;
         Ok(Arc::new_cyclic(|this| Self {
@@ -207,6 +211,7 @@ impl Manager {
                 program: None,
                 door: None,
                 hello,
+                candidates,
                 heart: Some(heart),
                 register,
                 dialling: None,
@@ -366,7 +371,7 @@ impl Actor {
     fn take_link(&mut self, number: u64, event: LinkEvent) {
         let current = self.session.as_ref().is_some_and(|session| session.number == number);
         match event {
-            LinkEvent::Connected { standby, held, sender } => {
+            LinkEvent::Connected { standby, address: _, held, sender } => {
                 tracing::info!(%standby, held = held.map(|id| id.to_string()), "a standby is connected");
                 self.link_trouble = None;
                 self.end_session();

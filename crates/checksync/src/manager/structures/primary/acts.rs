@@ -1,6 +1,5 @@
 //! What the machine asks for, done in its order.
 
-use std::net::ToSocketAddrs;
 use std::sync::{Arc, PoisonError};
 use std::thread;
 
@@ -135,12 +134,9 @@ impl Actor {
         if self.dialling.is_some() {
             return;
         }
-        // A name that has no address yet may get one; whoever dials asks again.
-        let resolved = self.settings.standby.to_socket_addrs().ok().and_then(|mut all| all.next());
-        let standby = resolved.map_or_else(|| self.settings.standby.clone(), |address| address.to_string());
         let this = self.this.clone();
         let dialling = Dialling {
-            standby,
+            candidates: Arc::clone(&self.candidates),
             tls: self.settings.shared.tls.clone(),
             facts: None,
             hello: Arc::clone(&self.hello),

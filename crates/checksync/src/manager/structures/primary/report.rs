@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
+use std::sync::Arc;
 
 use image::Member;
 use replica::primary::{Reason, Status};
@@ -11,6 +12,7 @@ use wire::{Hello, Structures};
 
 use super::{Actor, Input};
 use crate::config::PrimarySettings;
+use crate::manager::candidates::Candidates;
 use crate::manager::heart::Heart;
 use crate::manager::structures::program;
 use crate::manager::{introduction, wall_clock_ns};
@@ -52,10 +54,11 @@ impl Actor {
 
 pub(super) fn prepare_heart(
     settings: &PrimarySettings,
+    candidates: &Arc<Candidates>,
     post: mpsc::UnboundedSender<Input>,
 ) -> io::Result<Heart> {
     let on_answer = move |from: &str, answer| drop(post.send(Input::Heart { from: from.to_owned(), answer }));
-    introduction::prepare_heart(settings, on_answer)
+    introduction::prepare_heart(settings, candidates, on_answer)
 }
 
 pub(super) fn hello(settings: &PrimarySettings, me: &Member, command: &[OsString]) -> Hello {

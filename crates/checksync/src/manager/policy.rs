@@ -1,0 +1,106 @@
+//! What the operator asked for when he had the app protected. It travels with the app: a standby that takes over goes on
+//! with it as a primary, though nobody told it any of this.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use image::frame::{self, FrameError};
+use replica::Timing;
+use replica::primary::{Consistency, OnCrash};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{PrimarySettings, Shared};
+
+const INTERVAL_MIN: Duration = Duration::from_millis(1);
+
+/// Encoded as CBOR in the hello.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    interval_us: u64,
+    on_crash: OnCrash,
+    consistency: Consistency,
+    grace_ms: u64,
+    shadow_bytes: u64,
+}
+
+/// What the host of a takeover knows by itself.
+#[derive(Debug)]
+pub struct Here {
+    pub app: String,
+    pub standbys: Vec<String>,
+    pub timing: Timing,
+    pub network: Option<gate::NetworkSpec>,
+    pub shared: Shared,
+}
+
+impl Policy {
+    pub fn of(settings: &PrimarySettings) -> Self {
+        let (interval, grace) = (settings.interval.as_micros(), settings.grace.as_millis());
+        Self {
+            interval_us: u64::try_from(interval).unwrap_or(u64::MAX),
+            on_crash: settings.on_crash,
+            consistency: settings.consistency,
+            grace_ms: u64::try_from(grace).unwrap_or(u64::MAX),
+            shadow_bytes: settings.shadow_bytes,
+        }
+    }
+
+    pub fn encode(&self) -> Bytes {
+        frame::encode(self).into()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
+        frame::decode(bytes, "operator's policy")
+    }
+
+    pub fn consistency(&self) -> Consistency {
+        self.consistency
+    }
+
+    pub fn shadow_bytes(&self) -> u64 {
+        self.shadow_bytes
+    }
+
+    /// The settings of the primary that goes on with it.
+    pub fn settings(&self, here: Here) -> PrimarySettings {
+        let Here { app, standbys, timing, network, shared } = here;
+        // A peer is believed nothing.
+        let interval = Duration::from_micros(self.interval_us).max(INTERVAL_MIN);
+        PrimarySettings {
+            app,
+            standbys,
+            interval,
+            timing,
+            on_crash: match self.on_crash {
+                // A copy was started by nobody here, so nobody can start it afresh.
+                OnCrash::Restart => OnCrash::Failover,
+                on_crash @ (OnCrash::Failover | OnCrash::Stop) => on_crash,
+            },
+            consistency: self.consistency,
+            structures: false,
+            abandon_standby: false,
+            network,
+            grace: Duration::from_millis(self.grace_ms),
+            shadow_bytes: self.shadow_bytes,
+            shared,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_the_same_after_the_wire_and_garbage_is_refused() {
+        let policy = Policy {
+            interval_us: 5_000,
+            on_crash: OnCrash::Stop,
+            consistency: Consistency::default(),
+            grace_ms: 10_000,
+            shadow_bytes: 1 << 20,
+        };
+        assert_eq!(Policy::decode(&policy.encode()).unwrap(), policy);
+        assert!(Policy::decode(b"").is_err() && Policy::decode(b"\xff garbage").is_err());
+    }
+}

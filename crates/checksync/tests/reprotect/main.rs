@@ -1,0 +1,144 @@
+//! Re-protection: after a takeover the winner finds a standby by itself, and the next death costs as little as the
+//! first. Hosts of the test's own, whose managers are killed in turn and come back.
+
+#[path = "../strong/asker.rs"]
+#[allow(dead_code, reason = "only one of its clients is used here")]
+mod asker;
+#[path = "../strong/clients.rs"]
+#[allow(dead_code, reason = "only one of its clients is used here")]
+mod clients;
+mod gaps;
+mod prefix;
+mod street;
+
+use std::time::Duration;
+
+use testkit::needs;
+
+use asker::Asker;
+use clients::{Load, Store};
+use gaps::{Gaps, wall_clock_ns};
+use prefix::Writer;
+use street::Group;
+
+const STRONG: &[&str] = &["--consistency", "strong"];
+const WORDS: &[&str] = &["--clients", "6", "--keys", "12"];
+/// How long nothing may be heard.
+const SILENCE: Duration = Duration::from_millis(700);
+
+/// How many deaths in a row; more outside CI.
+fn rounds() -> u64 {
+    std::env::var("CHECKSYNC_ROUNDS").map_or(4, |text| text.parse().expect("CHECKSYNC_ROUNDS is a number"))
+}
+
+/// From host to host: who serves is killed as soon as it is protected, and comes back.
+#[test]
+fn the_same_sessions_live_through_one_death_after_the_other() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let mut group = Group::protecting(2, STRONG, &Store::Kv.command_line());
+    let load = Load::start(&group.clients, group.dir.path(), Store::Kv, WORDS);
+    let (mut serving, mut deaths) = (0, Vec::new());
+    for term in 2..2 + rounds() {
+        load.wait_for_answers();
+        deaths.push(wall_clock_ns());
+        group.kill(serving);
+        let (winner, _) = group.takeover(term);
+        assert_ne!(winner, serving);
+        load.wait_for_answers();
+        group.start_daemon(serving);
+        group.wait_until_protected(winner);
+        serving = winner;
+    }
+    let seen = load.finish();
+    println!("{}", Gaps::around(&deaths, &seen.history));
+    seen.assert_nothing_happened();
+}
+
+/// In timeline the last epochs may be lost with each death, and what is left is as if they had never been.
+#[test]
+fn a_valid_prefix_is_left_after_one_death_after_the_other() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let mut group = Group::protecting(2, &[], &Store::Kv.command_line());
+    let mut writer = Writer::default();
+    let mut serving = 0;
+    for term in 2..2 + rounds() {
+        writer.write_for_a_while(&group.clients);
+        group.kill(serving);
+        let (winner, takeover) = group.takeover(term);
+        assert_ne!(winner, serving);
+        writer.check_and_go_back(&group.clients, takeover["frozen_at_ns"].as_u64().unwrap());
+        group.start_daemon(serving);
+        group.wait_until_protected(winner);
+        serving = winner;
+    }
+    assert!(writer.written() > rounds(), "next to nothing was written");
+}
+
+/// The operator moves the app there and back, in both modes: nothing is lost, and no connection ends.
+#[test]
+fn the_same_sessions_live_through_moves_there_and_back() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    for options in [STRONG, &[]] {
+        let group = Group::protecting(2, options, &Store::Kv.command_line());
+        let load = Load::start(&group.clients, group.dir.path(), Store::Kv, WORDS);
+        for serving in [0, 1, 0] {
+            load.wait_for_answers();
+            let pause = group.switch_over(serving);
+            println!("{options:?}: a pause of {pause:?}");
+            group.wait_until_movable(1 - serving);
+        }
+        load.wait_for_answers();
+        load.finish().assert_nothing_happened();
+    }
+}
+
+/// With a third host nobody has to come back: it is the spare.
+#[test]
+fn a_spare_protects_the_winner_while_the_loser_stays_away() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    const A: usize = 0;
+    const B: usize = 1;
+    const C: usize = 2;
+    let mut group = Group::protecting(3, STRONG, &Store::Kv.command_line());
+    let load = Load::start(&group.clients, group.dir.path(), Store::Kv, WORDS);
+    load.wait_for_answers();
+    group.kill(A);
+    assert_eq!(group.takeover(2).0, B);
+    assert_eq!(group.wait_until_protected(B)["peer"], "c");
+    load.wait_for_answers();
+    group.kill(B);
+    assert_eq!(group.takeover(3).0, C);
+    load.wait_for_answers();
+    group.start_daemon(A);
+    assert_eq!(group.wait_until_protected(C)["peer"], "a");
+    // And a standby that is lost is replaced as well.
+    group.start_daemon(B);
+    group.kill(A);
+    group.wait("protection by the other", || {
+        group.served_app(C).filter(|app| app["state"] == "protected" && app["peer"] == "b")
+    });
+    load.wait_for_answers();
+    load.finish().assert_nothing_happened();
+}
+
+/// Answers that only a standby may cover wait for one after a takeover, too.
+#[test]
+fn the_winner_is_silent_until_it_has_a_standby_if_that_was_asked_for() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let options = [STRONG, &["--on-standby-loss", "stop"]].concat();
+    let mut group = Group::protecting(2, &options, &Store::Kv.command_line());
+    let mut client = Asker::connect(&group.clients).unwrap();
+    assert_eq!(client.ask("PUT k one").unwrap(), "OK");
+    group.kill(0);
+    group.takeover(2);
+    group.wait("the winner as a primary", || group.served_app(1).filter(|app| app["state"] == "unprotected"));
+    client.send("PUT k two").unwrap();
+    assert!(client.is_silent_for(SILENCE).unwrap(), "an answer that nothing covers: {}", group.logs());
+    group.start_daemon(0);
+    assert_eq!(client.answer().unwrap(), "OK");
+    group.wait_until_protected(1);
+    group.kill(1);
+    group.takeover(3);
+    group.start_daemon(1);
+    assert_eq!(client.ask("GET k").unwrap(), "VALUE two");
+}
