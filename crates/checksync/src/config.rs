@@ -111,24 +111,42 @@ fn arbiter<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<A
 }
 
 /// `standby = "b:7400"`, or a list of them.
-#[derive(Debug, Default, Clone, Deserialize)]
-#[serde(untagged)]
-enum Standbys {
-    #[default]
-    None,
-    One(String),
-    Several(Vec<String>),
+#[derive(Debug, Default, Clone)]
+struct Standbys(Vec<String>);
+
+/// N.B. an untagged enum would not say what was expected.
+impl<'de> Deserialize<'de> for Standbys {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrSeveral;
+
+        impl<'de> serde::de::Visitor<'de> for OneOrSeveral {
+            type Value = Standbys;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a string, or a list of them")
+            }
+
+            fn visit_str<E>(self, one: &str) -> Result<Standbys, E> {
+                Ok(Standbys(vec![one.to_owned()]))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Standbys, A::Error> {
+                let mut several = Vec::new();
+                while let Some(one) = list.next_element()? {
+                    several.push(one);
+                }
+                Ok(Standbys(several))
+            }
+        }
+
+        deserializer.deserialize_any(OneOrSeveral)
+    }
 }
 
 impl Standbys {
     /// What the flags say, or this.
     fn unless_given(&self, given: Vec<String>) -> Vec<String> {
-        match (given.is_empty(), self) {
-            (false, _) => given,
-            (true, Self::None) => Vec::new(),
-            (true, Self::One(standby)) => vec![standby.clone()],
-            (true, Self::Several(standbys)) => standbys.clone(),
-        }
+        if given.is_empty() { self.0.clone() } else { given }
     }
 }
 
