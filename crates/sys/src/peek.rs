@@ -51,8 +51,7 @@ impl Peek {
             WordArray::create("checksync_peek", BYTES + PIECES_MAX * PIECE_WORDS).map_err(unloaded)?;
         // Helpers that read the kernel's memory are for such programs; ours may be used under either.
         let license = c"Dual MIT/GPL";
-        let kind =
-            Kind { program_type: PROG_TYPE_RAW_TRACEPOINT, attach_type: 0, function: 0, license };
+        let kind = Kind { program_type: PROG_TYPE_RAW_TRACEPOINT, attach_type: 0, function: 0, license };
         let program = load(kind, "checksync_peek", &program(&words))?;
         Ok(Self { program, words })
     }
