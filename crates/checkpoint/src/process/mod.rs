@@ -25,7 +25,7 @@ mod cache;
 mod credentials;
 mod elf;
 mod error;
-mod layout;
+pub(crate) mod layout;
 mod numbers;
 mod pending;
 mod posix_timers;
@@ -35,7 +35,7 @@ mod save;
 mod status;
 mod steps;
 mod thread;
-mod types;
+pub(crate) mod types;
 mod whole;
 
 pub use cache::ProcessCache;
