@@ -28,7 +28,10 @@ use crate::process::types::Types;
 
 /// Queues that are longer are not followed.
 const BUFFERS_MAX: usize = 1 << 14;
-const ATTEMPTS: usize = 8;
+/// What all of them may have to send: a standby takes no image without end, and to read it takes time.
+const QUEUES_BYTES_MAX: usize = 64 << 20;
+/// With nothing that comes in two are enough.
+const ATTEMPTS: usize = 32;
 
 /// One process has one: it belongs to the kernel that runs.
 #[derive(Debug)]
@@ -69,20 +72,26 @@ impl Orphans {
         }
     }
 
-    /// The states of those with these cookies that can be read, which are in the network of a process.
+    /// The states of those with these cookies that can be read, which are in the network of a process. All of them
+    /// together are not to have too much to send, with what others have.
     pub(super) fn read(
         &mut self,
         pidfd: BorrowedFd<'_>,
         wanted: &[(u64, Info)],
+        others_bytes: usize,
     ) -> io::Result<HashMap<u64, Orphan>> {
         let Some(reader) = reader() else { return Ok(HashMap::new()) };
         let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
         let addresses = reader.addresses(self.iteration(&reader.visit, pidfd)?)?;
+        let mut room = QUEUES_BYTES_MAX.saturating_sub(others_bytes);
         let mut found = HashMap::new();
         for (cookie, info) in wanted {
             let Some(&address) = addresses.get(cookie) else { continue };
-            match reader.orphan(address, *cookie, info) {
-                Ok(orphan) => drop(found.insert(*cookie, orphan)),
+            match reader.orphan(address, *cookie, info, room) {
+                Ok(orphan) => {
+                    room = room.saturating_sub(orphan.state.unacknowledged.len());
+                    found.insert(*cookie, orphan);
+                }
                 Err(why) => tracing::debug!("a connection that the app has closed cannot be read: {why}"),
             }
         }
@@ -210,6 +219,12 @@ struct Numbers {
     segment_max: u16,
 }
 
+impl Numbers {
+    fn queued(&self) -> usize {
+        self.written_until.wrapping_sub(self.unacknowledged) as usize
+    }
+}
+
 /// A piece of the queue as it is described, wherever in the queue it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Buffer {
@@ -279,17 +294,14 @@ impl Reader {
     }
 
     /// An error if it has ended, or is none that can be told from what is read here.
-    fn orphan(&mut self, address: u64, cookie: u64, info: &Info) -> io::Result<Orphan> {
+    fn orphan(&mut self, address: u64, cookie: u64, info: &Info, room: usize) -> io::Result<Orphan> {
         let mut copies: HashMap<Buffer, Vec<u8>> = HashMap::new();
         let mut why = torn("a queue that does not stand still");
         for _ in 0..ATTEMPTS {
-            match self.attempt(address, cookie, &mut copies) {
+            match self.attempt((address, cookie), room, &mut copies) {
                 Ok(Some(look)) => return Ok(self.assemble(&look, &copies, info)),
                 Ok(None) => (),
-                Err(error) => {
-                    copies.clear();
-                    why = error;
-                }
+                Err(error) => why = error,
             }
         }
         Err(why)
@@ -298,11 +310,14 @@ impl Reader {
     /// A look, if all that it sees was there when it was copied. Otherwise what is new is copied now.
     fn attempt(
         &mut self,
-        address: u64,
-        cookie: u64,
+        (address, cookie): (u64, u64),
+        room: usize,
         copies: &mut HashMap<Buffer, Vec<u8>>,
     ) -> io::Result<Option<Look>> {
         let look = self.look(address, cookie)?;
+        if look.numbers.queued() > room {
+            return Err(torn("the length of all queues"));
+        }
         let there: HashSet<&Buffer> = look.buffers.iter().collect();
         copies.retain(|buffer, _| there.contains(buffer));
         let mut all = true;

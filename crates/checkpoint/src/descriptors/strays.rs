@@ -86,6 +86,11 @@ impl Strays {
         changed.map(|(cookie, seen)| (*cookie, seen.info)).collect()
     }
 
+    /// How many bytes are to be sent on closed ones that have not changed.
+    pub(super) fn bytes(&self) -> usize {
+        self.seen.values().filter_map(Seen::rest).map(|rest| rest.tcp.unacknowledged.len()).sum()
+    }
+
     /// What was read of a closed one; its options, if this is the first time.
     pub(super) fn note(&mut self, cookie: u64, tcp: TcpState, options: impl FnOnce() -> Vec<SocketOption>) {
         if let Some(seen) = self.seen.get_mut(&cookie) {

@@ -111,7 +111,7 @@ impl Watch {
         if changed.is_empty() {
             return;
         }
-        match self.orphans.read(pidfd, &changed) {
+        match self.orphans.read(pidfd, &changed, self.strays.bytes()) {
             Ok(orphans) => {
                 for (cookie, Orphan { state, reuse_address }) in orphans {
                     let options = || options_of_closed(&self.known, cookie, reuse_address);

@@ -255,3 +255,39 @@ fn what_is_read_while_the_client_reads_is_the_rest_of_the_stream() {
     println!("read {read} times, missed {missed} times");
     assert!(read > 10 * missed && read > 20, "read {read} times, missed {missed} times");
 }
+
+#[test]
+fn hundreds_of_closed_connections_are_answered() {
+    const COUNT: usize = 300;
+    let world = World::new();
+    let mut app = world.app();
+    let (port, address) = listener(&mut app, V4);
+    let mut connections: Vec<(i32, TcpStream)> = Vec::with_capacity(COUNT);
+    for _ in 0..COUNT {
+        let client = client(address);
+        connections.push((accept(&mut app, port), client));
+    }
+    let mut cache = cache();
+    let mut save = |app: &Servant| {
+        let saving = Instant::now();
+        let saved = circumstances().save(app, &mut cache).expect("everything can be saved");
+        (saved, saving.elapsed())
+    };
+    let (_, open) = save(&app);
+    world.mute_primary();
+    for (n, (number, _)) in connections.iter().enumerate() {
+        app.write_to(*number, format!("answer {n}").as_bytes());
+        app.close(*number);
+    }
+    let (saved, closed) = save(&app);
+    let (_, again) = save(&app);
+    println!("saved in {open:?}, closed in {closed:?}, again in {again:?}");
+    assert!(saved.strays.iter().all(|stray| stray.tcp.is_some()));
+    let (_copy, counts) = world.take_over(app, &saved);
+    drained(COUNT as u32, counts);
+    for (n, (_, client)) in connections.iter_mut().enumerate() {
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).expect("everything up to the end");
+        assert_eq!(rest, format!("answer {n}").into_bytes());
+    }
+}
