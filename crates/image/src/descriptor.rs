@@ -238,13 +238,18 @@ pub struct TcpWindow {
     pub own_from: u32,
 }
 
-/// A TCP connection that no descriptor leads to: it ends at a takeover, and its peer must be told.
+/// A TCP connection that no descriptor leads to. Without its TCP state it ends at a takeover, and its peer must be told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stray {
     pub kind: StrayKind,
     /// `sockaddr` bytes.
     pub local: ByteBuf,
     pub remote: ByteBuf,
+    /// Of a closed one whose peer is to get the rest.
+    #[serde(default)]
+    pub tcp: Option<Box<TcpState>>,
+    #[serde(default)]
+    pub options: Vec<SocketOption>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

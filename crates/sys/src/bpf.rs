@@ -91,6 +91,11 @@ impl Instruction {
         Self::new(0x79, to, from as u8, index * 8, 0)
     }
 
+    /// `word at index of the array at to = from`.
+    pub const fn store_word(to: Register, index: i16, from: Register) -> Self {
+        Self::new(0x7b, to, from as u8, index * 8, 0)
+    }
+
     /// `to = the 32 bits at offset from the address in from`.
     pub const fn load_half(to: Register, from: Register, offset: i16) -> Self {
         Self::new(0x61, to, from as u8, offset, 0)
@@ -441,7 +446,7 @@ pub(crate) unsafe fn call_for_descriptor<Attributes>(
 /// # Safety
 /// `attributes` starts with the fields that `command` reads and writes, and every address in it is of a
 /// live buffer that is as long as the field beside it says.
-unsafe fn call<Attributes>(command: u32, attributes: &mut Attributes) -> io::Result<i32> {
+pub(crate) unsafe fn call<Attributes>(command: u32, attributes: &mut Attributes) -> io::Result<i32> {
     let (start, len_bytes) = (ptr::from_mut(attributes), size_of::<Attributes>());
     // SAFETY: the kernel touches at most `len_bytes` of `attributes`; for what it points to the caller vouches.
     let answer = unsafe { libc::syscall(libc::SYS_bpf, command, start, len_bytes) };

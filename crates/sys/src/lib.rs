@@ -13,6 +13,7 @@ pub mod mapping;
 pub mod memory;
 pub mod netns;
 pub mod pagemap;
+pub mod peek;
 pub mod ptrace;
 pub mod rights;
 pub mod servant;

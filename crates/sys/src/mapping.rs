@@ -25,6 +25,10 @@ impl SharedMapping {
         Ok(Self { start: NonNull::new(start.cast()).expect("mmap never returns zero"), len })
     }
 
+    pub fn address(&self) -> u64 {
+        self.start.as_ptr() as u64
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }

@@ -213,6 +213,9 @@ impl Cache {
     pub(super) fn begin_watch(&mut self, pidfd: BorrowedFd<'_>) -> io::Result<()> {
         let mut watch = std::mem::take(&mut self.watch);
         let begun = self.diagnose(pidfd, |diagnosis| watch.begin(diagnosis));
+        if begun.is_ok() {
+            watch.read_closed(pidfd);
+        }
         self.watch = watch;
         begun
     }

@@ -5,7 +5,9 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::{RecvFlags, SendFlags};
 
-use super::stream::{CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, peer_has_finished};
+use super::stream::{
+    CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, Info, LAST_ACK, peer_has_finished,
+};
 
 pub(super) const SYN_RECV: u8 = 3;
 
@@ -23,6 +25,8 @@ pub(super) struct Report {
     pub cookie: u64,
     pub ends: Ends,
     pub mark: Mark,
+    /// All zero for a request.
+    pub info: Info,
     /// What the app has not read; counts a FIN.
     waiting: u32,
 }
@@ -46,7 +50,7 @@ pub(super) struct Ends {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Mark {
     pub state: u8,
-    cookie: u64,
+    pub cookie: u64,
     shut: u8,
     /// Both queues.
     waiting: [u8; 8],
@@ -133,16 +137,20 @@ fn read(report: &[u8]) -> Option<Report> {
         waiting: report.get(56..64)?.try_into().ok()?,
         counts: [0; 24],
     };
+    let mut info = Info([0; Info::BYTES]);
     let mut at = REPORT_BYTES;
     while let Some(header) = word(at) {
         let (len, kind) = ((header & 0xffff) as usize, (header >> 16) as u16);
         let value = report.get(at + 4..at + len.max(4))?;
         match kind {
-            INFO => mark.counts = value.get(120..144)?.try_into().ok()?,
+            INFO => {
+                mark.counts = value.get(120..144)?.try_into().ok()?;
+                info = Info(value.get(..Info::BYTES)?.try_into().ok()?);
+            }
             SHUTDOWN => mark.shut = *value.first()?,
             _ => (),
         }
         at += len.max(4).next_multiple_of(4);
     }
-    Some(Report { inode: word(68)?.into(), cookie, ends, mark, waiting: word(56)? })
+    Some(Report { inode: word(68)?.into(), cookie, ends, mark, info, waiting: word(56)? })
 }

@@ -2,7 +2,8 @@
 //!
 //! At a takeover nobody is asked. Each end's image says what the other end lacks, and what was on its way between
 //! them is still in its sender's queue, and is sent again. An end whose other one the app has closed goes on if it
-//! had heard of that; else the bytes that it lacks are nowhere, and it is reset.
+//! had heard of that, or if what the closed one has still to say was read ([`super::orphans`], before all descriptors);
+//! else the bytes that it lacks are nowhere, and it is reset.
 //!
 //! N.B. at a freeze the app stands still, and `lo` need not: a segment may get through between the looks at two ends.
 //! If the receiver was looked at before and the sender after it, neither has the bytes. Then the receiver is looked

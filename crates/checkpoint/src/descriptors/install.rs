@@ -13,7 +13,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use image::descriptor::{AsyncOwner, Descriptor, EpollTarget, FileKind, Lock, Stray, UnixName};
+use image::descriptor::{
+    AsyncOwner, Descriptor, EpollTarget, FileKind, InternetSocket, Lock, Stray, UnixName,
+};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
@@ -31,7 +33,7 @@ const EVENT_BYTES: usize = 12;
 
 /// The process that is furnished.
 #[derive(Debug, Clone, Copy)]
-pub struct Skeleton<'a> {
+pub struct Skeleton<'a, 's> {
     /// Its number here.
     pub pid: i32,
     pub pidfd: BorrowedFd<'a>,
@@ -40,8 +42,8 @@ pub struct Skeleton<'a> {
     pub channel_number: i32,
     /// How much the app's own clocks have gone on since the freeze.
     pub elapsed: Duration,
-    /// Connections that end now; their peers are told where the cell has a network of its own.
-    pub strays: &'a [Stray],
+    /// Connections without descriptor: where the cell has a network of its own they go on, or their peers are told.
+    pub strays: &'s [Stray],
     /// Who goes on with the app's conversations; without it they end.
     pub manager: Option<&'a dyn ManagerSocket>,
 }
@@ -52,7 +54,7 @@ pub struct Skeleton<'a> {
 pub fn install<'a>(
     prepared: Prepared<'a, '_>,
     target: &mut dyn Target,
-    skeleton: &Skeleton<'_>,
+    skeleton: &Skeleton<'_, 'a>,
     network: Option<&mut dyn CellNetwork>,
 ) -> Result<Revival<'a>, RebuildError> {
     let mut installer = Installer::new(prepared, target, skeleton);
@@ -65,11 +67,12 @@ pub fn install<'a>(
     installer.make_process_descriptors()?;
     installer.run("close the channel", &[close(installer.channel)])?;
     let networked = network.is_some();
+    let closed = if networked { installer.make_closed()? } else { Vec::new() };
     if let Some(network) = network {
         network.raise().doing(|| "bring up the cell's network".to_owned())?;
     }
     installer.set_up_sockets()?;
-    let revival = installer.revive(networked)?;
+    let revival = installer.revive(closed, networked)?;
     installer.set_close_on_exec()?;
     installer.set_owners()?;
     installer.set_locks()?;
@@ -80,7 +83,7 @@ pub fn install<'a>(
 struct Installer<'a, 'i> {
     prepared: Prepared<'i, 'a>,
     target: &'a mut dyn Target,
-    skeleton: &'a Skeleton<'a>,
+    skeleton: &'a Skeleton<'a, 'i>,
     /// For each file, the numbers that it has in the end.
     numbers: Vec<Vec<i32>>,
     /// Which file has a number in the end.
@@ -101,7 +104,7 @@ fn control(number: i32, command: i32, argument: u64) -> Call {
 }
 
 impl<'a, 'i> Installer<'a, 'i> {
-    fn new(prepared: Prepared<'i, 'a>, target: &'a mut dyn Target, skeleton: &'a Skeleton<'a>) -> Self {
+    fn new(prepared: Prepared<'i, 'a>, target: &'a mut dyn Target, skeleton: &'a Skeleton<'a, 'i>) -> Self {
         let mut numbers = vec![Vec::new(); prepared.files.len()];
         let mut file_at = HashMap::with_capacity(prepared.descriptors.len());
         for descriptor in prepared.descriptors {
@@ -363,9 +366,34 @@ impl<'a, 'i> Installer<'a, 'i> {
         Ok(())
     }
 
+    /// Sockets for connections that the app has closed, made by the target like the others. It keeps none, and has
+    /// one more open at a time.
+    fn make_closed(&mut self) -> Result<Vec<(OwnedFd, &'i Stray)>, RebuildError> {
+        let mut made = Vec::new();
+        let mut last = None;
+        for stray in self.skeleton.strays.iter().filter(|stray| stray.tcp.is_some()) {
+            let family = stray.local.first_chunk().map_or(0, |family| u16::from_ne_bytes(*family));
+            let (kind, protocol) = (libc::SOCK_STREAM as u64, libc::IPPROTO_TCP as u64);
+            let socket = (libc::SYS_socket, [family.into(), kind, protocol, 0, 0, 0]);
+            let calls: Vec<Call> = last.map(close).into_iter().chain([socket]).collect();
+            let results = self.run("make the socket of a connection that was closed", &calls)?;
+            let number = results.last().map_or(-1, |number| *number as i32);
+            made.push((self.borrow(number)?, stray));
+            last = Some(number);
+        }
+        if let Some(number) = last {
+            self.run("give up a socket", &[close(number)])?;
+        }
+        Ok(made)
+    }
+
     /// Connections that go on are built, and wait. With a network of the cell's own, the peers of the others
     /// are to hear of their end.
-    fn revive(&self, networked: bool) -> Result<Revival<'i>, RebuildError> {
+    fn revive(
+        &self,
+        closed: Vec<(OwnedFd, &'i Stray)>,
+        networked: bool,
+    ) -> Result<Revival<'i>, RebuildError> {
         let files = self.prepared.files;
         let mut kept = Vec::new();
         let mut forgotten = Vec::new();
@@ -374,13 +402,18 @@ impl<'a, 'i> Installer<'a, 'i> {
             match &image.tcp {
                 Some(tcp) => {
                     let socket = made.try_clone().doing(|| "duplicate a socket".to_owned())?;
-                    kept.push(Kept { socket, image, tcp });
+                    let InternetSocket { local, remote, options, .. } = image;
+                    kept.push(Kept { socket, local, remote, options, tcp, closed: false });
                 }
                 // Without addresses it was reset before the capture.
                 None if networked => forgotten.extend(revive::flow(image).ok()),
                 None => (),
             }
         }
+        kept.extend(closed.into_iter().filter_map(|(socket, stray)| {
+            let Stray { kind: _, local, remote, tcp, options } = stray;
+            Some(Kept { socket, local, remote, options, tcp: tcp.as_deref()?, closed: true })
+        }));
         let strays = if networked { self.skeleton.strays } else { &[] };
         Revival::build(self.skeleton.pidfd, kept, Ending { forgotten, strays }, self.skeleton.elapsed)
     }

@@ -8,8 +8,9 @@
 //! Each kind has one module that both saves and restores it. What cannot be captured is refused by name.
 //!
 //! Known limits, all of them chosen: what waits unread in an inotify or in a datagram socket is not carried
-//! (it is like what arrives between the last epoch and the takeover); connections without descriptor end at
-//! a takeover, and their peers are told ([`strays`]); multicast memberships and TCP-MD5 keys cannot be read from a socket at all.
+//! (it is like what arrives between the last epoch and the takeover); connections that the app has not
+//! accepted end at a takeover, and their peers are told ([`strays`]); multicast memberships and TCP-MD5 keys cannot be
+//! read from a socket at all.
 
 mod anonymous;
 mod cache;
@@ -21,8 +22,10 @@ mod files;
 mod inside;
 mod install;
 mod internet;
+mod kernel_memory;
 mod moves;
 mod options;
+mod orphans;
 mod pipes;
 mod prepare;
 mod probe;
@@ -44,4 +47,5 @@ pub(crate) use prepare::check_references;
 pub use prepare::{Prepared, Surroundings, prepare};
 pub use revive::{CellNetwork, Connections as ConnectionCounts, Revival};
 pub use save::{Connections, Saved, Subject, save};
+pub(crate) use strays::check_strays;
 pub use target::{Call, SCRATCH_BYTES_MIN, Scratch, Target};

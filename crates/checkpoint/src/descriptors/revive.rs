@@ -6,13 +6,15 @@
 //! while the peer has it already would never be believed the peer's acknowledgements.) A peer that says
 //! nothing in its time gets the queue as it was captured, which is right in every case, and slow.
 //!
+//! One that the app had closed is closed again, by us, and is its kernel's from then on.
+//!
 //! Until [`Revival::finish`] every socket is in repair mode: closed then, it vanishes without a packet.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use image::descriptor::{InternetSocket, Stray, StrayKind, TcpState};
+use image::descriptor::{InternetSocket, SocketOption, Stray, StrayKind, TcpState};
 use libc::{IPPROTO_TCP, SOL_SOCKET};
 use rustix::net::{SendFlags, Shutdown};
 use sys::sockets::{bind, connect, set_number, set_option};
@@ -49,17 +51,24 @@ pub struct Connections {
     pub reset: u32,
     /// The app had not accepted them: their peers are reset.
     pub unaccepted: u32,
+    /// The app had closed them: the kernel goes on with what their peers lack.
+    pub drained: u32,
     /// The app had closed them, and their peers may not have heard all of it: they are reset.
     pub closed: u32,
     /// How long it took to ask the peers.
     pub asking: Duration,
 }
 
-/// A connection to be built: the app's new socket, what is known of the old one.
+/// A connection to be built: a new socket of the app's making, what is known of the old one.
+#[derive(Debug)]
 pub(super) struct Kept<'a> {
     pub socket: OwnedFd,
-    pub image: &'a InternetSocket,
+    pub local: &'a [u8],
+    pub remote: &'a [u8],
+    pub options: &'a [SocketOption],
     pub tcp: &'a TcpState,
+    /// The app has closed it: nobody else has the socket.
+    pub closed: bool,
 }
 
 /// Sockets in repair mode that wait to go on.
@@ -78,6 +87,7 @@ pub struct Revival<'a> {
 pub(super) struct Ending<'a> {
     /// Were captured as reset ones.
     pub forgotten: Vec<Flow>,
+    /// Those among them that go on are not counted.
     pub strays: &'a [Stray],
 }
 
@@ -86,7 +96,7 @@ impl Ending<'_> {
     fn count(self, connections: &mut Connections) -> Vec<Flow> {
         let mut flows = self.forgotten;
         connections.reset = flows.len() as u32;
-        for stray in self.strays {
+        for stray in self.strays.iter().filter(|stray| stray.tcp.is_none()) {
             let (Some(local), Some(remote)) = (address(&stray.local), address(&stray.remote)) else {
                 continue;
             };
@@ -106,10 +116,8 @@ impl Ending<'_> {
 
 #[derive(Debug)]
 struct Built<'a> {
-    socket: OwnedFd,
     flow: Flow,
-    tcp: &'a TcpState,
-    image: &'a InternetSocket,
+    kept: Kept<'a>,
     /// What is still to be sent.
     rest: &'a [u8],
     /// Of the first byte of it.
@@ -118,6 +126,8 @@ struct Built<'a> {
     answered: bool,
     /// The peer has another past, or none.
     reset: bool,
+    /// The peer knows of no connection.
+    gone: bool,
 }
 
 impl<'a> Revival<'a> {
@@ -134,7 +144,8 @@ impl<'a> Revival<'a> {
             return Ok(Self { prober: None, built: Vec::new(), ending, connections });
         }
         let prober = Prober::beside(pidfd).doing(|| "open raw sockets in the cell's network".to_owned())?;
-        let flows = kept.iter().map(|kept| flow(kept.image)).collect::<Result<Vec<_>, _>>()?;
+        let flows = kept.iter().map(|kept| flow_between(kept.local, kept.remote));
+        let flows = flows.collect::<Result<Vec<_>, _>>()?;
         let mut answers = inside::answers(&kept, &flows);
         // Who goes on without its other end would be told of the end by it.
         let gone_on = |flow: &Flow| {
@@ -151,23 +162,38 @@ impl<'a> Revival<'a> {
         asked.into_iter().zip(said).for_each(|(index, said)| answers[index] = said);
         let mut built = Vec::with_capacity(kept.len());
         for ((kept, flow), answer) in kept.into_iter().zip(flows).zip(answers) {
-            let one = Built::new(kept, flow, answer, elapsed)?;
-            built.push(one);
+            let closed = kept.closed;
+            match Built::new(kept, flow, answer, elapsed) {
+                Ok(one) => built.push(one),
+                // Nobody but its peer waits for it.
+                Err(why) if closed => {
+                    tracing::warn!("a connection that the app has closed is reset: {why}");
+                    connections.closed += 1;
+                    ending.push(flow);
+                }
+                Err(why) => return Err(why),
+            }
         }
         Ok(Self { prober: Some(prober), built, ending, connections })
     }
 
     /// Everything goes on: call it when the way in is open. A connection that cannot go on is reset, and
-    /// does not keep the others from it.
+    /// does not keep the others from it. What the app had closed is closed when this returns.
     pub fn finish(mut self) -> Connections {
         let Some(prober) = self.prober.take() else { return self.connections };
         for one in &self.built {
             let gone_on = if one.reset { Ok(false) } else { one.go_on(&prober.raw).map(|()| true) };
             match gone_on {
+                // Who knows of no connection any more has heard what it wanted to hear.
+                _ if one.kept.closed && one.gone => self.connections.drained += 1,
+                Ok(true) if one.kept.closed => self.connections.drained += 1,
                 Ok(true) if one.answered => self.connections.kept += 1,
                 Ok(true) => self.connections.unanswered += 1,
                 Ok(false) | Err(_) => {
-                    self.connections.reset += 1;
+                    match one.kept.closed {
+                        true => self.connections.closed += 1,
+                        false => self.connections.reset += 1,
+                    }
                     self.ending.push(one.flow);
                     one.end(&prober.raw);
                 }
@@ -202,9 +228,13 @@ fn farewell(raw: Raw, flows: Vec<Flow>) {
 }
 
 pub(super) fn flow(image: &InternetSocket) -> Result<Flow, RebuildError> {
+    flow_between(&image.local, &image.remote)
+}
+
+pub(super) fn flow_between(local: &[u8], remote: &[u8]) -> Result<Flow, RebuildError> {
     let inconsistent = || RebuildError::Inconsistent { what: "the address of a connection".to_owned() };
-    let local = address(&image.local).ok_or_else(inconsistent)?;
-    let remote = address(&image.remote).ok_or_else(inconsistent)?;
+    let local = address(local).ok_or_else(inconsistent)?;
+    let remote = address(remote).ok_or_else(inconsistent)?;
     if local.is_ipv4() != remote.is_ipv4() {
         return Err(inconsistent());
     }
@@ -235,21 +265,20 @@ impl<'a> Built<'a> {
         answer: Option<Answer>,
         elapsed: Duration,
     ) -> Result<Self, RebuildError> {
-        let Kept { socket, image, tcp } = kept;
+        let tcp = kept.tcp;
         let unsent = (tcp.unsent as usize).min(tcp.unacknowledged.len());
         let sent = tcp.unacknowledged.len() - unsent;
         let first = first_unacknowledged(tcp);
         let window = scaled(tcp.window.peer, tcp);
         let mut one = Self {
-            socket,
             flow,
-            tcp,
-            image,
+            kept,
             rest: &tcp.unacknowledged[sent..],
             acknowledged: first,
             window,
             answered: answer.is_some(),
             reset: false,
+            gone: answer == Some(Answer::Gone),
         };
         let mut queued = &tcp.unacknowledged[..sent];
         let mut peer_window = tcp.window.peer;
@@ -270,19 +299,22 @@ impl<'a> Built<'a> {
                 }
             }
         }
-        if one.reset {
+        if one.reset && !(one.gone && one.kept.closed) {
             tracing::warn!(peer = %flow.remote, ?answer, first, next = tcp.write_sequence,
                 "a peer does not know the connection as it was captured, which is reset");
         }
-        let what = || format!("build the connection with {}", name(&image.remote));
+        let what = || format!("build the connection with {}", name(one.kept.remote));
         one.build(queued, peer_window, elapsed).doing(what)?;
-        options::restore(one.socket.as_fd(), &image.options)?;
+        options::restore(one.kept.socket.as_fd(), one.kept.options)?;
+        if one.kept.closed {
+            one.close_without_waiting().doing(what)?;
+        }
         Ok(one)
     }
 
     /// A socket in repair mode, established with the peer.
     fn build(&self, queued: &[u8], peer_window: u32, elapsed: Duration) -> io::Result<()> {
-        let (socket, tcp) = (self.socket.as_fd(), self.tcp);
+        let (socket, tcp) = (self.kept.socket.as_fd(), self.kept.tcp);
         let set = |name, value: i32| set_number(socket, IPPROTO_TCP, name, value);
         let read_from = tcp.read_sequence.wrapping_sub(tcp.unread.len() as u32);
         set(libc::TCP_REPAIR, 1)?;
@@ -306,27 +338,34 @@ impl<'a> Built<'a> {
         set(libc::TCP_REPAIR_QUEUE, NO_QUEUE)
     }
 
+    /// It is we who close it: not with a RST, and not for longer than a moment, whatever the app wanted.
+    fn close_without_waiting(&self) -> io::Result<()> {
+        set_option(self.kept.socket.as_fd(), SOL_SOCKET, libc::SO_LINGER, &[0; 8])
+    }
+
     /// Buffers as they had grown, and room for what is put into them now. The kernel doubles what it is given.
     fn make_room(&self, queued: usize) -> io::Result<()> {
-        let socket = self.socket.as_fd();
+        let socket = self.kept.socket.as_fd();
         let room = |bytes: usize| i32::try_from(bytes).unwrap_or(i32::MAX / 2);
-        let send = room(queued + self.rest.len()).max(self.tcp.send_buffer / 2);
-        let receive = room(self.tcp.unread.len()).max(self.tcp.receive_buffer / 2);
+        let send = room(queued + self.rest.len()).max(self.kept.tcp.send_buffer / 2);
+        let receive = room(self.kept.tcp.unread.len()).max(self.kept.tcp.receive_buffer / 2);
         set_number(socket, SOL_SOCKET, libc::SO_SNDBUFFORCE, send)?;
         set_number(socket, SOL_SOCKET, libc::SO_RCVBUFFORCE, receive)
     }
 
     /// Sends nothing in repair mode; the address may not be this host's yet.
     fn connect(&self) -> io::Result<()> {
-        let socket = self.socket.as_fd();
-        if self.image.family == libc::AF_INET6 {
+        /// Of a `sockaddr_in6`.
+        const IPV6_BYTES: usize = 28;
+        let socket = self.kept.socket.as_fd();
+        if self.kept.local.len() == IPV6_BYTES {
             set_number(socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
             set_number(socket, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND, 1)?;
         } else {
             set_number(socket, libc::IPPROTO_IP, libc::IP_FREEBIND, 1)?;
         }
-        bind(socket, &self.image.local)?;
-        connect(socket, &self.image.remote)
+        bind(socket, self.kept.local)?;
+        connect(socket, self.kept.remote)
     }
 
     /// The app's side of a connection that ends: what was read is read, then there is an error. The peer is
@@ -338,7 +377,7 @@ impl<'a> Built<'a> {
     }
 
     fn reset_socket(&self, raw: &Raw) -> io::Result<()> {
-        let socket = self.socket.as_fd();
+        let socket = self.kept.socket.as_fd();
         // Only a RST with this very number is believed, and only repair mode tells it.
         set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR, 1)?;
         set_number(socket, IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, RECEIVE_QUEUE)?;
@@ -348,18 +387,18 @@ impl<'a> Built<'a> {
     }
 
     fn go_on(&self, raw: &Raw) -> io::Result<()> {
-        let socket = self.socket.as_fd();
+        let socket = self.kept.socket.as_fd();
         leave_repair(socket, self.reuse_address())?;
-        set_number(socket, SOL_SOCKET, SO_BUF_LOCK, self.tcp.buffers_locked)?;
+        set_number(socket, SOL_SOCKET, SO_BUF_LOCK, self.kept.tcp.buffers_locked)?;
         send_all(socket, self.rest)?;
-        if peer_has_finished(self.tcp.state) {
-            raw.send(&self.of_peer(self.tcp.read_sequence, FIN | ACKNOWLEDGEMENT), &[])?;
+        if peer_has_finished(self.kept.tcp.state) {
+            raw.send(&self.of_peer(self.kept.tcp.read_sequence, FIN | ACKNOWLEDGEMENT), &[])?;
             self.await_end()?;
         }
-        if app_has_finished(self.tcp.state) {
+        if app_has_finished(self.kept.tcp.state) {
             rustix::net::shutdown(socket, Shutdown::Write)?;
         }
-        if self.tcp.read_shut {
+        if self.kept.tcp.read_shut {
             rustix::net::shutdown(socket, Shutdown::Read)?;
         }
         Ok(())
@@ -383,13 +422,13 @@ impl<'a> Built<'a> {
     fn await_end(&self) -> io::Result<()> {
         const PATIENCE: Duration = Duration::from_secs(1);
         let deadline = Instant::now() + PATIENCE;
-        while state_of(self.socket.as_fd())? == ESTABLISHED {
+        while state_of(self.kept.socket.as_fd())? == ESTABLISHED {
             if Instant::now() > deadline {
                 return Err(io::Error::other("the end of the peer's stream did not get through `lo`"));
             }
             std::thread::yield_now();
         }
-        match state_of(self.socket.as_fd())? {
+        match state_of(self.kept.socket.as_fd())? {
             CLOSE_WAIT => Ok(()),
             state => Err(io::Error::other(format!("the connection is in state {state}"))),
         }
@@ -400,7 +439,7 @@ impl<'a> Built<'a> {
         let reuse = |option: &&image::descriptor::SocketOption| {
             (option.level, option.name) == (SOL_SOCKET, libc::SO_REUSEADDR)
         };
-        let value = self.image.options.iter().find(reuse).map(|option| option.value.as_slice());
+        let value = self.kept.options.iter().find(reuse).map(|option| option.value.as_slice());
         value.and_then(|value| value.try_into().ok()).map_or(0, i32::from_ne_bytes)
     }
 }

@@ -1,21 +1,25 @@
-//! Connections that have a peer and no descriptor, which a takeover cannot carry.
+//! Connections that have a peer and no descriptor.
 //!
 //! - *Unaccepted*: the peer is connected, or soon is, and the app has not called `accept`.
 //! - *Closed*: the app has called `close`, and the kernel still has something to say.
 //! - *Gone* since one of the last freezes: what ended them, a RST mostly, may still be held back.
 //!
 //! No call gives a descriptor of any of them, and one that is duplicated *before* the app closes its own would
-//! keep the file open: an epoll that watches it would go on reporting a number that the app has given up. So
-//! their peers are told at the takeover; a silent one would wait for ever otherwise. To tell somebody too many
-//! is harmless, a peer that knows of no connection ignores it.
+//! keep the file open: an epoll that watches it would go on reporting a number that the app has given up. What the
+//! kernel still has to say on a closed one is read from its own structures ([`super::orphans`]), and the copy's kernel
+//! says it. The peers of the others are told at the takeover; a silent one would wait for ever otherwise. To tell
+//! somebody too many is harmless, a peer that knows of no connection ignores it.
 
 use std::collections::HashMap;
 
-use image::descriptor::{Stray, StrayKind};
+use image::descriptor::{SocketOption, Stray, StrayKind, TcpState};
 use serde_bytes::ByteBuf;
 
-use super::diagnosis::{Ends, Report, SYN_RECV};
-use super::stream::{CLOSE_WAIT, ESTABLISHED, FIN_WAIT2};
+use super::diagnosis::{Ends, Mark, Report, SYN_RECV};
+use super::error::RebuildError;
+use super::orphans::is_draining;
+use super::revive::flow_between;
+use super::stream::{CLOSE_WAIT, ESTABLISHED, FIN_WAIT2, Info};
 
 /// For how many freezes one that is gone is named: more than can be on their way to the standby at once.
 const GONE_FREEZES: usize = 16;
@@ -31,8 +35,26 @@ pub(super) struct Strays {
 struct Seen {
     last: usize,
     ends: Ends,
-    state: u8,
+    mark: Mark,
+    info: Info,
     has_descriptor: bool,
+    rest: Option<Rest>,
+}
+
+/// What is still to be said on a closed connection.
+#[derive(Debug, Clone)]
+struct Rest {
+    /// As it was read.
+    mark: Mark,
+    tcp: Box<TcpState>,
+    options: Vec<SocketOption>,
+}
+
+impl Seen {
+    /// If it is still what it was when it was read.
+    fn rest(&self) -> Option<&Rest> {
+        self.rest.as_ref().filter(|rest| rest.mark == self.mark)
+    }
 }
 
 impl Strays {
@@ -41,9 +63,10 @@ impl Strays {
     }
 
     pub(super) fn see(&mut self, report: &Report) {
-        let Report { ends, mark, inode, .. } = *report;
-        let (last, state, has_descriptor) = (self.freeze, mark.state, inode != 0);
-        self.seen.insert(report.cookie, Seen { last, ends, state, has_descriptor });
+        let Report { ends, mark, info, inode, .. } = *report;
+        let (last, has_descriptor) = (self.freeze, inode != 0);
+        let rest = self.seen.remove(&report.cookie).and_then(|seen| seen.rest);
+        self.seen.insert(report.cookie, Seen { last, ends, mark, info, has_descriptor, rest });
     }
 
     /// N.B. only a RST ends a connection out of these states between two freezes: a FIN is held back until the
@@ -51,25 +74,66 @@ impl Strays {
     pub(super) fn end(&mut self) {
         let now = self.freeze;
         let is_named = |seen: &Seen| {
-            matches!(seen.state, SYN_RECV | ESTABLISHED | CLOSE_WAIT) && now - seen.last < GONE_FREEZES
+            matches!(seen.mark.state, SYN_RECV | ESTABLISHED | CLOSE_WAIT) && now - seen.last < GONE_FREEZES
         };
         self.seen.retain(|_, seen| seen.last == now || is_named(seen));
+    }
+
+    /// The closed ones that are not what they were when they were read: their cookies, and what the diagnosis said.
+    pub(super) fn changed(&self) -> Vec<(u64, Info)> {
+        let closed = |seen: &Seen| self.kind(seen) == Some(StrayKind::Closed);
+        let changed = self.seen.iter().filter(|(_, seen)| closed(seen) && seen.rest().is_none());
+        changed.map(|(cookie, seen)| (*cookie, seen.info)).collect()
+    }
+
+    /// How many bytes are to be sent on closed ones that have not changed.
+    pub(super) fn bytes(&self) -> usize {
+        self.seen.values().filter_map(Seen::rest).map(|rest| rest.tcp.unacknowledged.len()).sum()
+    }
+
+    /// What was read of a closed one; its options, if this is the first time.
+    pub(super) fn note(&mut self, cookie: u64, tcp: TcpState, options: impl FnOnce() -> Vec<SocketOption>) {
+        if let Some(seen) = self.seen.get_mut(&cookie) {
+            let options = seen.rest.take().map_or_else(options, |rest| rest.options);
+            seen.rest = Some(Rest { mark: seen.mark, tcp: Box::new(tcp), options });
+        }
     }
 
     pub(super) fn list(&self) -> Vec<Stray> {
         self.seen.values().filter_map(|seen| self.stray(seen)).collect()
     }
 
-    fn stray(&self, seen: &Seen) -> Option<Stray> {
-        let kind = match seen.state {
-            _ if seen.last != self.freeze => StrayKind::Gone,
-            _ if seen.has_descriptor => return None,
+    fn kind(&self, seen: &Seen) -> Option<StrayKind> {
+        match seen.mark.state {
+            _ if seen.last != self.freeze => Some(StrayKind::Gone),
+            _ if seen.has_descriptor => None,
             // The peer has heard everything, the end included.
-            FIN_WAIT2 => return None,
-            SYN_RECV | ESTABLISHED | CLOSE_WAIT => StrayKind::Unaccepted,
-            _ => StrayKind::Closed,
-        };
+            FIN_WAIT2 => None,
+            SYN_RECV | ESTABLISHED | CLOSE_WAIT => Some(StrayKind::Unaccepted),
+            _ => Some(StrayKind::Closed),
+        }
+    }
+
+    fn stray(&self, seen: &Seen) -> Option<Stray> {
+        let kind = self.kind(seen)?;
         let (local, remote) = seen.ends.addresses();
-        Some(Stray { kind, local: ByteBuf::from(local), remote: ByteBuf::from(remote) })
+        let (local, remote) = (ByteBuf::from(local), ByteBuf::from(remote));
+        let rest = seen.rest().filter(|_| kind == StrayKind::Closed).cloned();
+        let (tcp, options) = rest.map_or_else(Default::default, |rest| (Some(rest.tcp), rest.options));
+        Some(Stray { kind, local, remote, tcp, options })
+    }
+}
+
+/// The state comes from another machine: what goes on must be what only a closed connection is.
+pub fn check_strays(strays: &[Stray]) -> Result<(), RebuildError> {
+    let is_sound = |stray: &Stray| {
+        let Some(tcp) = &stray.tcp else { return true };
+        let ends = flow_between(&stray.local, &stray.remote);
+        let kind = stray.kind == StrayKind::Closed && is_draining(tcp.state);
+        kind && ends.is_ok() && tcp.unread.is_empty() && tcp.unsent as usize <= tcp.unacknowledged.len()
+    };
+    match strays.iter().all(is_sound) {
+        true => Ok(()),
+        false => Err(RebuildError::Inconsistent { what: "a connection that was closed".to_owned() }),
     }
 }

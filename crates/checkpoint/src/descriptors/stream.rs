@@ -171,7 +171,7 @@ fn dump_in_repair(
         None => (number(IPPROTO_TCP, libc::TCP_MAXSEG)? as u32, number(SOL_SOCKET, SO_BUF_LOCK)?),
     };
     let memory = Memory::read(socket)?;
-    let timestamp = match info.has(HAS_TIMESTAMPS) {
+    let timestamp = match info.has_timestamps() {
         true => Some(number(IPPROTO_TCP, libc::TCP_TIMESTAMP)? as u32),
         false => None,
     };
@@ -184,8 +184,8 @@ fn dump_in_repair(
         unread,
         read_shut: false,
         segment_max,
-        selective_acknowledgements: info.has(HAS_SELECTIVE_ACKNOWLEDGEMENTS),
-        window_scales: info.has(HAS_WINDOW_SCALES).then(|| info.window_scales()),
+        selective_acknowledgements: info.has_selective_acknowledgements(),
+        window_scales: info.window_scales(),
         timestamp,
         window: window(socket, inwards.read_sequence)?,
         round_trip_us: info.round_trip_us(),
@@ -331,19 +331,20 @@ pub(super) fn queue_sequence(socket: BorrowedFd<'_>) -> io::Result<u32> {
 fn window(socket: BorrowedFd<'_>, read_sequence: u32) -> io::Result<TcpWindow> {
     let mut bytes = [0; 20];
     get_option(socket, IPPROTO_TCP, libc::TCP_REPAIR_WINDOW, &mut bytes)?;
-    let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|n| bytes[at + n]));
+    let word = |index: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|n| bytes[index * 4 + n]));
+    Ok(windows([0, 1, 2, 3, 4].map(word), read_sequence))
+}
+
+/// The same of the words of a `struct tcp_repair_window`.
+pub(super) fn windows(words: [u32; 5], read_sequence: u32) -> TcpWindow {
+    let [update_sequence, peer, peer_max, own, own_from] = words;
     let not_after = |sequence: u32| match read_sequence.wrapping_sub(sequence) as i32 {
         ..0 => read_sequence,
         _ => sequence,
     };
-    let (promised, own_from) = (word(12).wrapping_add(word(16)), not_after(word(16)));
-    Ok(TcpWindow {
-        update_sequence: not_after(word(0)),
-        peer: word(4),
-        peer_max: word(8),
-        own: promised.wrapping_sub(own_from),
-        own_from,
-    })
+    let (promised, own_from) = (own.wrapping_add(own_from), not_after(own_from));
+    let update_sequence = not_after(update_sequence);
+    TcpWindow { update_sequence, peer, peer_max, own: promised.wrapping_sub(own_from), own_from }
 }
 
 pub(super) fn window_bytes(window: &TcpWindow) -> Vec<u8> {
@@ -352,11 +353,14 @@ pub(super) fn window_bytes(window: &TcpWindow) -> Vec<u8> {
 }
 
 /// The beginning of `struct tcp_info`.
-struct Info([u8; 72]);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Info(pub [u8; Info::BYTES]);
 
 impl Info {
+    pub(super) const BYTES: usize = 72;
+
     fn read(socket: BorrowedFd<'_>) -> io::Result<Self> {
-        let mut bytes = [0; 72];
+        let mut bytes = [0; Self::BYTES];
         get_option(socket, IPPROTO_TCP, libc::TCP_INFO, &mut bytes)?;
         Ok(Self(bytes))
     }
@@ -369,11 +373,19 @@ impl Info {
         self.0[5] & option != 0
     }
 
-    fn window_scales(&self) -> (u8, u8) {
-        (self.0[6] & 0xf, self.0[6] >> 4)
+    pub(super) fn has_timestamps(&self) -> bool {
+        self.has(HAS_TIMESTAMPS)
     }
 
-    fn round_trip_us(&self) -> u32 {
+    pub(super) fn has_selective_acknowledgements(&self) -> bool {
+        self.has(HAS_SELECTIVE_ACKNOWLEDGEMENTS)
+    }
+
+    pub(super) fn window_scales(&self) -> Option<(u8, u8)> {
+        self.has(HAS_WINDOW_SCALES).then_some((self.0[6] & 0xf, self.0[6] >> 4))
+    }
+
+    pub(super) fn round_trip_us(&self) -> u32 {
         u32::from_ne_bytes([68, 69, 70, 71].map(|at| self.0[at]))
     }
 }

@@ -17,6 +17,7 @@ use serde_bytes::ByteBuf;
 use super::cache::SocketIdentity;
 use super::diagnosis::{self, Mark, Report};
 use super::options;
+use super::orphans::{Orphan, Orphans};
 use super::strays::Strays;
 
 const OPTIONS_PER_FREEZE: usize = 2;
@@ -29,6 +30,7 @@ pub(super) struct Watch {
     /// This freeze's, by inode.
     reports: HashMap<u64, Report>,
     strays: Strays,
+    orphans: Orphans,
     /// The peers that were named for their urgent data.
     urgent: HashSet<Vec<u8>>,
     /// What a new socket has, by family: only what differs is carried.
@@ -101,6 +103,25 @@ impl Watch {
         Ok(())
     }
 
+    /// Reads the connections that the app has closed, where it can be done: the others end at a takeover. N.B. before
+    /// any descriptor, see [`super::inside`].
+    pub(super) fn read_closed(&mut self, pidfd: BorrowedFd<'_>) {
+        self.orphans.warm_up();
+        let changed = self.strays.changed();
+        if changed.is_empty() {
+            return;
+        }
+        match self.orphans.read(pidfd, &changed, self.strays.bytes()) {
+            Ok(orphans) => {
+                for (cookie, Orphan { state, reuse_address }) in orphans {
+                    let options = || options_of_closed(&self.known, cookie, reuse_address);
+                    self.strays.note(cookie, state, options);
+                }
+            }
+            Err(why) => tracing::debug!("connections that the app has closed cannot be read: {why}"),
+        }
+    }
+
     /// Connections that no descriptor leads to.
     pub(super) fn strays(&self) -> Vec<Stray> {
         self.strays.list()
@@ -109,6 +130,7 @@ impl Watch {
     pub(super) fn forget(&mut self) {
         self.known.clear();
         self.strays = Strays::default();
+        self.orphans = Orphans::default();
         self.urgent.clear();
     }
 
@@ -187,4 +209,16 @@ impl Watch {
         chosen.retain(|option| options::is_of_connection(option) && !defaults.contains(option));
         Ok(())
     }
+}
+
+/// As they were when the connection had a descriptor. One that came and went between two freezes has what lets others
+/// have its port.
+fn options_of_closed(known: &HashMap<u64, Known>, cookie: u64, reuse_address: bool) -> Vec<SocketOption> {
+    let same = |known: &&Known| known.mark.is_some_and(|mark| mark.cookie == cookie);
+    if let Some(known) = known.values().find(same) {
+        return known.socket.options.clone();
+    }
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
+    let value = ByteBuf::from(1_i32.to_ne_bytes());
+    reuse_address.then_some(SocketOption { level, name, value }).into_iter().collect()
 }

@@ -2,7 +2,7 @@
 
 /// Bytes that the kernel filled.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Filled<'a>(pub &'a [u8]);
+pub(crate) struct Filled<'a>(pub &'a [u8]);
 
 impl Filled<'_> {
     fn take<const N: usize>(self, at: usize) -> [u8; N] {

@@ -25,7 +25,7 @@ mod cache;
 mod credentials;
 mod elf;
 mod error;
-mod layout;
+pub(crate) mod layout;
 mod numbers;
 mod pending;
 mod posix_timers;

@@ -9,6 +9,7 @@ const TYPE_BYTES: usize = 12;
 const MEMBER_BYTES: usize = 12;
 /// Anonymous members in anonymous members: the kernel has few.
 const DEPTH_MAX: u32 = 8;
+const BITS: u32 = 8;
 
 // Kinds of types, by the number of bytes that follow the three words of each.
 const INTEGER: u32 = 1;
@@ -92,7 +93,12 @@ impl Types {
     /// How many bytes into a structure a member of it lies, also one of an anonymous part of it. Of bits, where their
     /// byte is.
     pub fn offset(&self, structure: &str, member: &str) -> Option<u32> {
-        self.offset_in(self.structure(structure)?, member, DEPTH_MAX)
+        self.bits(structure, member).map(|bits| bits / BITS)
+    }
+
+    /// The same, counted in bits.
+    pub fn bits(&self, structure: &str, member: &str) -> Option<u32> {
+        self.bits_in(self.structure(structure)?, member, DEPTH_MAX)
     }
 
     fn structure(&self, name: &str) -> Option<Type> {
@@ -105,8 +111,7 @@ impl Types {
         })
     }
 
-    fn offset_in(&self, structure: Type, member: &str, depth: u32) -> Option<u32> {
-        const BITS: u32 = 8;
+    fn bits_in(&self, structure: Type, member: &str, depth: u32) -> Option<u32> {
         const OFFSET_BITS: u32 = 0x00ff_ffff;
         (0..structure.count).find_map(|index| {
             let at = structure.rest + index * MEMBER_BYTES;
@@ -114,12 +119,11 @@ impl Types {
                 (word(&self.bytes, at)?, word(&self.bytes, at + 4)?, word(&self.bytes, at + 8)?);
             let bits = if structure.with_widths { place & OFFSET_BITS } else { place };
             if self.is_named(name, member) {
-                return Some(bits / BITS);
+                return Some(bits);
             }
             let inner = self.number(kind).filter(|_| name == 0 && depth > 0)?;
-            let inside =
-                matches!(inner.kind, STRUCT | UNION).then(|| self.offset_in(inner, member, depth - 1));
-            inside.flatten()?.checked_add(bits / BITS)
+            let inside = matches!(inner.kind, STRUCT | UNION).then(|| self.bits_in(inner, member, depth - 1));
+            inside.flatten()?.checked_add(bits)
         })
     }
 
@@ -193,6 +197,7 @@ mod tests {
     fn members_of_anonymous_parts_are_found() {
         let types = Types::parse(small()).unwrap();
         assert_eq!(types.offset("outer", "inner"), Some(4));
+        assert_eq!(types.bits("outer", "inner"), Some(32));
         assert_eq!(types.offset("outer", "inne"), None);
         assert_eq!(types.size("outer"), Some(8));
         assert_eq!(types.offset("other", "inner"), Some(4));

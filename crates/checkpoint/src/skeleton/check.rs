@@ -9,7 +9,7 @@ use image::state::State;
 use image::{PAGE_BYTES, Range};
 
 use super::ApplyError;
-use crate::descriptors::check_references;
+use crate::descriptors::{check_references, check_strays};
 
 const LOWEST: u64 = 0x1000;
 const HIGHEST: u64 = 0x7fff_ffff_f000;
@@ -81,7 +81,7 @@ fn check_mapping(mapping: &Mapping, objects: &BTreeSet<ObjectKey>) -> Result<(),
 /// Whether a state is of the process that the skeleton stands for, and names only what it describes.
 /// `number` is the process's own in its cell.
 pub fn check_state(state: &State, number: i32) -> Result<(), ApplyError> {
-    let State { clocks: _, processes, spaces, files, pipes, strays: _ } = state;
+    let State { clocks: _, processes, spaces, files, pipes, strays } = state;
     let ([process], [space]) = (&processes[..], &spaces[..]) else {
         return Err(ApplyError::Space(processes.len().max(spaces.len()) as u32));
     };
@@ -89,6 +89,7 @@ pub fn check_state(state: &State, number: i32) -> Result<(), ApplyError> {
         return Err(ApplyError::State("the process is not the one that the layout names"));
     }
     check_references(&process.descriptors, files, pipes)?;
+    check_strays(strays)?;
     const AUXV_BYTES_MAX: usize = 4096;
     if space.auxv.len() > AUXV_BYTES_MAX {
         return Err(ApplyError::State("the auxiliary vector is too long"));

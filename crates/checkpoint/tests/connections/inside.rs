@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
-use checkpoint::descriptors::Saved;
+use checkpoint::descriptors::{ConnectionCounts, Saved};
 use image::descriptor::{FileKind, TcpState};
 
 use crate::stage::{Circumstances, Servant, cache, set_option};
@@ -183,18 +183,35 @@ fn the_rest_of_what_a_closed_end_said_is_read_and_then_its_end() {
 
 /// Its last bytes are in no socket that has a descriptor.
 #[test]
-fn a_closed_end_that_was_not_heard_to_the_last_resets_the_other() {
-    const LEN: usize = 200_000;
+fn a_closed_end_is_heard_to_the_last() {
+    let (read, end, counts) = rest_of_a_closed_end(|_| ());
+    assert_eq!((counts.kept, counts.drained, counts.reset, counts.closed), (1, 1, 0, 0));
+    assert!(end == 0 && read == pattern(CLOSED_LEN), "{} bytes, {end}", read.len());
+}
+
+/// As where the kernel cannot be read.
+#[test]
+fn a_closed_end_that_could_not_be_read_resets_the_other() {
+    let (read, end, counts) = rest_of_a_closed_end(|saved| saved.strays[0].tcp = None);
+    assert_eq!((counts.kept, counts.drained, counts.reset, counts.closed), (0, 0, 1, 1));
+    assert_eq!(end, libc::ECONNRESET);
+    assert!(read.len() < CLOSED_LEN && read == pattern(CLOSED_LEN)[..read.len()]);
+}
+
+const CLOSED_LEN: usize = 200_000;
+
+/// What the other end reads after a takeover, with the error that ends it.
+fn rest_of_a_closed_end(change: impl FnOnce(&mut Saved)) -> (Vec<u8>, i32, ConnectionCounts) {
     let world = World::new();
     let mut app = world.app();
     let ([one, other], _) = pair(&mut app, "127.0.0.1");
     set_option(app.borrow(other).as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, 8192);
     set_option(app.borrow(one).as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 1 << 20);
-    pattern(LEN).chunks(50_000).for_each(|piece| app.write_to(one, piece));
+    pattern(CLOSED_LEN).chunks(50_000).for_each(|piece| app.write_to(one, piece));
     app.close(one);
-    let saved = save(&app);
+    let mut saved = save(&app);
+    change(&mut saved);
     let (mut copy, counts) = world.take_over(app, &saved);
-    assert_eq!((counts.kept, counts.reset, counts.closed), (0, 1, 1));
     let mut got = Vec::new();
     let end = loop {
         match copy.read_from(other, 50_000) {
@@ -203,8 +220,7 @@ fn a_closed_end_that_was_not_heard_to_the_last_resets_the_other() {
             Err(error) => break error,
         }
     };
-    assert_eq!(end, libc::ECONNRESET);
-    assert!(got.len() < LEN && got == pattern(LEN)[..got.len()]);
+    (got, end, counts)
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod stage;
 
 mod bulk;
 mod carried;
+mod closed;
 mod endings;
 mod inside;
 mod queues;

@@ -17,7 +17,7 @@ fn kinds(saved: &Saved) -> Vec<StrayKind> {
 }
 
 fn endings(counts: ConnectionCounts) -> (u32, u32, u32) {
-    (counts.unaccepted, counts.closed, counts.kept + counts.unanswered + counts.reset)
+    (counts.unaccepted, counts.closed, counts.kept + counts.unanswered + counts.reset + counts.drained)
 }
 
 /// A save that finds such a connection.
@@ -96,9 +96,9 @@ fn a_client_that_is_still_connecting_gets_through() {
     });
 }
 
-/// Never an end that looks like a whole answer.
+/// As where the kernel cannot be read. Never an end that looks like a whole answer.
 #[test]
-fn an_answer_that_was_closed_and_not_heard_ends_in_a_reset() {
+fn an_answer_that_was_closed_and_could_not_be_read_ends_in_a_reset() {
     for (ip, heard) in [(V4, &b""[..]), (V6, b""), (V4, b"half ")] {
         let Connected { world, mut app, number, mut client, .. } = Connected::talking(ip);
         if !heard.is_empty() {
@@ -108,8 +108,9 @@ fn an_answer_that_was_closed_and_not_heard_ends_in_a_reset() {
         world.mute_primary();
         app.write_to(number, b"an answer");
         app.close(number);
-        let saved = save(&app);
+        let mut saved = save(&app);
         assert_eq!(kinds(&saved), [StrayKind::Closed]);
+        saved.strays[0].tcp = None;
         let (_copy, counts) = world.take_over(app, &saved);
         assert_eq!(endings(counts), (0, 1, 0));
         let mut got = vec![0; heard.len()];

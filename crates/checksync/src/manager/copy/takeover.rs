@@ -132,15 +132,16 @@ impl Actor {
         let restore_us = report.total.as_micros();
         tracing::debug!(?report, "restored");
         tracing::warn!(app = self.setup.app, %term, from = %report.id, restore_us, pid = report.pid, "SERVING");
-        let engine::ConnectionCounts { kept, unanswered, reset, unaccepted, closed, asking: _ } =
+        let engine::ConnectionCounts { kept, unanswered, reset, unaccepted, drained, closed, asking: _ } =
             report.connections;
-        if kept + unanswered + reset + unaccepted + closed > 0 {
+        if kept + unanswered + reset + unaccepted + drained + closed > 0 {
             tracing::info!(
                 app = self.setup.app,
                 kept,
                 unanswered,
                 reset,
                 unaccepted,
+                drained,
                 closed,
                 "its connections"
             );
