@@ -40,6 +40,7 @@ use super::output::Forwarding;
 use super::primary::exit_text;
 use super::register::RegisterDesk;
 use super::stages::Stages;
+use super::survivor::Note;
 use super::{engine_settings, exit_of, fresh_incarnation, hook, now, span, wall_clock_ns};
 use crate::guard::Order;
 use crate::status::{AppReport, Board, Role, TakeoverReport};
@@ -121,6 +122,7 @@ pub struct Actor {
     /// When the first frame of what is taken in was there.
     header_at: Arc<Mutex<Option<Instant>>>,
     serving: Option<RestoreReport>,
+    note: Option<Note>,
     /// When the primary was given up, and when the right to serve was won.
     suspected_at_ns: Option<u64>,
     won_at_ns: u64,
@@ -190,6 +192,7 @@ impl Actor {
             stages,
             header_at: Arc::default(),
             serving: None,
+            note: None,
             suspected_at_ns: None,
             won_at_ns: 0,
             status: StandbyStatus::Empty,
@@ -551,6 +554,7 @@ impl Actor {
         }
         self.setup.board.add_takeover(self.takeover(id, &report));
         self.guard.send(&Order::Live);
+        self.note = Note::leave(&self.setup.app, report.pid);
         self.serving = Some(report);
         self.say(FromStandby::Serving(term));
         self.step_alone(StandbyEvent::RestoreFinished);
