@@ -8,6 +8,8 @@ mod configured;
 mod crash;
 #[path = "pair/operator.rs"]
 mod operator;
+#[path = "pair/servers.rs"]
+mod servers;
 #[path = "pair/survivor.rs"]
 mod survivor;
 #[path = "pair/sync.rs"]
