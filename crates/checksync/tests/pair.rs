@@ -6,6 +6,10 @@ mod attach;
 mod configured;
 #[path = "pair/crash.rs"]
 mod crash;
+#[path = "pair/operator.rs"]
+mod operator;
+#[path = "pair/servers.rs"]
+mod servers;
 #[path = "pair/survivor.rs"]
 mod survivor;
 #[path = "pair/sync.rs"]

@@ -41,6 +41,7 @@ use super::output::Forwarding;
 use super::primary::exit_text;
 use super::register::RegisterDesk;
 use super::stages::Stages;
+use super::survivor::Note;
 use super::{engine_settings, exit_of, fresh_incarnation, now, span, wall_clock_ns};
 use crate::status::{AppReport, Board, Role};
 
@@ -135,6 +136,7 @@ pub struct Actor {
     /// When the first frame of what is taken in was there.
     header_at: Arc<Mutex<Option<Instant>>>,
     serving: Option<RestoreReport>,
+    note: Option<Note>,
     /// When the primary was given up, and when the right to serve was won.
     suspected_at_ns: Option<u64>,
     won_at_ns: u64,
@@ -208,6 +210,7 @@ impl Actor {
             stages,
             header_at: Arc::default(),
             serving: None,
+            note: None,
             suspected_at_ns: None,
             won_at_ns: 0,
             status: StandbyStatus::Empty,

@@ -26,13 +26,18 @@ impl Lock {
                 let mut holder = String::new();
                 // Its number is a help only.
                 let _ = file.read_to_string(&mut holder);
-                bail!("{what} is in use by process {}; stop that first, or choose another", holder.trim());
+                let holder = match holder.trim() {
+                    "" => "another process".to_owned(),
+                    number => format!("process {number}"),
+                };
+                bail!("{what} is in use by {holder}; stop that first, or choose another");
             }
             Err(why) => return Err(why).with_context(|| format!("cannot lock {}", path.display())),
         }
-        file.set_len(0)?;
-        file.rewind()?;
-        writeln!(file, "{}", std::process::id())?;
+        let noted = file.set_len(0).and_then(|()| file.rewind());
+        if let Err(why) = noted.and_then(|()| writeln!(file, "{}", std::process::id())) {
+            tracing::warn!("whoever comes second won't be told our number by {}: {why}", path.display());
+        }
         Ok(Self { _file: file })
     }
 }

@@ -18,7 +18,7 @@ impl Forwarding {
     pub fn start([output, error]: [OwnedFd; 2], log: Option<PathBuf>) -> io::Result<Self> {
         let (ended, done) = mpsc::channel();
         for (stream, to) in [(output, Stream::Output), (error, Stream::Error)] {
-            let log = log.as_deref().map(open_log).transpose()?;
+            let log = log.as_deref().map(Log::open).transpose()?;
             let ended = ended.clone();
             thread::Builder::new().name("output".to_owned()).spawn(move || {
                 forward(stream.into(), to, log);
@@ -42,12 +42,30 @@ enum Stream {
     Error,
 }
 
-fn open_log(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
+struct Log {
+    path: PathBuf,
+    file: File,
+    is_failing: bool,
+}
+
+impl Log {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        Ok(Self { path: path.to_owned(), file, is_failing: false })
+    }
+
+    /// What can't be written is missing in the log, and that is said once for as long as it lasts.
+    fn write(&mut self, bytes: &[u8]) {
+        let written = self.file.write_all(bytes);
+        if let (Err(why), false) = (&written, self.is_failing) {
+            tracing::warn!("the app's output is missing in {}: {why}", self.path.display());
+        }
+        self.is_failing = written.is_err();
+    }
 }
 
 /// Whether or not somebody listens to us: the app must not be held up, so a failed write is passed over.
-fn forward(mut from: File, to: Stream, mut log: Option<File>) {
+fn forward(mut from: File, to: Stream, mut log: Option<Log>) {
     let mut buffer = vec![0; 64 << 10];
     loop {
         let len = match from.read(&mut buffer) {
@@ -64,6 +82,8 @@ fn forward(mut from: File, to: Stream, mut log: Option<File>) {
             }
             Stream::Error => io::stderr().write_all(bytes),
         };
-        let _ = log.as_mut().map(|log| log.write_all(bytes));
+        if let Some(log) = &mut log {
+            log.write(bytes);
+        }
     }
 }

@@ -50,7 +50,7 @@ use super::survivor::Note;
 use super::{engine_settings, exit_of, fresh_incarnation, now};
 use crate::config::{PrimarySettings, nanos};
 use crate::guard::{Arm, Order};
-use crate::status::{self, Board, PauseRing};
+use crate::status::{Board, PauseRing};
 
 /// What is protected.
 #[derive(Debug, Clone)]
@@ -397,7 +397,8 @@ impl Actor {
             Event::Ready { pid } => {
                 self.app_pid = Some(pid);
                 tracing::debug!(pid, "the app's process is there");
-                self.take_note(pid);
+                self.note = None; // It would take the next one's file along.
+                self.note = Note::leave(&self.settings.app, pid);
                 self.dial();
             }
             Event::Failed { why } => {
@@ -427,16 +428,6 @@ impl Actor {
             | Event::ApplyFailed { .. }
             | Event::Restored(_)
             | Event::RestoreFailed { .. } => tracing::warn!(?event, "an app's engine spoke of a copy"),
-        }
-    }
-
-    fn take_note(&mut self, pid: i32) {
-        // First: the old one takes the file along.
-        self.note = None;
-        let noted = status::run_dir().and_then(|dir| Ok(Note::write(&dir, &self.settings.app, pid)?));
-        match noted {
-            Ok(note) => self.note = Some(note),
-            Err(why) => tracing::warn!("if this manager dies, the next one can't find the app: {why:#}"),
         }
     }
 

@@ -9,6 +9,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::status::run_dir;
+
 /// Removes the file when dropped.
 #[derive(Debug)]
 pub struct Note(PathBuf);
@@ -18,8 +20,15 @@ fn path(dir: &Path, app: &str) -> PathBuf {
 }
 
 impl Note {
-    /// Notes that `pid` is the app.
-    pub fn write(dir: &Path, app: &str, pid: i32) -> io::Result<Self> {
+    /// Notes that `pid` is the app. Without a note it is protected all the same.
+    pub fn leave(app: &str, pid: i32) -> Option<Self> {
+        let noted = run_dir().and_then(|dir| Ok(Self::write(&dir, app, pid)?));
+        noted
+            .inspect_err(|why| tracing::warn!("if this manager dies, the next won't find the app: {why:#}"))
+            .ok()
+    }
+
+    fn write(dir: &Path, app: &str, pid: i32) -> io::Result<Self> {
         let note = Self(path(dir, app));
         let begun = begun(pid).ok_or_else(|| io::Error::other("it has ended"))?;
         fs::write(&note.0, format!("{pid} {begun}\n"))?;

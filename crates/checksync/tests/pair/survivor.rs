@@ -9,7 +9,9 @@ use testkit::servers::{Server, own_address};
 use testkit::wait::wait_until;
 
 use crate::parent;
-use crate::world::{Fencing, SOON, World, counter, foreign_pki, shell, wait_for_two_epochs};
+use crate::world::{
+    Fencing, SOON, World, counter, foreign_pki, protected_counter, shell, wait_for_two_epochs,
+};
 
 struct Survivor {
     app: App,
@@ -105,6 +107,27 @@ fn survivor_is_named_protected_again_and_taken_over() {
 fn survivor_in_its_cgroup_is_protected_again_and_taken_over() {
     needs!("root", "pagemap-scan", "debian:python3", CAP_BPF);
     is_protected_again_and_taken_over(Fencing::Register);
+}
+
+/// A winner has no standby, so its app lives on without it, too.
+#[test]
+fn app_that_was_taken_over_outlives_its_manager_and_is_named() {
+    needs!("root", "pagemap-scan", "debian:python3");
+    let mut world = World::new(Fencing::None);
+    let (address, mut primary, client) = protected_counter(&world);
+    wait_for_two_epochs(&world);
+    drop(client);
+    primary.signal(Signal::KILL);
+    primary.wait(SOON);
+    let served = world.wait_for_app("standby", "serving", |app| app["state"] == "serving");
+    let pid = i32::try_from(served["app_pid"].as_i64().unwrap()).unwrap();
+    let (watched, guard) = (Watched::of(Pid::from_raw(pid).unwrap()), Watched::of(parent(pid)));
+    world.standby.signal(Signal::KILL);
+    world.standby.wait(SOON);
+    let left = Survivor { app: App { pid, watched }, guard, address, world };
+    left.refuses(left.world.run_command("pki", &counter(address)));
+    assert_eq!(Server::Python.wait_ready(address, SOON).read(0).unwrap(), Some(3));
+    left.end_app();
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub const SOON: Duration = Duration::from_secs(30);
 pub enum Fencing<'a> {
     None,
     Register,
+    /// Neither flag.
+    Absent,
     /// `--arbiter` as it is.
     Arbiter(&'a str),
 }
@@ -33,7 +35,7 @@ pub struct World {
     /// Real-time threads of several pairs on few processors would measure each other.
     _alone: MutexGuard<'static, ()>,
     pub dir: TempDir,
-    fencing: [String; 2],
+    pub fencing: Vec<String>,
     pub standby: Running,
     pub standby_address: String,
 }
@@ -58,7 +60,7 @@ impl World {
     }
 
     /// `standby` gets the directory, with the certificates in `pki`, and the flags of the fencing.
-    pub fn with_standby(fencing: Fencing<'_>, standby: impl FnOnce(&Path, &[String; 2]) -> Command) -> Self {
+    pub fn with_standby(fencing: Fencing<'_>, standby: impl FnOnce(&Path, &[String]) -> Command) -> Self {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().unwrap();
@@ -66,11 +68,12 @@ impl World {
             checksync(dir.path()).args(["pki", "init"]).arg(dir.path().join("pki")).args(["a", "b"]).output();
         assert!(made.unwrap().status.success());
         let fencing = match fencing {
-            Fencing::None => ["--fencing".to_owned(), "none".to_owned()],
-            Fencing::Arbiter(spec) => ["--arbiter".to_owned(), spec.to_owned()],
+            Fencing::None => vec!["--fencing".to_owned(), "none".to_owned()],
+            Fencing::Arbiter(spec) => vec!["--arbiter".to_owned(), spec.to_owned()],
             Fencing::Register => {
-                ["--arbiter".to_owned(), format!("file:{}", dir.path().join("reg").display())]
+                vec!["--arbiter".to_owned(), format!("file:{}", dir.path().join("reg").display())]
             }
+            Fencing::Absent => vec![],
         };
         let mut standby = Running::start(standby(dir.path(), &fencing));
         let line = standby.line(SOON).expect("a standby says where it listens");

@@ -23,6 +23,7 @@ use crate::manager::host::HostFacts;
 use crate::manager::lock::Lock;
 use crate::manager::policy::{Here, Policy};
 use crate::manager::primary::{self, ENGINE, Estate, Outcome, Succession};
+use crate::manager::survivor::Note;
 use crate::manager::{control, hook, wall_clock_ns};
 use crate::status::{self, TakeoverReport};
 
@@ -126,6 +127,7 @@ impl Actor {
         if let Some(body) = &mut self.body {
             body.guard.send(&Order::Live);
         }
+        self.note = Note::leave(&self.setup.app, report.pid);
         self.serving = Some(report);
         self.say(FromStandby::Serving(term));
         self.step_alone(StandbyEvent::RestoreFinished);
@@ -214,7 +216,7 @@ impl Actor {
         *self.succession.ear.lock().unwrap_or_else(PoisonError::into_inner) = ear;
         self.succession.heir = Some(heir);
         let Body { engine, guard, forwarding, fence, network: _, socket } = body;
-        let estate = Estate { pid, engine, guard, forwarding, fence, socket };
+        let estate = Estate { pid, engine, guard, forwarding, fence, socket, note: self.note.take() };
         // It waits for it.
         let _ = give.send(prepared.begin(estate, self.setup.board.clone(), self.setup.runtime.clone()));
         Ok(())

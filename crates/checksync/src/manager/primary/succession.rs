@@ -19,6 +19,7 @@ use crate::manager::app_socket::AppSocket;
 use crate::manager::cell::GuardLine;
 use crate::manager::network::{AppNetwork, CopyNetwork};
 use crate::manager::output::Forwarding;
+use crate::manager::survivor::Note;
 use crate::status::Board;
 
 /// The number of its engine: of a copy there is only one.
@@ -42,6 +43,7 @@ pub struct Estate {
     pub forwarding: Option<Forwarding>,
     pub fence: Fence,
     pub socket: AppSocket,
+    pub note: Option<Note>,
 }
 
 impl Succession {
@@ -83,7 +85,7 @@ impl Succession {
     /// The primary of an app that runs.
     pub fn begin(self, estate: Estate, board: Board, runtime: Handle) -> Actor {
         let Self { settings, me, right, machine, outreach, network } = self;
-        let Estate { pid, engine, guard, forwarding, fence, socket } = estate;
+        let Estate { pid, engine, guard, forwarding, fence, socket, note } = estate;
         let mut actor = Actor::make(settings, Target::Copy, me, machine, outreach, fence, board, runtime);
         actor.network = network;
         actor.engines = ENGINE;
@@ -92,6 +94,7 @@ impl Succession {
         actor.forwarding = forwarding;
         actor.socket = Some(socket);
         actor.app_pid = Some(pid);
+        actor.note = note;
         actor.begun = true;
         {
             let mut hello = actor.hello();
