@@ -172,12 +172,16 @@ impl Drop for Managers {
 
 /// A killed manager leaves its app's cgroup, which is empty once the app is gone.
 fn remove_cgroup(manager: u32) {
-    let cgroup = PathBuf::from(format!("/sys/fs/cgroup/checksync/{APP}-{manager}-0"));
-    // One that stays is swept up by the next manager.
-    let _ = Deadline::after(Duration::from_secs(5)).poll(|| match fs::remove_dir(&cgroup) {
-        Err(why) if why.kind() == std::io::ErrorKind::ResourceBusy => None,
-        _ => Some(()),
-    });
+    /// Where version 2 is mounted, alone and beside version 1.
+    const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+    for mount in MOUNTS {
+        let cgroup = PathBuf::from(format!("{mount}/checksync/{APP}-{manager}-0"));
+        // One that stays is swept up by the next manager.
+        let _ = Deadline::after(Duration::from_secs(5)).poll(|| match fs::remove_dir(&cgroup) {
+            Err(why) if why.kind() == std::io::ErrorKind::ResourceBusy => None,
+            _ => Some(()),
+        });
+    }
 }
 
 pub fn checksync() -> PathBuf {
