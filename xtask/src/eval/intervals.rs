@@ -176,6 +176,8 @@ fn beside(rows: Vec<Row>) -> Vec<Row> {
     let peer_of = |row: &Row| -> Row {
         let beside = |way: &str, peers: &[&str]| {
             let ms = row.id.strip_prefix("lost.")?.strip_prefix(way)?.strip_prefix('-')?;
+            // What a figure is made of stands beside nothing.
+            ms.strip_suffix("ms")?;
             peers.iter().filter_map(|peer| figure(format!("lost.{peer}-{ms}"))).reduce(f64::min)
         };
         let row = row.clone();
@@ -347,12 +349,13 @@ mod tests {
             row("lost.redis-bgsave-50ms", 60.0),
             row("lost.redis-save-500ms", 20.0),
             row("lost.timeline-50ms", 5.0),
+            row("lost.redis-save-50ms.with", 5.0),
             row("lost.timeline-50ms.with", 5.0),
             row("lost.timeline-500ms", 1.0),
             row("lost.go-cache-timeline-50ms", 9.0),
         ]);
         let peers: Vec<_> = rows.iter().map(|row| row.peer).collect();
-        assert_eq!(peers, [None, None, None, Some(60.0), None, Some(20.0), Some(12.0)]);
-        assert!(rows[3].peer_measured && !rows[6].peer_measured);
+        assert_eq!(peers, [None, None, None, Some(60.0), None, None, Some(20.0), Some(12.0)]);
+        assert!(rows[3].peer_measured && !rows[7].peer_measured);
     }
 }
