@@ -209,7 +209,15 @@ fn over_time(rows: &[Row]) -> Option<Chart> {
 }
 
 fn through_failover(rows: &[Row]) -> Option<Chart> {
-    traces(rows, "through-failover.", "Requests through a failover")
+    let mut chart = traces(rows, "through-failover.", "Requests through a failover")?;
+    let most =
+        chart.series.iter().flat_map(|series| &series.points).map(|[_, rate]| *rate).reduce(f64::max)?;
+    for row in rows.iter().filter(|row| row.id.ends_with(".died-at")) {
+        let name = row.id.trim_start_matches("through-failover.").trim_end_matches(".died-at");
+        let points = row.median.map_or(Vec::new(), |at| vec![[at, 0.0], [at, most]]);
+        chart.series.push(Series { name: format!("{name}: host dies"), points, quoted: true });
+    }
+    Some(chart)
 }
 
 fn traces(rows: &[Row], beginning: &str, title: &str) -> Option<Chart> {
