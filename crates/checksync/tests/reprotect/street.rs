@@ -153,6 +153,18 @@ impl Group {
         }
     }
 
+    /// The manager that started the app.
+    pub fn first_primary(&mut self) -> &mut Running {
+        self.hosts[0].primary.as_mut().expect("the first primary was started, and not killed")
+    }
+
+    /// Kills the daemon of a host, and leaves the first primary alone.
+    pub fn kill_daemon(&mut self, host: usize) {
+        let mut daemon = self.hosts[host].daemon.take().expect("a daemon was started, and not killed");
+        daemon.signal(Signal::KILL);
+        daemon.wait(SOON);
+    }
+
     /// Moves the app as an operator does, and answers how long nobody was answered.
     pub fn switch_over(&self, host: usize) -> Duration {
         let mut command = checksync();
