@@ -11,6 +11,8 @@ mod gaps;
 mod prefix;
 mod street;
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -161,6 +163,28 @@ fn a_manager_that_slept_through_two_terms_is_not_heard() {
     group.start_daemon(1);
     assert_eq!(group.wait_until_protected(0)["peer"], "b");
     load.finish().assert_nothing_happened();
+}
+
+/// A program that asks for protection gets it from whoever comes back.
+#[test]
+fn a_call_of_sync_waits_for_the_next_standby() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let mut group = Group::protecting(2, &[], &Store::Kv.command_line());
+    group.kill(0);
+    group.takeover(2);
+    let app = group
+        .wait("the winner as a primary", || group.served_app(1).filter(|app| app["state"] == "unprotected"));
+    let socket = format!("/proc/{}/root/run/checksync-app/socket", app["app_pid"]);
+    let mut call = UnixStream::connect(socket).unwrap();
+    call.write_all(b"POST /v1/sync?patience=25s HTTP/1.1\r\nhost: checksync\r\n\r\n").unwrap();
+    call.set_read_timeout(Some(SILENCE)).unwrap();
+    let mut answer = [0; 4096];
+    assert!(call.read(&mut answer).is_err(), "nobody protects it yet");
+    group.start_daemon(0);
+    call.set_read_timeout(Some(SOON)).unwrap();
+    let len = call.read(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer[..len]).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"term\":2"), "{answer}");
 }
 
 /// Answers that only a standby may cover wait for one after a takeover, too.

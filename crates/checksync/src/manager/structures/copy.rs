@@ -3,8 +3,8 @@
 //! There is no thread of its own: whoever brings an event, a task of the network most of the time, steps the machine
 //! under the app's lock. An epoch is looked through to its end before it is acknowledged, so applying it can't fail.
 //!
-//! After a takeover the structures are served from here, by the same rules as on a primary that nobody can take over
-//! from: what a library changes is committed at once.
+//! After a takeover a primary has them, which looks for a standby; with nobody to look for, they are served from here,
+//! by the same rules as on a primary that nobody can take over from: what a library changes is committed at once.
 
 mod incoming;
 mod report;
