@@ -378,6 +378,19 @@ mod tests {
     }
 
     #[test]
+    fn standbys_are_one_or_several_and_flags_beat_the_file() {
+        for (text, wanted) in [
+            ("", &[][..]),
+            ("standby = \"b:1\"", &["b:1"]),
+            ("standby = [\"b:1\", \"c:1\"]", &["b:1", "c:1"]),
+        ] {
+            let file: File = toml::from_str(text).unwrap();
+            assert_eq!(file.standby.unless_given(Vec::new()), wanted, "{text}");
+            assert_eq!(file.standby.unless_given(vec!["d:1".to_owned()]), ["d:1"], "{text}");
+        }
+    }
+
+    #[test]
     fn a_misspelt_key_or_span_is_refused_by_its_name() {
         for (text, named) in [("intervall = \"5ms\"", "intervall"), ("interval = \"5\"", "\"5\"")] {
             let why = toml::from_str::<File>(text).unwrap_err().to_string();

@@ -61,6 +61,37 @@ fn acknowledged_writes_outlive_program_and_manager_together() {
     assert_eq!(client.ask("PUT after 1").as_deref(), Some("OK"), "it is served from there");
 }
 
+/// From host to host and back, with no hand but the killer's.
+#[test]
+fn who_takes_over_is_protected_by_who_comes_back() {
+    let mut world = World::new(Fencing::Register);
+    let mut daemon = world.form_a_group();
+    let mut primary = world.run(&[]);
+    assert_eq!(world.wait_until_protected_in(1), "a");
+    let writers = Writers::start(served_by(&mut primary), WRITERS);
+    writers.wait_for(ENOUGH);
+    primary.signal(Signal::KILL);
+    let (written, there) = (writers.finish(), world.taken_over());
+    written.check(&mut Client::connect(&there));
+    assert_eq!(
+        world.wait_until_protected_in(2),
+        "b",
+        "the daemon beside the dead primary protects the winner"
+    );
+    let writers = Writers::start(there, WRITERS);
+    writers.wait_for(ENOUGH);
+    world.stop_standby();
+    let (written, back) = (writers.finish(), served_by(&mut daemon));
+    written.check(&mut Client::connect(&back));
+    world.start_standby_again();
+    assert_eq!(world.wait_until_protected_in(3), "a");
+    let writers = Writers::start(back, WRITERS);
+    writers.wait_for(ENOUGH);
+    daemon.signal(Signal::KILL);
+    let (written, there) = (writers.finish(), world.taken_over());
+    written.check(&mut Client::connect(&there));
+}
+
 #[test]
 fn a_standby_that_joins_late_gets_all_that_was_written_before_and_meanwhile() {
     let mut world = World::new(Fencing::Register);

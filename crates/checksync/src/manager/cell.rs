@@ -87,3 +87,20 @@ impl GuardLine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn a_guard_hears_of_a_death_before_the_devices_of_the_dead_are_gone() {
+        let kit = CellKit::new(None).unwrap();
+        let device = File::open("/dev/null").unwrap();
+        assert!(
+            kit.guard.orders.as_raw_fd() > device.as_raw_fd(),
+            "files are closed from the highest number down"
+        );
+    }
+}

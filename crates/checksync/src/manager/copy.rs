@@ -492,7 +492,7 @@ impl Actor {
             host_facts: self.setup.host_facts.clone(),
         });
         tracing::info!(app = self.setup.app, primary = hello.primary_name, "a primary is connected");
-        self.succession.learn(&hello.policy);
+        self.succession.learn(hello);
         self.sessions += 1;
         let number = self.sessions;
         let (queue, queued) = tokio_mpsc::unbounded_channel();

@@ -8,6 +8,7 @@ use image::frame::{self, FrameError};
 use replica::Timing;
 use replica::primary::{Consistency, OnCrash};
 use serde::{Deserialize, Serialize};
+use wire::Hello;
 
 use crate::config::{PrimarySettings, Shared};
 
@@ -30,6 +31,8 @@ pub struct Here {
     pub standbys: Vec<String>,
     pub timing: Timing,
     pub network: Option<gate::NetworkSpec>,
+    /// A program with structures is started afresh anyway, by the command that came along.
+    pub structures: bool,
     pub shared: Shared,
 }
 
@@ -49,7 +52,16 @@ impl Policy {
         frame::encode(self).into()
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
+    /// None if it can't be read; that is logged.
+    pub fn of_hello(hello: &Hello) -> Option<Self> {
+        let read = Self::decode(&hello.policy);
+        if let Err(why) = &read {
+            tracing::warn!(app = hello.app, "without its policy the app would stay unprotected: {why}");
+        }
+        read.ok()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
         frame::decode(bytes, "operator's policy")
     }
 
@@ -63,7 +75,7 @@ impl Policy {
 
     /// The settings of the primary that goes on with it.
     pub fn settings(&self, here: Here) -> PrimarySettings {
-        let Here { app, standbys, timing, network, shared } = here;
+        let Here { app, standbys, timing, network, structures, shared } = here;
         // A peer is believed nothing.
         let interval = Duration::from_micros(self.interval_us).max(INTERVAL_MIN);
         PrimarySettings {
@@ -73,11 +85,11 @@ impl Policy {
             timing,
             on_crash: match self.on_crash {
                 // A copy was started by nobody here, so nobody can start it afresh.
-                OnCrash::Restart => OnCrash::Failover,
-                on_crash @ (OnCrash::Failover | OnCrash::Stop) => on_crash,
+                OnCrash::Restart if !structures => OnCrash::Failover,
+                on_crash @ (OnCrash::Restart | OnCrash::Failover | OnCrash::Stop) => on_crash,
             },
             consistency: self.consistency,
-            structures: false,
+            structures,
             abandon_standby: false,
             network,
             grace: Duration::from_millis(self.grace_ms),

@@ -11,15 +11,18 @@ mod gaps;
 mod prefix;
 mod street;
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use testkit::needs;
 
 use asker::Asker;
 use clients::{Load, Store};
 use gaps::{Gaps, wall_clock_ns};
 use prefix::Writer;
-use street::Group;
+use street::{Group, SOON};
 
 const STRONG: &[&str] = &["--consistency", "strong"];
 const WORDS: &[&str] = &["--clients", "6", "--keys", "12"];
@@ -119,6 +122,69 @@ fn a_spare_protects_the_winner_while_the_loser_stays_away() {
     });
     load.wait_for_answers();
     load.finish().assert_nothing_happened();
+}
+
+/// Redis, whose memory is written to by background jobs of its own.
+#[test]
+fn sessions_of_redis_live_through_one_death_after_the_other() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF, "debian:redis-server");
+    let mut group = Group::protecting(2, STRONG, &Store::Redis.command_line());
+    let load = Load::start(&group.clients, group.dir.path(), Store::Redis, WORDS);
+    let mut serving = 0;
+    for term in 2..6 {
+        load.wait_for_answers();
+        group.kill(serving);
+        let (winner, _) = group.takeover(term);
+        group.start_daemon(serving);
+        group.wait_until_protected(winner);
+        serving = winner;
+    }
+    load.wait_for_answers();
+    load.finish().assert_nothing_happened();
+}
+
+/// A manager stands still while its app goes to another host and comes back, to a daemon beside it. When it goes on it has
+/// the service's address still, and nobody hears it.
+#[test]
+fn a_manager_that_slept_through_two_terms_is_not_heard() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let mut group = Group::protecting(2, STRONG, &Store::Kv.command_line());
+    let load = Load::start(&group.clients, group.dir.path(), Store::Kv, WORDS);
+    group.first_primary().signal(Signal::STOP);
+    assert_eq!(group.takeover(2).0, 1);
+    assert_eq!(group.wait_until_protected(1)["peer"], "a");
+    load.wait_for_answers();
+    group.kill_daemon(1);
+    assert_eq!(group.takeover(3).0, 0);
+    load.wait_for_answers();
+    group.first_primary().signal(Signal::CONT);
+    assert!(!group.first_primary().wait(SOON).success(), "a manager that lost its term says so");
+    load.wait_for_answers();
+    group.start_daemon(1);
+    assert_eq!(group.wait_until_protected(0)["peer"], "b");
+    load.finish().assert_nothing_happened();
+}
+
+/// A program that asks for protection gets it from whoever comes back.
+#[test]
+fn a_call_of_sync_waits_for_the_next_standby() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let mut group = Group::protecting(2, &[], &Store::Kv.command_line());
+    group.kill(0);
+    group.takeover(2);
+    let app = group
+        .wait("the winner as a primary", || group.served_app(1).filter(|app| app["state"] == "unprotected"));
+    let socket = format!("/proc/{}/root/run/checksync-app/socket", app["app_pid"]);
+    let mut call = UnixStream::connect(socket).unwrap();
+    call.write_all(b"POST /v1/sync?patience=25s HTTP/1.1\r\nhost: checksync\r\n\r\n").unwrap();
+    call.set_read_timeout(Some(SILENCE)).unwrap();
+    let mut answer = [0; 4096];
+    assert!(call.read(&mut answer).is_err(), "nobody protects it yet");
+    group.start_daemon(0);
+    call.set_read_timeout(Some(SOON)).unwrap();
+    let len = call.read(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer[..len]).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"term\":2"), "{answer}");
 }
 
 /// Answers that only a standby may cover wait for one after a takeover, too.

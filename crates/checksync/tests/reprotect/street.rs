@@ -153,6 +153,18 @@ impl Group {
         }
     }
 
+    /// The manager that started the app.
+    pub fn first_primary(&mut self) -> &mut Running {
+        self.hosts[0].primary.as_mut().expect("the first primary was started, and not killed")
+    }
+
+    /// Kills the daemon of a host, and leaves the first primary alone.
+    pub fn kill_daemon(&mut self, host: usize) {
+        let mut daemon = self.hosts[host].daemon.take().expect("a daemon was started, and not killed");
+        daemon.signal(Signal::KILL);
+        daemon.wait(SOON);
+    }
+
     /// Moves the app as an operator does, and answers how long nobody was answered.
     pub fn switch_over(&self, host: usize) -> Duration {
         let mut command = checksync();
@@ -166,13 +178,15 @@ impl Group {
 
     /// What all managers of a host say.
     fn reports(&self, host: usize) -> Vec<Value> {
+        // One that stands still answers nothing.
+        const PATIENCE: Duration = Duration::from_millis(500);
         let entries = fs::read_dir(self.run_dir(host)).into_iter().flatten().flatten();
         let sockets = entries
             .map(|entry| entry.path())
             .filter(|path| path.extension().is_some_and(|end| end == "sock"));
         let ask = |socket: PathBuf| -> Option<Value> {
             let mut stream = UnixStream::connect(socket).ok()?;
-            stream.set_read_timeout(Some(SOON)).ok()?;
+            stream.set_read_timeout(Some(PATIENCE)).ok()?;
             let mut text = String::new();
             stream.read_to_string(&mut text).ok()?;
             serde_json::from_str(&text).ok()

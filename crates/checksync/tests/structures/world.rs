@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use testkit::process::Running;
 use testkit::programs::sdk_example;
+use testkit::servers::own_address;
 use testkit::wait::wait_for;
 
 pub const SOON: Duration = Duration::from_secs(30);
@@ -31,6 +32,8 @@ pub struct World {
     _alone: MutexGuard<'static, ()>,
     pub dir: TempDir,
     fencing: Vec<String>,
+    /// What the standby is started with.
+    options: Vec<String>,
     pub standby: Running,
     pub standby_address: String,
 }
@@ -54,8 +57,8 @@ impl World {
                 vec!["--arbiter".into(), format!("file:{}", dir.path().join("register").display())]
             }
         };
-        let (standby, standby_address) = start_standby(dir.path(), &fencing, "127.0.0.1:0");
-        Self { _alone: alone, dir, fencing, standby, standby_address }
+        let (standby, standby_address) = start_daemon(dir.path(), "b", &fencing, "127.0.0.1:0");
+        Self { _alone: alone, dir, options: fencing.clone(), fencing, standby, standby_address }
     }
 
     /// A primary with the server on an address of its own.
@@ -80,10 +83,7 @@ impl World {
     /// The report of the app by the manager of this role, once `wanted` says that it is the one.
     pub fn wait_for_app(&self, role: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         wait_for(&format!("{role}: {what}"), SOON, || {
-            let asked = checksync(self.dir.path()).args(["status", "-o", "json"]).output().unwrap();
-            let status: Value = serde_json::from_slice(&asked.stdout).unwrap();
-            let managers = status["managers"].as_array()?.clone();
-            let manager = managers.into_iter().find(|manager| manager["role"] == role)?;
+            let manager = self.managers().into_iter().find(|manager| manager["role"] == role)?;
             manager["apps"].as_array()?.iter().find(|app| wanted(app)).cloned()
         })
     }
@@ -96,7 +96,37 @@ impl World {
 
     /// It is there again, at its address, and knows nothing.
     pub fn start_standby_again(&mut self) {
-        (self.standby, _) = start_standby(self.dir.path(), &self.fencing, &self.standby_address);
+        (self.standby, _) = start_daemon(self.dir.path(), "b", &self.options, &self.standby_address);
+    }
+
+    /// A daemon on the primary's host, too, each with the other for a standby of what it serves.
+    pub fn form_a_group(&mut self) -> Running {
+        let address = own_address().to_string();
+        let knowing = |other: &str| [&self.fencing[..], &["--standby".to_owned(), other.to_owned()]].concat();
+        let (options, others) = (knowing(&address), knowing(&self.standby_address));
+        self.options = options;
+        self.stop_standby();
+        self.start_standby_again();
+        start_daemon(self.dir.path(), "a", &others, &address).0
+    }
+
+    /// The host that serves in `term`, once the program is protected there.
+    pub fn wait_until_protected_in(&self, term: u64) -> String {
+        wait_for(&format!("protection in term {term}"), SOON, || {
+            let managers = self.managers();
+            let serves =
+                |app: &Value| app["role"] == "primary" && app["term"] == term && app["state"] == "protected";
+            let manager = managers
+                .iter()
+                .find(|manager| manager["apps"].as_array().is_some_and(|apps| apps.iter().any(serves)))?;
+            Some(manager["host"].as_str()?.to_owned())
+        })
+    }
+
+    fn managers(&self) -> Vec<Value> {
+        let asked = checksync(self.dir.path()).args(["status", "-o", "json"]).output().unwrap();
+        let status: Value = serde_json::from_slice(&asked.stdout).unwrap();
+        status["managers"].as_array().cloned().unwrap_or_default()
     }
 
     /// Both hosts begin anew.
@@ -128,11 +158,11 @@ impl World {
     }
 }
 
-fn start_standby(dir: &Path, fencing: &[String], address: &str) -> (Running, String) {
+fn start_daemon(dir: &Path, host: &str, options: &[String], address: &str) -> (Running, String) {
     let mut command = checksync(dir);
-    command.args(["standby", "--listen", address, "--host", "b", "--pki"]).arg(dir.join("pki"));
+    command.args(["standby", "--listen", address, "--host", host, "--pki"]).arg(dir.join("pki"));
     let mut standby = Running::start({
-        command.args(fencing);
+        command.args(options);
         command
     });
     let line = standby.line(SOON).expect("a standby says where it listens");

@@ -188,6 +188,42 @@ fn passing_gate_sends_what_was_held_and_then_at_once() {
     assert_eq!(talk.hear(), 4);
 }
 
+/// A copy that was taken over runs when its gate is made.
+#[test]
+fn gate_for_a_cell_that_speaks_already_loses_nothing() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    const LAST: u8 = 200;
+    for at_first in [TapState::Passing, TapState::Holding] {
+        let world = World::new();
+        let cell = world.cell();
+        cell.raise(Claim::Takeover).unwrap();
+        cell.let_out();
+        let client = inside(&world.client, || UdpSocket::bind((CLIENT, 0)).unwrap());
+        let app = datagrams(cell.namespace(), SERVICE, client.local_addr().unwrap());
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        app.send(&[0]).unwrap();
+        assert_eq!(client.recv(&mut [9]).unwrap(), 1, "without a gate it is heard");
+        let speaker = thread::spawn(move || {
+            for number in 1..=LAST {
+                app.send(&[number]).unwrap();
+                thread::sleep(Duration::from_micros(100));
+            }
+        });
+        let gate = TapGate::open(&cell, TapOptions { at_first, ..TapOptions::default() }).unwrap();
+        assert_eq!(gate.state(), at_first);
+        speaker.join().unwrap();
+        if at_first == TapState::Holding {
+            gate.barrier(epoch(1)).unwrap();
+            gate.release(epoch(1)).unwrap();
+        }
+        let mut heard = [0];
+        for number in 1..=LAST {
+            client.recv(&mut heard).unwrap_or_else(|why| panic!("{number} was lost, {at_first:?}: {why}"));
+            assert_eq!(heard[0], number);
+        }
+    }
+}
+
 /// What an app said before it died, in every place where it may wait.
 #[test]
 fn what_is_forgotten_never_leaves() {

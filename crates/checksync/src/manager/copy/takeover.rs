@@ -12,7 +12,7 @@ use engine::{Barrier, Captures, Command, Connections, Event, EventSink, Promotio
 use image::{CheckpointId, Member, Term};
 use replica::primary::{Consistency, Permit, SyncCall};
 use replica::{Right, StandbyEvent};
-use wire::FromStandby;
+use wire::{FromStandby, Hello};
 
 use super::{Actor, Body, Input};
 use crate::arguments::Format;
@@ -56,12 +56,8 @@ impl Plan {
         Box::new(move |event| (ear.lock().unwrap_or_else(PoisonError::into_inner))(event))
     }
 
-    pub fn learn(&mut self, policy: &[u8]) {
-        let read = Policy::decode(policy);
-        if let Err(why) = &read {
-            tracing::warn!("the primary's policy can't be read, so nobody would be looked for: {why}");
-        }
-        self.policy = read.ok();
+    pub fn learn(&mut self, hello: &Hello) {
+        self.policy = Policy::of_hello(hello);
     }
 
     /// How the app is captured once it is ours.
@@ -229,6 +225,7 @@ impl Actor {
             standbys: setup.standbys.clone(),
             timing: setup.timing,
             network: setup.network.clone(),
+            structures: false,
             shared: Shared {
                 tls: setup.tls.clone(),
                 pki: setup.pki.clone(),

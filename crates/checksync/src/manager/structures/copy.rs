@@ -3,8 +3,8 @@
 //! There is no thread of its own: whoever brings an event, a task of the network most of the time, steps the machine
 //! under the app's lock. An epoch is looked through to its end before it is acknowledged, so applying it can't fail.
 //!
-//! After a takeover the structures are served from here, by the same rules as on a primary that nobody can take over
-//! from: what a library changes is committed at once.
+//! After a takeover a primary has them, which looks for a standby; with nobody to look for, they are served from here,
+//! by the same rules as on a primary that nobody can take over from: what a library changes is committed at once.
 
 mod incoming;
 mod report;
@@ -32,7 +32,9 @@ use wire::{
 use self::incoming::{Epoch, Staging};
 use self::serving::Serving;
 use super::awake::{Awake, stay_awake};
+use super::primary::Heir;
 use crate::manager::asker::{Asker, term_of};
+use crate::manager::policy::Policy;
 use crate::manager::register::RegisterDesk;
 use crate::manager::{fresh_incarnation, now, span, wall_clock_ns};
 use crate::status::Board;
@@ -47,6 +49,10 @@ pub struct Setup {
     pub arbiter: Option<arbiter::ArbiterSpec>,
     pub tls: TlsFiles,
     pub promote_hook: Option<OsString>,
+    pub pki: PathBuf,
+    pub state: Option<PathBuf>,
+    /// Of the app, once it was taken over.
+    pub standbys: Vec<String>,
     pub board: Board,
     pub runtime: Handle,
     /// Where its library will find us.
@@ -78,7 +84,11 @@ struct State {
     says: Vec<FromStandby>,
     session: u64,
     reign: Option<Reign>,
+    /// What the primary said last of what was asked for.
+    policy: Option<Policy>,
     serving: Option<Serving>,
+    /// The primary that serves them, if a standby is looked for.
+    heir: Option<Heir>,
     held_since_ns: Option<u64>,
     suspected_at_ns: Option<u64>,
     status: StandbyStatus,
@@ -111,7 +121,9 @@ impl Copies {
                 says: Vec::new(),
                 session: 0,
                 reign: None,
+                policy: None,
                 serving: None,
+                heir: None,
                 held_since_ns: None,
                 suspected_at_ns: None,
                 status: StandbyStatus::Empty,
@@ -256,7 +268,8 @@ impl State {
                 }
             }
             StandbyAction::Refuse(refusal) => {
-                asker.refuse(&self.setup.app, &refusal, self.term(), self.serving.is_some());
+                let serving = self.serving.is_some() || self.heir.is_some();
+                asker.refuse(&self.setup.app, &refusal, self.term(), serving);
             }
             StandbyAction::Receive { id } => self.receive(id),
             StandbyAction::RefuseEpoch { id, why } => self.refuse_epoch(id, why.to_string()),
@@ -303,6 +316,7 @@ impl State {
             .as_ref()
             .map(|structures| super::program::from_bytes(&structures.command))
             .unwrap_or_default();
+        self.policy = Policy::of_hello(hello);
         self.session += 1;
         self.reign = Some(Reign { term: hello.term, incarnation: Incarnation(hello.incarnation) });
         self.setup.runtime.spawn(follow(self.this.clone(), self.session, incoming, outgoing));

@@ -10,6 +10,7 @@
 mod acts;
 mod log;
 mod report;
+mod succession;
 mod sync;
 
 use std::collections::VecDeque;
@@ -30,6 +31,7 @@ use tokio::task::JoinHandle;
 use wire::{FromStandby, HeartbeatAnswer, Hello, RefusalCode, StandbyState};
 
 use self::log::Log;
+pub use self::succession::{Heir, Succession};
 use super::PART_BYTES;
 use super::awake::{Awake, stay_awake};
 use super::keep::Keep;
@@ -143,7 +145,7 @@ async fn run(settings: PrimarySettings, command: Vec<OsString>, name: &str) -> a
     let fencing = crate::config::fencing_name(shared.fencing);
     let board = Board::new(Role::Primary, shared.host(), fencing, None);
     let _socket = board.serve(name)?;
-    let (post, mut inbox) = mpsc::unbounded_channel();
+    let (post, inbox) = mpsc::unbounded_channel();
     let path = status::run_dir()?.join(format!("{name}.structures"));
     let manager = Manager::new(settings, command, board, post.clone())?;
     let door = Door::open(&path, &manager);
@@ -152,18 +154,7 @@ async fn run(settings: PrimarySettings, command: Vec<OsString>, name: &str) -> a
     tokio::spawn(stay_awake(Arc::clone(&manager.awake)));
     let signalled = post.clone();
     signals::forward(move |number| signalled.send(number.map_or(Input::Stop, Input::Signal)).is_ok())?;
-    let tick = Duration::from_nanos(manager.lock().settings.timing.heartbeat().0 / 2);
-    let mut ticks = tokio::time::interval(tick);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    while !manager.lock().is_over() {
-        let input = tokio::select! {
-            Some(input) = inbox.recv() => input,
-            _ = ticks.tick() => Input::Tick,
-            () = manager.over.notified() => continue,
-        };
-        manager.lock().take(input);
-    }
-    manager.finish(inbox).await
+    manager.serve(inbox).await
 }
 
 impl Manager {
@@ -173,14 +164,20 @@ impl Manager {
         board: Board,
         post: mpsc::UnboundedSender<Input>,
     ) -> anyhow::Result<Arc<Self>> {
+        let me = Member::new(settings.shared.host(), fresh_incarnation());
+        let machine = Primary::new(config(&settings, &me), now());
+        Self::make(settings, command, board, post, me, (machine, Keep::default()))
+    }
+
+    fn make(
+        settings: PrimarySettings,
+        command: Vec<OsString>,
+        board: Board,
+        post: mpsc::UnboundedSender<Input>,
+        me: Member,
+        (machine, keep): (Primary, Keep),
+    ) -> anyhow::Result<Arc<Self>> {
         let shared = &settings.shared;
-        let me = Member::new(shared.host(), fresh_incarnation());
-        let mut config = PrimaryConfig::new(me.clone(), shared.fencing);
-        config.timing = settings.timing;
-        config.on_crash = settings.on_crash;
-        config.interval = INTERVAL;
-        config.consistency = settings.consistency;
-        config.abandon_standby = settings.abandon_standby;
         let posted = post.clone();
         let answer = move |ask, answer| drop(posted.send(Input::Register(ask, answer)));
         let patience = span(settings.timing.register_timeout());
@@ -195,13 +192,13 @@ impl Manager {
         let register = register.transpose()?;
         Ok(Arc::new_cyclic(|this| Self {
             actor: Mutex::new(Actor {
-                machine: Primary::new(config, now()),
+                machine,
                 me,
                 this: this.clone(),
                 actions: VecDeque::new(),
                 wait_until: Nanos(0),
                 events: VecDeque::new(),
-                keep: Keep::default(),
+                keep,
                 log: Log::default(),
                 captured: None,
                 output: Output::Shut,
@@ -241,6 +238,16 @@ impl Manager {
     fn lock(&self) -> MutexGuard<'_, Actor> {
         self.actor.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn config(settings: &PrimarySettings, me: &Member) -> PrimaryConfig {
+    let mut config = PrimaryConfig::new(me.clone(), settings.shared.fencing);
+    config.timing = settings.timing;
+    config.on_crash = settings.on_crash;
+    config.interval = INTERVAL;
+    config.consistency = settings.consistency;
+    config.abandon_standby = settings.abandon_standby;
+    config
 }
 
 impl Keeper for Manager {
@@ -472,6 +479,22 @@ impl Actor {
 }
 
 impl Manager {
+    /// Until the program has ended, here or for good.
+    async fn serve(&self, mut inbox: mpsc::UnboundedReceiver<Input>) -> anyhow::Result<Outcome> {
+        let tick = Duration::from_nanos(self.lock().settings.timing.heartbeat().0 / 2);
+        let mut ticks = tokio::time::interval(tick);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        while !self.lock().is_over() {
+            let input = tokio::select! {
+                Some(input) = inbox.recv() => input,
+                _ = ticks.tick() => Input::Tick,
+                () = self.over.notified() => continue,
+            };
+            self.lock().take(input);
+        }
+        self.finish(inbox).await
+    }
+
     /// The standby is told, and nothing is left behind.
     async fn finish(&self, mut inbox: mpsc::UnboundedReceiver<Input>) -> anyhow::Result<Outcome> {
         self.await_farewell(&mut inbox).await;

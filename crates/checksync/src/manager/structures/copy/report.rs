@@ -10,6 +10,9 @@ use crate::status::{AppReport, Role};
 
 impl State {
     pub(super) fn publish(&self) {
+        if self.heir.is_some() {
+            return; // The primary speaks for the program.
+        }
         let (state, why_not) = words(&self.status);
         let serving = self.serving.as_ref();
         let age_ns = self.held_since_ns.map(|at| wall_clock_ns().saturating_sub(at));

@@ -5,17 +5,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use image::{CheckpointId, Term};
+use image::{CheckpointId, Member, Term};
 use replica::primary::AppExit;
 use replica::{Right, StandbyEvent};
 use rustix::process::Signal;
 use structure::{Cursor, Malformed};
 
 use super::{Copies, State};
+use crate::arguments::Format;
+use crate::config::Shared;
+use crate::manager::policy::{Here, Policy};
 use crate::manager::primary::exit_text;
 use crate::manager::structures::PART_BYTES;
 use crate::manager::structures::keep::Keep;
 use crate::manager::structures::library::{Door, Keeper, Outbox};
+use crate::manager::structures::primary::Succession;
 use crate::manager::structures::program::Program;
 use crate::manager::{hook, wall_clock_ns};
 use crate::status::TakeoverReport;
@@ -32,7 +36,7 @@ impl State {
         let (term, won_at_ns) = (right.term(), wall_clock_ns());
         tracing::warn!(app = self.setup.app, %term, %from, "taking over");
         let begun = Instant::now();
-        if let Err(why) = self.serve(term) {
+        if let Err(why) = self.serve(right, from) {
             let why = format!("{why:#}");
             tracing::error!(app = self.setup.app, "the takeover failed: {why}");
             return self.events.push_back(StandbyEvent::RestoreFailed { why });
@@ -55,9 +59,55 @@ impl State {
         tracing::warn!(app = self.setup.app, %term, %from, "SERVING");
     }
 
-    fn serve(&mut self, term: Term) -> anyhow::Result<()> {
-        let copies = self.this.upgrade().context("nobody keeps the structures any more")?;
+    /// By a primary, if there is somebody who could be its standby.
+    fn serve(&mut self, right: &Right, restored: CheckpointId) -> anyhow::Result<()> {
         let _inside = self.setup.runtime.enter();
+        match self.policy.take().filter(|_| !self.setup.standbys.is_empty()) {
+            Some(policy) => self.succeed(&policy, right.clone(), restored),
+            None => self.serve_alone(right.term()),
+        }
+    }
+
+    fn succeed(&mut self, policy: &Policy, right: Right, restored: CheckpointId) -> anyhow::Result<()> {
+        let setup = &self.setup;
+        let here = Here {
+            app: setup.app.clone(),
+            standbys: setup.standbys.clone(),
+            timing: setup.timing,
+            network: None,
+            structures: true,
+            shared: Shared {
+                tls: setup.tls.clone(),
+                pki: setup.pki.clone(),
+                fencing: setup.fencing,
+                arbiter: setup.arbiter.clone(),
+                state: setup.state.clone(),
+                format: Format::Text,
+            },
+        };
+        let succession = Succession {
+            settings: policy.settings(here),
+            command: self.command.clone(),
+            board: setup.board.clone(),
+            me: Member::new(&setup.host, self.incarnation),
+            right,
+            restored,
+            store: std::mem::take(&mut self.store),
+        };
+        let this = self.this.clone();
+        let over = move || {
+            if let Some(copies) = this.upgrade() {
+                let mut state = copies.lock();
+                state.ended = true;
+                state.setup.board.remove(&state.setup.app);
+            }
+        };
+        self.heir = Some(succession.begin(&self.setup.socket, over)?);
+        Ok(())
+    }
+
+    fn serve_alone(&mut self, term: Term) -> anyhow::Result<()> {
+        let copies = self.this.upgrade().context("nobody keeps the structures any more")?;
         let path = &self.setup.socket;
         let door = Door::open(path, &copies);
         let door = door.with_context(|| format!("cannot listen on {}", path.display()))?;
@@ -93,9 +143,10 @@ pub(super) fn stop(state: &Mutex<State>, grace: Duration) {
     let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
     let signal = |signal| {
         let mut state = lock();
-        match &state.serving {
-            Some(serving) => serving.program.signal(signal),
-            None => state.ended = true,
+        match (&state.heir, &state.serving) {
+            (Some(heir), _) => heir.stop(),
+            (None, Some(serving)) => serving.program.signal(signal),
+            (None, None) => state.ended = true,
         }
         state.ended
     };

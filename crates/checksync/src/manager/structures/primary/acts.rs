@@ -100,7 +100,7 @@ impl Actor {
         }
     }
 
-    fn start_program(&mut self, term: Term) {
+    pub(super) fn start_program(&mut self, term: Term) {
         {
             let mut hello = self.hello.lock().unwrap_or_else(PoisonError::into_inner);
             hello.term = term;
