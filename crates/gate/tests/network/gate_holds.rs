@@ -193,6 +193,8 @@ fn passing_gate_sends_what_was_held_and_then_at_once() {
 fn gate_for_a_cell_that_speaks_already_loses_nothing() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
     const LAST: u8 = 200;
+    /// So that the gate is made in the middle.
+    const BETWEEN: Duration = Duration::from_micros(100);
     for at_first in [TapState::Passing, TapState::Holding] {
         let world = World::new();
         let cell = world.cell();
@@ -206,7 +208,7 @@ fn gate_for_a_cell_that_speaks_already_loses_nothing() {
         let speaker = thread::spawn(move || {
             for number in 1..=LAST {
                 app.send(&[number]).unwrap();
-                thread::sleep(Duration::from_micros(100));
+                thread::park_timeout(BETWEEN);
             }
         });
         let gate = TapGate::open(&cell, TapOptions { at_first, ..TapOptions::default() }).unwrap();
