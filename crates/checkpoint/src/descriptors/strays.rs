@@ -17,7 +17,7 @@ use serde_bytes::ByteBuf;
 
 use super::diagnosis::{Ends, Mark, Report, SYN_RECV};
 use super::error::RebuildError;
-use super::orphans::is_draining;
+use super::look::is_draining;
 use super::revive::flow_between;
 use super::stream::{CLOSE_WAIT, ESTABLISHED, FIN_WAIT2, Info};
 
