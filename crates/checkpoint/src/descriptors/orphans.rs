@@ -29,7 +29,7 @@ use crate::process::types::Types;
 /// What all of them may have to send: a standby takes no image without end, and to read it takes time.
 const QUEUES_BYTES_MAX: usize = 64 << 20;
 /// With nothing that comes in two are enough.
-const ATTEMPTS: usize = 32;
+const ATTEMPTS: usize = 16;
 
 /// One process has one: it belongs to the kernel that runs.
 #[derive(Debug)]
