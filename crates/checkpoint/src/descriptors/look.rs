@@ -175,7 +175,7 @@ impl Buffer {
     fn is_sound(&self) -> bool {
         let fragments: u64 = self.fragments.iter().map(|(_, _, len)| u64::from(*len)).sum();
         let whole = self.linear as u64 + fragments == u64::from(self.len);
-        whole && self.flags & SYN == 0 && self.span() == self.len + u32::from(self.flags & FIN)
+        whole && self.flags & SYN == 0 && self.span() == self.len.wrapping_add(u32::from(self.flags & FIN))
     }
 }
 
@@ -439,4 +439,63 @@ fn in_order(numbers: Numbers, mut buffers: Vec<Buffer>) -> Option<Look> {
     }
     let is_whole = next == numbers.written_until && !buffers.is_empty();
     is_whole.then_some(Look { numbers, buffers })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Around where numbers begin again.
+    const FROM: u32 = u32::MAX - 4;
+
+    fn numbers(queued: u32) -> Numbers {
+        Numbers {
+            state: stream::FIN_WAIT1,
+            reuse: 0,
+            unsent: 0,
+            sent: 0,
+            send_buffer: 0,
+            receive_buffer: 0,
+            unacknowledged: FROM,
+            sent_until: FROM,
+            written_until: FROM.wrapping_add(queued),
+            received_until: 0,
+            windows: [0; 5],
+            clock_skip: 0,
+            counts_microseconds: false,
+            segment_max: 0,
+        }
+    }
+
+    fn buffer(skip: i32, len: u32, flags: u8) -> Buffer {
+        let first = FROM.wrapping_add_signed(skip);
+        Buffer {
+            address: 0,
+            first,
+            end: first.wrapping_add(len + u32::from(flags & FIN)),
+            flags,
+            len,
+            data: 0,
+            shared: None,
+            linear: len as usize,
+            fragments: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_queue_is_whole_from_what_is_not_acknowledged_to_the_end() {
+        let order = |queued, buffers: &[Buffer]| in_order(numbers(queued), buffers.to_vec());
+        let whole = [buffer(8, 5, FIN), buffer(-2, 4, 0), buffer(2, 6, 0), buffer(-7, 5, 0)];
+        let look = order(14, &whole).expect("it is whole");
+        assert_eq!(look.buffers.iter().map(|buffer| buffer.len).collect::<Vec<_>>(), [4, 6, 5]);
+        assert!(order(15, &whole).is_none(), "more was written");
+        assert!(order(14, &[&whole[..1], &whole[2..]].concat()).is_none(), "the first bytes lack");
+        assert!(order(14, &[&whole[..2], &whole[3..]].concat()).is_none(), "bytes in the middle lack");
+        assert!(order(8, &whole[1..]).is_none(), "the end lacks");
+        assert!(order(14, &[&whole[..], &[buffer(3, 1, 0)]].concat()).is_none(), "bytes are there twice");
+        assert!(order(0, &[]).is_none(), "there is nothing to be said");
+        let mut torn = whole.clone();
+        torn[2].linear -= 1;
+        assert!(order(14, &torn).is_none(), "a buffer has less than it says");
+    }
 }
