@@ -79,10 +79,12 @@ impl Peek {
             if word(index, 2).load(Ordering::Relaxed) != 0 {
                 return Err(io::Error::from_raw_os_error(libc::EFAULT));
             }
-            let end = into.len() + piece.len;
+            let (from, end) = (into.len(), into.len() + piece.len);
             let start = BYTES + index * PIECE_WORDS;
-            for word in &self.words[start..start + piece.len.div_ceil(8)] {
-                into.extend(word.load(Ordering::Relaxed).to_ne_bytes());
+            into.resize(from + piece.len.next_multiple_of(8), 0);
+            let words = &self.words[start..start + piece.len.div_ceil(8)];
+            for (bytes, word) in into[from..].chunks_exact_mut(8).zip(words) {
+                bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
             }
             into.truncate(end);
         }

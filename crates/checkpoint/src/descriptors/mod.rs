@@ -23,6 +23,7 @@ mod inside;
 mod install;
 mod internet;
 mod kernel_memory;
+mod look;
 mod moves;
 mod options;
 mod orphans;

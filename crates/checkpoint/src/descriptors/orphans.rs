@@ -1,5 +1,5 @@
 //! Connections that the app has closed while the kernel still has to send on them: no descriptor leads to one, so the
-//! kernel's own structures are read ([`KernelMemory`]), found by a BPF iterator over sockets.
+//! kernel's own structures are read ([`super::look`]), found by a BPF iterator over sockets.
 //!
 //! What is written to such a connection was written before; what comes in, if it is no acknowledgement or end, resets
 //! it. So all of it is what waits to be sent or acknowledged, the numbers, and the end.
@@ -10,7 +10,7 @@
 //! same words; and the queue must have every byte from the first that is not acknowledged to the end. Otherwise there is
 //! another attempt, and after some the connection is one that ends at a takeover.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -21,23 +21,20 @@ use sys::bpf::{Instruction, Register};
 use sys::tasks::{self, HELPER_READ_KERNEL, HELPER_SEQUENCE_WRITE, Iteration, VisitSockets};
 
 use super::cache::in_network_of;
-use super::kernel_memory::KernelMemory;
+use super::look::{Buffer, Look, Looker, Miss, Numbers, Places, Socket};
 use super::stream::{self, Info, peer_has_finished};
 use crate::process::layout::Filled;
 use crate::process::types::Types;
 
-/// Queues that are longer are not followed.
-const BUFFERS_MAX: usize = 1 << 14;
 /// What all of them may have to send: a standby takes no image without end, and to read it takes time.
 const QUEUES_BYTES_MAX: usize = 64 << 20;
 /// With nothing that comes in two are enough.
-const ATTEMPTS: usize = 32;
+const ATTEMPTS: usize = 16;
 
 /// One process has one: it belongs to the kernel that runs.
 #[derive(Debug)]
 struct Reader {
-    memory: KernelMemory,
-    places: Places,
+    looker: Looker,
     _program: OwnedFd,
     visit: VisitSockets,
 }
@@ -83,16 +80,19 @@ impl Orphans {
         let Some(reader) = reader() else { return Ok(HashMap::new()) };
         let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
         let addresses = reader.addresses(self.iteration(&reader.visit, pidfd)?)?;
+        let wanted = wanted.iter().filter_map(|(cookie, info)| {
+            let (address, cookie) = (*addresses.get(cookie)?, *cookie);
+            Some(Wanted { socket: Socket { address, cookie }, info: *info })
+        });
+        let wanted: Vec<Wanted> = wanted.collect();
         let mut room = QUEUES_BYTES_MAX.saturating_sub(others_bytes);
-        let mut found = HashMap::new();
-        for (cookie, info) in wanted {
-            let Some(&address) = addresses.get(cookie) else { continue };
-            match reader.orphan(address, *cookie, info, room) {
-                Ok(orphan) => {
-                    room = room.saturating_sub(orphan.state.unacknowledged.len());
-                    found.insert(*cookie, orphan);
-                }
-                Err(why) => tracing::debug!("a connection that the app has closed cannot be read: {why}"),
+        let mut found = HashMap::with_capacity(wanted.len());
+        if let Err(why) = reader.orphans(&wanted, &mut room, &mut found) {
+            tracing::debug!("a connection that the app has closed leads to what cannot be read: {why}");
+            // Only that one is to suffer.
+            let left = wanted.iter().filter(|one| !found.contains_key(&one.socket.cookie));
+            for one in left.copied().collect::<Vec<_>>() {
+                let _ = reader.orphans(&[one], &mut room, &mut found);
             }
         }
         Ok(found)
@@ -116,173 +116,42 @@ pub(super) struct Orphan {
     pub reuse_address: bool,
 }
 
-/// Declares a structure of places that are found by name.
-macro_rules! places {
-    ($($name:ident: $structure:literal $(. $member:literal)+,)*) => {
-        /// Where the kernel that runs keeps what, in bytes from the beginning of a structure.
-        #[derive(Debug, Clone, Copy)]
-        struct Places {
-            socket_bytes: usize,
-            buffer_bytes: usize,
-            shared_bytes: usize,
-            fragment_bytes: usize,
-            fragment_len: usize,
-            fragment_skip: usize,
-            /// In bits.
-            counts_microseconds: usize,
-            $($name: usize,)*
-        }
-
-        impl Places {
-            fn of(types: &Types) -> Option<Self> {
-                let at = |structure: &str, member: &str| Some(types.offset(structure, member)? as usize);
-                let size = |structure| Some(types.size(structure)? as usize);
-                // The older name is another one's, of the same form.
-                let (fragment, [len, skip]) = match size("skb_frag") {
-                    Some(_) => ("skb_frag", ["len", "offset"]),
-                    None => ("bio_vec", ["bv_len", "bv_offset"]),
-                };
-                Some(Self {
-                    socket_bytes: size("tcp_sock")?,
-                    buffer_bytes: size("sk_buff")?,
-                    shared_bytes: size("skb_shared_info")?,
-                    fragment_bytes: size(fragment)?,
-                    fragment_len: at(fragment, len)?,
-                    fragment_skip: at(fragment, skip)?,
-                    counts_microseconds: types.bits("tcp_sock", "tcp_usec_ts")? as usize,
-                    $($name: places!(@sum at, $structure $(. $member)+),)*
-                })
-            }
-        }
-    };
-    (@sum $at:ident, $structure:literal . $member:literal) => { $at($structure, $member)? };
-    (@sum $at:ident, $structure:literal . $member:literal . $inner:literal . $last:literal) => {
-        $at($structure, $member)? + $at($inner, $last)?
-    };
+/// A connection that is to be read, with what the diagnosis said of it.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    socket: Socket,
+    info: Info,
 }
 
-places! {
-    state: "sock_common"."skc_state",
-    cookie: "sock_common"."skc_cookie",
-    // The first four bits of it.
-    reuse: "sock_common"."skc_reuse",
-    descriptor: "sock"."sk_socket",
-    unsent: "sock"."sk_write_queue",
-    sent: "sock"."tcp_rtx_queue",
-    send_buffer: "sock"."sk_sndbuf",
-    receive_buffer: "sock"."sk_rcvbuf",
-    protocol_above: "inet_connection_sock"."icsk_ulp_ops",
-    fast_open: "tcp_sock"."fastopen_rsk",
-    unacknowledged: "tcp_sock"."snd_una",
-    sent_until: "tcp_sock"."snd_nxt",
-    written_until: "tcp_sock"."write_seq",
-    received_until: "tcp_sock"."rcv_nxt",
-    update_sequence: "tcp_sock"."snd_wl1",
-    peer_window: "tcp_sock"."snd_wnd",
-    peer_window_max: "tcp_sock"."max_window",
-    own_window: "tcp_sock"."rcv_wnd",
-    own_window_from: "tcp_sock"."rcv_wup",
-    clock_skip: "tcp_sock"."tsoffset",
-    segment_max: "tcp_sock"."rx_opt"."tcp_options_received"."mss_clamp",
-    next: "sk_buff"."next",
-    left: "sk_buff"."rbnode"."rb_node"."rb_left",
-    right: "sk_buff"."rbnode"."rb_node"."rb_right",
-    first: "sk_buff"."cb"."tcp_skb_cb"."seq",
-    end: "sk_buff"."cb"."tcp_skb_cb"."end_seq",
-    flags: "sk_buff"."cb"."tcp_skb_cb"."tcp_flags",
-    len: "sk_buff"."len",
-    fragments_len: "sk_buff"."data_len",
-    data: "sk_buff"."data",
-    head: "sk_buff"."head",
-    shared: "sk_buff"."end",
-    fragments_count: "skb_shared_info"."nr_frags",
-    more: "skb_shared_info"."frag_list",
-    fragments: "skb_shared_info"."frags",
-}
-
-/// What the kernel notes of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Numbers {
-    state: u8,
-    reuse: u8,
-    unsent: u64,
-    sent: u64,
-    send_buffer: i32,
-    receive_buffer: i32,
-    unacknowledged: u32,
-    sent_until: u32,
-    written_until: u32,
-    received_until: u32,
-    windows: [u32; 5],
-    clock_skip: u32,
-    counts_microseconds: bool,
-    segment_max: u16,
-}
-
-impl Numbers {
-    fn queued(&self) -> usize {
-        self.written_until.wrapping_sub(self.unacknowledged) as usize
-    }
-}
-
-/// A piece of the queue as it is described, wherever in the queue it is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Buffer {
-    address: u64,
-    first: u32,
-    end: u32,
-    flags: u8,
-    len: u32,
-    data: u64,
-    shared: Option<u64>,
-    linear: usize,
-    /// Numbers of pages, how far into them, and how much.
-    fragments: Vec<(u64, u32, u32)>,
-}
-
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-
-impl Buffer {
-    /// How many numbers it takes.
-    fn span(&self) -> u32 {
-        self.end.wrapping_sub(self.first)
-    }
-
-    fn is_sound(&self) -> bool {
-        let fragments: u64 = self.fragments.iter().map(|(_, _, len)| u64::from(*len)).sum();
-        let whole = self.linear as u64 + fragments == u64::from(self.len);
-        whole && self.flags & SYN == 0 && self.span() == self.len + u32::from(self.flags & FIN)
-    }
-}
-
-/// One look.
+/// One that is not read yet.
 #[derive(Debug)]
-struct Look {
-    numbers: Numbers,
-    buffers: Vec<Buffer>,
+struct Open {
+    wanted: Wanted,
+    copies: HashMap<Buffer, Vec<u8>>,
+    /// Of the room for all.
+    reserved: bool,
 }
 
-fn torn(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{what} is not what it should be"))
+impl Open {
+    /// Keeps the copies of what is still there; whether that is all.
+    fn has_all(&mut self, look: &Look) -> bool {
+        let mut before = std::mem::take(&mut self.copies);
+        let kept = look.buffers.iter().filter_map(|buffer| before.remove_entry(buffer));
+        self.copies = kept.collect();
+        self.copies.len() == look.buffers.len()
+    }
 }
 
 impl Reader {
     fn new() -> io::Result<Self> {
-        const ATTEMPTS: usize = 3;
         let types = Types::of_kernel()?;
-        let missing = || io::Error::new(io::ErrorKind::NotFound, "this kernel's types are others");
-        let places = Places::of(&types).ok_or_else(missing)?;
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "this kernel has no iterator over sockets");
         let function = types.function("bpf_iter_tcp").ok_or_else(missing)?;
-        let program = tasks::load_visitor("checksync_orphan", function, &visitor(&places))
+        let looker = Looker::new(&types)?;
+        let program = tasks::load_visitor("checksync_orphan", function, &visitor(looker.places()))
             .map_err(|why| io::Error::new(why.source.kind(), format!("{}: {}", why.source, why.log)))?;
         let visit = VisitSockets::new(program.as_fd())?;
-        // A page may be moved while it is looked for.
-        let mut memory = KernelMemory::new(&types);
-        for _ in 1..ATTEMPTS {
-            memory = memory.or_else(|_| KernelMemory::new(&types));
-        }
-        Ok(Self { memory: memory?, places, _program: program, visit })
+        Ok(Self { looker, _program: program, visit })
     }
 
     /// Where the sockets are, by their cookies.
@@ -293,202 +162,68 @@ impl Reader {
         Ok(records.chunks_exact(RECORD_BYTES).map(record).collect())
     }
 
-    /// An error if it has ended, or is none that can be told from what is read here.
-    fn orphan(&mut self, address: u64, cookie: u64, info: &Info, room: usize) -> io::Result<Orphan> {
-        let mut copies: HashMap<Buffer, Vec<u8>> = HashMap::new();
-        let mut why = torn("a queue that does not stand still");
-        for _ in 0..ATTEMPTS {
-            match self.attempt((address, cookie), room, &mut copies) {
-                Ok(Some(look)) => return Ok(self.assemble(&look, &copies, info)),
-                Ok(None) => (),
-                Err(error) => why = error,
-            }
-        }
-        Err(why)
-    }
-
-    /// A look, if all that it sees was there when it was copied. Otherwise what is new is copied now.
-    fn attempt(
+    /// Adds to `found` what can be read, for which there is room.
+    fn orphans(
         &mut self,
-        (address, cookie): (u64, u64),
-        room: usize,
-        copies: &mut HashMap<Buffer, Vec<u8>>,
-    ) -> io::Result<Option<Look>> {
-        let look = self.look(address, cookie)?;
-        if look.numbers.queued() > room {
-            return Err(torn("the length of all queues"));
-        }
-        let there: HashSet<&Buffer> = look.buffers.iter().collect();
-        copies.retain(|buffer, _| there.contains(buffer));
-        let mut all = true;
-        for buffer in &look.buffers {
-            if !copies.contains_key(buffer) {
-                all = false;
-                copies.insert(buffer.clone(), self.copy(buffer)?);
+        wanted: &[Wanted],
+        room: &mut usize,
+        found: &mut HashMap<u64, Orphan>,
+    ) -> io::Result<()> {
+        let open = |wanted: &Wanted| Open { wanted: *wanted, copies: HashMap::new(), reserved: false };
+        let mut all: Vec<Open> = wanted.iter().map(open).collect();
+        for _ in 0..ATTEMPTS {
+            let sockets: Vec<Socket> = all.iter().map(|one| one.wanted.socket).collect();
+            let looks = self.looker.look(&sockets)?;
+            let mut left = Vec::new();
+            for (mut one, look) in all.into_iter().zip(looks) {
+                match look {
+                    Ok(look) if !one.reserved && look.numbers.queued() > *room => (),
+                    Ok(look) if one.has_all(&look) => {
+                        found.insert(one.wanted.socket.cookie, self.assemble(&look, &one));
+                    }
+                    Ok(look) => {
+                        *room -= if one.reserved { 0 } else { look.numbers.queued() };
+                        one.reserved = true;
+                        left.push((one, Some(look)));
+                    }
+                    Err(Miss::Moving) => left.push((one, None)),
+                    Err(Miss::Other) => (),
+                }
             }
-        }
-        Ok(all.then_some(look))
-    }
-
-    fn look(&mut self, address: u64, cookie: u64) -> io::Result<Look> {
-        let numbers = self.numbers(address, cookie)?;
-        let mut buffers = self.tree(numbers.sent)?;
-        buffers.extend(self.list(numbers.unsent, address + self.places.unsent as u64)?);
-        let buffers = self.with_fragments(buffers)?;
-        if self.numbers(address, cookie)? != numbers {
-            return Err(torn("a connection that changes"));
-        }
-        in_order(numbers, buffers)
-    }
-
-    fn numbers(&mut self, address: u64, cookie: u64) -> io::Result<Numbers> {
-        let places = self.places;
-        let mut bytes = Vec::with_capacity(places.socket_bytes);
-        self.memory.read(&[(address, places.socket_bytes)], &mut bytes)?;
-        let socket = Filled(&bytes);
-        let state = bytes[places.state];
-        let is_plain = [places.descriptor, places.protocol_above, places.fast_open]
-            .into_iter()
-            .all(|place| socket.u64(place) == 0);
-        if !is_plain || !is_draining(state) || socket.u64(places.cookie) != cookie {
-            return Err(torn("a connection that was closed"));
-        }
-        let windows = [
-            places.update_sequence,
-            places.peer_window,
-            places.peer_window_max,
-            places.own_window,
-            places.own_window_from,
-        ];
-        let counts = places.counts_microseconds;
-        Ok(Numbers {
-            state,
-            reuse: bytes[places.reuse] & 0xf,
-            unsent: socket.u64(places.unsent),
-            sent: socket.u64(places.sent),
-            send_buffer: socket.i32(places.send_buffer),
-            receive_buffer: socket.i32(places.receive_buffer),
-            unacknowledged: socket.u32(places.unacknowledged),
-            sent_until: socket.u32(places.sent_until),
-            written_until: socket.u32(places.written_until),
-            received_until: socket.u32(places.received_until),
-            windows: windows.map(|place| socket.u32(place)),
-            clock_skip: socket.u32(places.clock_skip),
-            counts_microseconds: bytes[counts / 8] >> (counts % 8) & 1 != 0,
-            segment_max: socket.u16(places.segment_max),
-        })
-    }
-
-    /// What was sent, from the root of the tree.
-    fn tree(&mut self, root: u64) -> io::Result<Vec<Buffer>> {
-        let Places { buffer_bytes, left, right, .. } = self.places;
-        let mut buffers = Vec::new();
-        let mut level = vec![root];
-        while !level.is_empty() {
-            level.retain(|address| *address != 0);
-            if buffers.len() + level.len() > BUFFERS_MAX {
-                return Err(torn("a queue"));
+            if left.is_empty() {
+                break;
             }
-            let all: Vec<_> = level.iter().map(|address| (*address, buffer_bytes)).collect();
-            let mut bytes = Vec::with_capacity(all.len() * buffer_bytes);
-            self.memory.read(&all, &mut bytes)?;
-            let mut next = Vec::new();
-            for (address, buffer) in level.into_iter().zip(bytes.chunks_exact(buffer_bytes)) {
-                let buffer = Filled(buffer);
-                next.extend([buffer.u64(left), buffer.u64(right)]);
-                buffers.push(self.buffer(address, buffer)?);
-            }
-            level = next;
+            self.copy(&mut left)?;
+            all = left.into_iter().map(|(one, _)| one).collect();
         }
-        Ok(buffers)
+        Ok(())
     }
 
-    /// What was not, up to the list's own head.
-    fn list(&mut self, first: u64, head: u64) -> io::Result<Vec<Buffer>> {
-        let Places { buffer_bytes, next, .. } = self.places;
-        let mut buffers = Vec::new();
-        let mut address = first;
-        while address != head {
-            if buffers.len() > BUFFERS_MAX {
-                return Err(torn("a queue"));
-            }
-            let mut bytes = Vec::with_capacity(buffer_bytes);
-            self.memory.read(&[(address, buffer_bytes)], &mut bytes)?;
-            buffers.push(self.buffer(address, Filled(&bytes))?);
-            address = Filled(&bytes).u64(next);
-        }
-        Ok(buffers)
-    }
-
-    /// Without its fragments.
-    fn buffer(&self, address: u64, buffer: Filled<'_>) -> io::Result<Buffer> {
-        let places = &self.places;
-        let (len, fragments) = (buffer.u32(places.len), buffer.u32(places.fragments_len));
-        let shared = buffer.u64(places.head).wrapping_add(buffer.u32(places.shared).into());
-        Ok(Buffer {
-            address,
-            first: buffer.u32(places.first),
-            end: buffer.u32(places.end),
-            flags: buffer.0[places.flags],
-            len,
-            data: buffer.u64(places.data),
-            shared: (fragments > 0).then_some(shared),
-            linear: len.checked_sub(fragments).ok_or_else(|| torn("a buffer"))? as usize,
-            fragments: Vec::new(),
-        })
-    }
-
-    fn with_fragments(&mut self, mut buffers: Vec<Buffer>) -> io::Result<Vec<Buffer>> {
-        let bytes_each = self.places.shared_bytes;
-        let all: Vec<_> = buffers.iter().filter_map(|buffer| Some((buffer.shared?, bytes_each))).collect();
-        let mut bytes = Vec::with_capacity(all.len() * bytes_each);
-        self.memory.read(&all, &mut bytes)?;
-        let with = buffers.iter_mut().filter(|buffer| buffer.shared.is_some());
-        for (buffer, shared) in with.zip(bytes.chunks_exact(bytes_each)) {
-            buffer.fragments = self.fragments(shared)?;
-        }
-        Ok(buffers)
-    }
-
-    fn fragments(&self, shared: &[u8]) -> io::Result<Vec<(u64, u32, u32)>> {
-        /// It is on a device.
-        const UNREADABLE: u64 = 1;
-        let places = &self.places;
-        let count = usize::from(shared[places.fragments_count]);
-        let end = places.fragments + count * places.fragment_bytes;
-        if end > shared.len() || Filled(shared).u64(places.more) != 0 {
-            return Err(torn("a buffer"));
-        }
-        let fragments = shared[places.fragments..end].chunks_exact(places.fragment_bytes).map(|fragment| {
-            let fragment = Filled(fragment);
-            (fragment.u64(0), fragment.u32(places.fragment_skip), fragment.u32(places.fragment_len))
+    /// What is new in the looks.
+    fn copy(&mut self, all: &mut [(Open, Option<Look>)]) -> io::Result<()> {
+        let new = all.iter().flat_map(|(one, look)| {
+            let buffers = look.iter().flat_map(|look| &look.buffers);
+            buffers.filter(|buffer| !one.copies.contains_key(*buffer))
         });
-        let fragments: Vec<_> = fragments.collect();
-        match fragments.iter().any(|(page, ..)| page & UNREADABLE != 0) {
-            true => Err(torn("a buffer")),
-            false => Ok(fragments),
+        let mut pieces = self.looker.copy(&new.collect::<Vec<_>>())?.into_iter();
+        for (one, look) in all {
+            for buffer in look.iter().flat_map(|look| &look.buffers) {
+                // In the same order.
+                if let (false, Some(piece)) = (one.copies.contains_key(buffer), pieces.next()) {
+                    one.copies.insert(buffer.clone(), piece);
+                }
+            }
         }
+        Ok(())
     }
 
-    fn copy(&mut self, buffer: &Buffer) -> io::Result<Vec<u8>> {
-        let mut all = Vec::with_capacity(1 + buffer.fragments.len());
-        if buffer.linear > 0 {
-            all.push((buffer.data, buffer.linear));
-        }
-        for &(page, skip, len) in &buffer.fragments {
-            all.push((self.memory.page(page)?.wrapping_add(skip.into()), len as usize));
-        }
-        let mut bytes = Vec::with_capacity(buffer.len as usize + 8);
-        self.memory.read(&all, &mut bytes)?;
-        Ok(bytes)
-    }
-
-    fn assemble(&self, look: &Look, copies: &HashMap<Buffer, Vec<u8>>, info: &Info) -> Orphan {
+    fn assemble(&self, look: &Look, one: &Open) -> Orphan {
+        let info = &one.wanted.info;
         let numbers = &look.numbers;
         let mut unacknowledged = Vec::new();
         for buffer in &look.buffers {
             let skip = numbers.unacknowledged.wrapping_sub(buffer.first) as i32;
-            let bytes = copies.get(buffer).map_or(&[][..], Vec::as_slice);
+            let bytes = one.copies.get(buffer).map_or(&[][..], Vec::as_slice);
             unacknowledged.extend(bytes.get(skip.max(0) as usize..).unwrap_or_default());
         }
         // The end is the last number that was written.
@@ -519,36 +254,11 @@ impl Reader {
 
     /// As `TCP_TIMESTAMP` says it: the lowest bit tells the unit.
     fn timestamp(&self, numbers: &Numbers) -> u32 {
-        let clock_ns = self.memory.clock_ns();
+        let clock_ns = self.looker.clock_ns();
         match numbers.counts_microseconds {
             true => ((clock_ns / 1_000) as u32).wrapping_add(numbers.clock_skip) | 1,
             false => ((clock_ns / 1_000_000) as u32).wrapping_add(numbers.clock_skip) & !1,
         }
-    }
-}
-
-pub(super) fn is_draining(state: u8) -> bool {
-    matches!(state, stream::FIN_WAIT1 | stream::LAST_ACK | stream::CLOSING)
-}
-
-/// Every byte that is not acknowledged, once, and the end behind it.
-fn in_order(numbers: Numbers, mut buffers: Vec<Buffer>) -> io::Result<Look> {
-    let from = numbers.unacknowledged;
-    buffers.retain(|buffer| buffer.end.wrapping_sub(from) as i32 > 0);
-    buffers.sort_by_key(|buffer| buffer.first.wrapping_sub(from) as i32);
-    let mut next = from;
-    for (index, buffer) in buffers.iter().enumerate() {
-        let gap = buffer.first.wrapping_sub(next) as i32;
-        let is_last = index + 1 == buffers.len();
-        let ends = buffer.flags & FIN != 0;
-        if gap > 0 || gap < 0 && index > 0 || ends != is_last || !buffer.is_sound() {
-            return Err(torn("the order of a queue"));
-        }
-        next = buffer.end;
-    }
-    match next == numbers.written_until && !buffers.is_empty() {
-        true => Ok(Look { numbers, buffers }),
-        false => Err(torn("the end of a queue")),
     }
 }
 

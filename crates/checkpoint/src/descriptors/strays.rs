@@ -17,7 +17,7 @@ use serde_bytes::ByteBuf;
 
 use super::diagnosis::{Ends, Mark, Report, SYN_RECV};
 use super::error::RebuildError;
-use super::orphans::is_draining;
+use super::look::is_draining;
 use super::revive::flow_between;
 use super::stream::{CLOSE_WAIT, ESTABLISHED, FIN_WAIT2, Info};
 
@@ -135,5 +135,63 @@ pub fn check_strays(strays: &[Stray]) -> Result<(), RebuildError> {
     match strays.iter().all(is_sound) {
         true => Ok(()),
         false => Err(RebuildError::Inconsistent { what: "a connection that was closed".to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::descriptor::TcpWindow;
+
+    use super::*;
+
+    fn stray() -> Stray {
+        let window = TcpWindow { update_sequence: 0, peer: 0, peer_max: 0, own: 0, own_from: 0 };
+        let tcp = TcpState {
+            state: crate::descriptors::stream::LAST_ACK,
+            write_sequence: 10,
+            read_sequence: 20,
+            unacknowledged: ByteBuf::from(b"rest"),
+            unsent: 4,
+            unread: ByteBuf::new(),
+            read_shut: false,
+            segment_max: 1460,
+            selective_acknowledgements: true,
+            window_scales: None,
+            timestamp: None,
+            window,
+            round_trip_us: 0,
+            send_buffer: 0,
+            receive_buffer: 0,
+            buffers_locked: 0,
+        };
+        let address = ByteBuf::from([&[2, 0, 0, 80, 10, 0, 0, 1][..], &[0; 8]].concat());
+        Stray {
+            kind: StrayKind::Closed,
+            local: address.clone(),
+            remote: address,
+            tcp: Some(Box::new(tcp)),
+            options: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_no_closed_connection_is_does_not_go_on() {
+        check_strays(&[stray()]).unwrap();
+        let changes: [fn(&mut Stray, &mut TcpState); 6] = [
+            |stray, _| stray.kind = StrayKind::Unaccepted,
+            |stray, _| stray.local = ByteBuf::from(b"short"),
+            |stray, _| stray.remote = ByteBuf::from([0; 28]),
+            |_, tcp| tcp.state = ESTABLISHED,
+            |_, tcp| tcp.unsent = 5,
+            |_, tcp| tcp.unread = ByteBuf::from(b"by nobody"),
+        ];
+        for change in changes {
+            let mut changed = stray();
+            let mut tcp = changed.tcp.take().expect("a state");
+            change(&mut changed, &mut tcp);
+            check_strays(&[stray(), changed.clone()]).unwrap();
+            changed.tcp = Some(tcp);
+            check_strays(&[stray(), changed]).unwrap_err();
+        }
     }
 }

@@ -188,6 +188,39 @@ fn megabytes_that_were_never_sent_arrive() {
     }
 }
 
+/// Without its `SO_REUSEADDR`, which is the listener's, the last `bind` fails.
+#[test]
+fn a_listener_can_be_made_again_beside_one_that_drains() {
+    const LEN: usize = 500_000;
+    let world = World::new();
+    let mut app = world.app();
+    let number = app.socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+    let listen = |app: &Servant, number: i32, address: &[u8]| {
+        let own = app.borrow(number);
+        set_option(own.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
+        sys::sockets::bind(own.as_fd(), address).expect("bind");
+        rustix::net::listen(&own, 5).expect("listen");
+    };
+    listen(&app, number, &[&[2, 0, 0x1f, 0x90][..], &[0; 12]].concat());
+    let mut client = client(format!("{V4}:8080").parse().expect("an address"));
+    set_option(client.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, 8192);
+    assert_eq!(save(&app).strays.len(), 1, "it is not accepted yet");
+    let accepted = accept(&mut app, number);
+    set_option(app.borrow(accepted).as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 1 << 20);
+    write(&mut app, accepted, &pattern(LEN));
+    app.close(accepted);
+    let saved = save_in(&app, FIN_WAIT1);
+    let (mut copy, counts) = world.take_over(app, &saved);
+    drained(1, counts);
+    let bound = sys::sockets::local_address(copy.borrow(number).as_fd()).expect("an address");
+    copy.close(number);
+    let again = copy.socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+    listen(&copy, again, &bound);
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).expect("everything up to the end");
+    assert!(rest == pattern(LEN), "{} bytes", rest.len());
+}
+
 /// What is sent is then a page of the file's.
 #[test]
 fn a_file_that_was_sent_arrives() {

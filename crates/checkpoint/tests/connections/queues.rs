@@ -217,6 +217,26 @@ fn a_client_that_does_not_read_gets_everything_later() {
     drop(copy);
 }
 
+/// Its end is given to the copy's socket behind a queue that waits for room.
+#[test]
+fn a_client_that_ended_and_does_not_read_gets_everything_later() {
+    for ip in [V4, V6] {
+        let Connected { world, mut app, number, mut client, .. } = Connected::talking(ip);
+        set_option(client.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, 4096);
+        set_option(app.borrow(number).as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 1 << 20);
+        client.shutdown(std::net::Shutdown::Write).expect("shutdown");
+        assert_eq!(app.read_from(number, 1), Ok(Vec::new()));
+        write(&mut app, number, &pattern(0, LEN));
+        world.until_quiet(app.borrow(number).as_fd());
+        let saved = save(&app);
+        let (mut copy, counts) = world.take_over(app, &saved);
+        assert_eq!((counts.kept, counts.unanswered, counts.reset), (1, 0, 0));
+        assert_eq!(read(&mut client, LEN), pattern(0, LEN));
+        copy.write_to(number, b"again");
+        assert_eq!(read(&mut client, 5), b"again");
+    }
+}
+
 #[test]
 fn what_the_app_has_not_read_is_read_by_the_copy() {
     for ip in [V4, V6] {
