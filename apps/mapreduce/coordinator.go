@@ -199,24 +199,3 @@ func runCoordinate(args []string, out io.Writer) error {
 	time.Sleep(*linger)
 	return nil
 }
-
-// reduced sums up what the map tasks found.
-func reduced(parts [][]count) []count {
-	total := make(map[string]int)
-	for _, part := range parts {
-		for _, c := range part {
-			total[c.Word] += c.Times
-		}
-	}
-	return sorted(total)
-}
-
-// mapped counts the words of a text, a list for each reduce task.
-func mapped(text []byte, reduces int) [][]count {
-	lists := make([][]count, reduces)
-	for _, c := range sorted(wordsOf(text)) {
-		number := partition(c.Word, reduces)
-		lists[number] = append(lists[number], c)
-	}
-	return lists
-}

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/sha256"
-	"flag"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"os"
 	"slices"
@@ -36,23 +34,6 @@ func splits(text []byte, parts int) [][]byte {
 	return found
 }
 
-// wordsOf counts the words of a text.
-func wordsOf(text []byte) map[string]int {
-	counts := make(map[string]int)
-	isNoLetter := func(r rune) bool { return !unicode.IsLetter(r) }
-	for word := range bytes.FieldsFuncSeq(text, isNoLetter) {
-		counts[string(bytes.ToLower(word))]++
-	}
-	return counts
-}
-
-// partition says which reduce task a word belongs to.
-func partition(word string, reduces int) int {
-	hash := fnv.New32a()
-	io.WriteString(hash, word)
-	return int(hash.Sum32() % uint32(reduces))
-}
-
 func sorted(counts map[string]int) []count {
 	found := make([]count, 0, len(counts))
 	for word, times := range counts {
@@ -75,18 +56,4 @@ func finish(counts []count, path string, out io.Writer) error {
 	}
 	_, err := fmt.Fprintf(out, "words %d\ndigest %x\n", len(counts), sha256.Sum256([]byte(text.String())))
 	return err
-}
-
-func runCount(args []string, out io.Writer) error {
-	flags := flag.NewFlagSet("mapreduce count", flag.ContinueOnError)
-	corpus := flags.String("corpus", "", "file with the text")
-	output := flags.String("output", "", "file for the counts")
-	if err := flags.Parse(args); err != nil {
-		return err
-	}
-	text, err := os.ReadFile(*corpus)
-	if err != nil {
-		return err
-	}
-	return finish(sorted(wordsOf(text)), *output, out)
 }

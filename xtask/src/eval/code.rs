@@ -14,6 +14,8 @@ use crate::workspace::root;
 
 /// The key/value server; the other files of `apps/kv` are its clients, which stay as they are.
 const SERVER: [&str; 4] = ["main.go", "server.go", "store.go", "value.go"];
+/// The coordinator; the other files of `apps/mapreduce` are its workers and what they count with.
+const COORDINATOR: [&str; 3] = ["main.go", "coordinator.go", "words.go"];
 /// What a client of `apps/kv` needs to outlive a reset connection: functions of its files.
 const RECONNECTS: [(&str, &str); 2] = [("client.go", "connect"), ("worker.go", "reconnect")];
 const COMPONENTS: [&str; 3] = ["crates", "sdk", "xtask"];
@@ -26,19 +28,22 @@ pub fn rows() -> Result<Vec<Row>> {
 
 fn changed() -> Result<Vec<Row>> {
     let kv = app("kv", Some(&SERVER))?;
+    let coordinator = app("mapreduce", Some(&COORDINATOR))?;
     let row = |id: &str, lines: usize| Row::measured(format!("changed.{id}"), "lines", &[lines as f64]);
-    let between = |other: &[String]| {
-        let (gone, new) = edits(&kv, other);
+    let between = |one: &[String], other: &[String]| {
+        let (gone, new) = edits(one, other);
         gone + new
     };
     Ok(vec![
-        // The very program that runs unprotected: the evaluations start the same file.
+        // The very programs that run unprotected: the evaluations start the same files.
         row("server.checksync", 0).thesis(0.0),
         row("client.checksync-strong", 0),
         row("client.checksync-timeline", reconnecting()?),
         row("server.checksync-sync-call", of_sync_call(&kv)),
-        row("server.checksync-structure", between(&app("structkv", None)?)),
-        row("server.raft", between(&app("raftkv", None)?)),
+        row("server.checksync-structure", between(&kv, &app("structkv", None)?)),
+        row("server.raft", between(&kv, &app("raftkv", None)?)),
+        row("coordinator.checksync", 0),
+        row("coordinator.raft", between(&coordinator, &app("raftmapreduce", None)?)),
     ])
 }
 
@@ -195,7 +200,8 @@ mod tests {
     fn the_tree_has_what_is_counted() {
         let rows = rows().expect("a whole tree");
         let of = |id: &str| rows.iter().find(|row| row.id == id).and_then(|row| row.median).expect("counted");
-        assert!(of("changed.server.raft") > 500.0 && of("changed.client.checksync-timeline") > 5.0);
+        assert!(of("changed.server.raft") > 500.0 && of("changed.coordinator.raft") > 300.0);
+        assert!(of("changed.client.checksync-timeline") > 5.0);
         assert!(of("code.crates/engine") > 500.0 && of("code.crates/replica.tests") > 100.0);
     }
 }

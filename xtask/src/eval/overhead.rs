@@ -46,8 +46,8 @@ fn rows_of(size: &Size) -> Result<Vec<Row>> {
     let id = |part: &str| format!("overhead-{}{part}", size.short_name());
     Ok(vec![
         published::beside_overhead(Row::measured(id(""), "%", &lost)),
-        Row::measured(id(".without"), "1/s", &bare),
-        Row::measured(id(".with"), "1/s", &protected),
+        Row::rate(id(".without"), "/s", &bare),
+        Row::rate(id(".with"), "/s", &protected),
     ])
 }
 

@@ -22,10 +22,11 @@ pub const CHAPTERS: &[Chapter] = &[
     Chapter {
         id: "table-5.1",
         title: "Lines that change",
-        about: "In the key/value server and its client, when they are made fault-tolerant. Counted in the sources: lines \
+        about: "In the key/value server and its client, and in the word count's coordinator, when they are made \
+                fault-tolerant. Counted in the sources: lines \
                 taken away and put in, without blanks and comments. Strong: none anywhere. Timeline: connections are \
                 reset at a takeover, so a client needs the lines that connect again. The sync call and the structure \
-                are choices; the port to etcd's Raft library stands for the usual way.",
+                are choices; the ports to etcd's Raft library stand for the usual way.",
         picks: &[("code", "changed.")],
         charts: &[],
     },
