@@ -1,6 +1,7 @@
 //! A checkpoint with all that it builds on, as frames.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -8,6 +9,7 @@ use image::frame::FrameWriter;
 use image::{CheckpointId, Frame, FrameKind, Header, Sync};
 
 use crate::StoreError;
+use crate::gathered::{GatherError, Gathered};
 use crate::listing::{Listed, RunContents};
 use crate::manifest::{Digest, Manifest};
 use crate::names::RunName;
@@ -107,6 +109,37 @@ impl Store {
             None => Ok(vec![writer.take().expect("the end comes once").end()]),
         });
         stream::once(async { Ok(vec![header]) }).chain(rest)
+    }
+}
+
+impl Store {
+    /// A checkpoint with all that it builds on, as one full one. Everything is read and verified when this returns;
+    /// `dir` is where its pages are kept meanwhile.
+    pub async fn fetch(&self, app: &str, listed: &Listed, dir: &Path) -> Result<Gathered, StoreError> {
+        let chain = self.chain(app, listed).await?;
+        let mut gathered = Gathered::full(dir)?;
+        for link in &chain.links {
+            let damaged = |why: String| {
+                let place = Place { app, run: chain.run };
+                let object = self.say(&self.shelf_path(place, Shelf::Manifests, link.header.id));
+                StoreError::Damaged {
+                    object,
+                    why: format!("its frames are none that a checkpoint has: {why}"),
+                }
+            };
+            let mut frames = std::pin::pin!(self.frames(&chain, link));
+            while let Some(frames) = frames.next().await {
+                for frame in frames? {
+                    let taken =
+                        Frame::parse(frame).map_err(GatherError::from).and_then(|it| gathered.take(&it));
+                    taken.map_err(|why| match why {
+                        GatherError::Store(why) => why,
+                        other => damaged(other.to_string()),
+                    })?;
+                }
+            }
+        }
+        Ok(gathered)
     }
 }
 

@@ -210,8 +210,8 @@ impl Folded<'_> {
         }
     }
 
-    async fn store(&mut self, packed: Vec<segment::Packed>) -> Result<(), StoreError> {
-        for packed in packed {
+    async fn store(&mut self, segments: Vec<segment::Raw>) -> Result<(), StoreError> {
+        for packed in segments.iter().map(segment::Raw::pack) {
             let sent = self.run.put(&packed).await?;
             self.uploaded.count(&packed.about, sent);
             self.segments.push(packed.about);

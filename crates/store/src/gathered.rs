@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use bytes::Bytes;
 use image::batch::Pages;
-use image::frame::{FrameOrder, decode};
+use image::frame::{FrameOrder, FrameWriter, decode};
 use image::layout::{Layout, LayoutPart, Mapping, ObjectKey, surviving};
 use image::state::State;
 use image::{
@@ -18,7 +19,7 @@ use image::{
 
 use crate::StoreError;
 use crate::pages::{Window, pieces};
-use crate::segment::{self, Packed, PagesWriter};
+use crate::segment::{self, Packed, PagesWriter, Raw};
 use crate::spool::{Slot, Spool};
 
 /// The address spaces as an epoch left them.
@@ -240,6 +241,31 @@ impl Gathered {
 
     /// The segments, one after the other. Nothing is changed: a failed upload is made again.
     pub(crate) fn segments(&self) -> impl Iterator<Item = Result<Packed, StoreError>> + '_ {
+        self.raw().map(|raw| Ok(raw?.pack()))
+    }
+
+    /// All of it as the frames of one epoch. Of a checkpoint with what it builds on, that is a full one.
+    pub fn frames(&self) -> impl Iterator<Item = Result<Bytes, StoreError>> + '_ {
+        let mut writer = FrameWriter::default();
+        let header = self.header.as_ref().map(|header| {
+            let header = Header { sync: self.sync, frozen_at_ns: self.frozen_at_ns, ..header.clone() };
+            writer.cbor(FrameKind::Header, &header)
+        });
+        let mut writer = Some(writer);
+        let mut segments = self.raw();
+        let rest = std::iter::from_fn(move || match segments.next() {
+            Some(Ok(raw)) => {
+                let writer = writer.as_mut()?;
+                let number = |frame: Frame| Ok(writer.frame(frame.kind, &frame.payload));
+                Some(raw.frames().into_iter().map(number).collect())
+            }
+            Some(Err(why)) => Some(vec![Err(why)]),
+            None => Some(vec![Ok(writer.take()?.end())]),
+        });
+        header.into_iter().map(Ok).chain(rest.flatten())
+    }
+
+    fn raw(&self) -> impl Iterator<Item = Result<Raw, StoreError>> + '_ {
         let full = self.sync == Sync::Full;
         let layouts = if full || self.changed { segment::layouts(self.layouts.values()) } else { Vec::new() };
         let gone = if full { Vec::new() } else { self.gone() };
@@ -248,7 +274,7 @@ impl Gathered {
         layouts.into_iter().chain(gone).map(Ok).chain(pages).chain(state.into_iter().map(Ok))
     }
 
-    fn gone(&self) -> Vec<Packed> {
+    fn gone(&self) -> Vec<Raw> {
         let mut gone: BTreeMap<PageTarget, RangeSet> = BTreeMap::new();
         for (&target, memory) in &self.memory {
             gone.entry(target).or_default().extend(memory.gone.iter());
@@ -283,7 +309,7 @@ impl Gathered {
         target: PageTarget,
         memory: &'a Memory,
         full: bool,
-    ) -> impl Iterator<Item = Result<Packed, StoreError>> + 'a {
+    ) -> impl Iterator<Item = Result<Raw, StoreError>> + 'a {
         let mut pages = memory.pages.iter().peekable();
         std::iter::from_fn(move || {
             let window = Window::of(target, *pages.peek()?.0);

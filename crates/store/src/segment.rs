@@ -18,6 +18,15 @@ pub(crate) const RAW_BYTES_MAX: u64 = 16 << 20;
 /// The fastest: what is sent once has to be packed once.
 const LEVEL: i32 = 1;
 
+/// A segment before it is packed.
+#[derive(Debug)]
+pub(crate) struct Raw {
+    kind: SegmentKind,
+    target: Option<PageTarget>,
+    span: (u64, u64),
+    bytes: Vec<u8>,
+}
+
 /// A segment, ready to be stored.
 #[derive(Debug)]
 pub(crate) struct Packed {
@@ -25,18 +34,24 @@ pub(crate) struct Packed {
     pub(crate) stored: Bytes,
 }
 
-fn pack(kind: SegmentKind, target: Option<PageTarget>, span: (u64, u64), raw: &[u8]) -> Packed {
-    let stored = zstd::bulk::compress(raw, LEVEL).expect("packing in memory cannot fail");
-    let about = SegmentRef {
-        digest: Digest::of(&stored),
-        kind,
-        bytes: raw.len() as u64,
-        stored_bytes: stored.len() as u64,
-        target: target.map(Into::into),
-        first: span.0,
-        last: span.1,
-    };
-    Packed { about, stored: stored.into() }
+impl Raw {
+    pub(crate) fn pack(&self) -> Packed {
+        let stored = zstd::bulk::compress(&self.bytes, LEVEL).expect("packing in memory cannot fail");
+        let about = SegmentRef {
+            digest: Digest::of(&stored),
+            kind: self.kind,
+            bytes: self.bytes.len() as u64,
+            stored_bytes: stored.len() as u64,
+            target: self.target.map(Into::into),
+            first: self.span.0,
+            last: self.span.1,
+        };
+        Packed { about, stored: stored.into() }
+    }
+
+    pub(crate) fn frames(self) -> Vec<Frame> {
+        parse(self.kind, self.bytes).expect("frames that were just made")
+    }
 }
 
 /// The frames of a stored segment; an error says what is wrong with it.
@@ -51,12 +66,16 @@ pub(crate) fn unpack(about: &SegmentRef, stored: &[u8]) -> Result<Vec<Frame>, St
         return Err(format!("unpacked it would have {} bytes", about.bytes));
     }
     let raw = zstd::bulk::decompress(stored, about.bytes as usize).map_err(|why| why.to_string())?;
+    parse(about.kind, raw)
+}
+
+fn parse(kind: SegmentKind, raw: Vec<u8>) -> Result<Vec<Frame>, String> {
     let mut rest = Bytes::from(raw);
     let mut frames: Vec<Frame> = Vec::new();
     while !rest.is_empty() {
         let mut from: &[u8] = &rest;
         let frame = Frame::read(&mut from).map_err(|why| why.to_string())?.ok_or("a frame is missing")?;
-        if frame.sequence != frames.len() as u64 || frame.kind != kind_of(about.kind) {
+        if frame.sequence != frames.len() as u64 || frame.kind != kind_of(kind) {
             return Err("its frames are not those of such a segment".to_owned());
         }
         // The same bytes once more, which share the segment's memory.
@@ -75,7 +94,7 @@ fn kind_of(kind: SegmentKind) -> FrameKind {
     }
 }
 
-pub(crate) fn layouts<'a>(layouts: impl Iterator<Item = &'a Layout>) -> Vec<Packed> {
+pub(crate) fn layouts<'a>(layouts: impl Iterator<Item = &'a Layout>) -> Vec<Raw> {
     let mut writer = FrameWriter::default();
     let mut joiner = Joiner::new(SegmentKind::Layout);
     for layout in layouts {
@@ -86,7 +105,7 @@ pub(crate) fn layouts<'a>(layouts: impl Iterator<Item = &'a Layout>) -> Vec<Pack
     joiner.finish()
 }
 
-pub(crate) fn state(state: &[u8]) -> Vec<Packed> {
+pub(crate) fn state(state: &[u8]) -> Vec<Raw> {
     let mut writer = FrameWriter::default();
     let mut joiner = Joiner::new(SegmentKind::State);
     for slice in state.chunks(SEGMENT_BYTES) {
@@ -99,7 +118,7 @@ pub(crate) fn state(state: &[u8]) -> Vec<Packed> {
 struct Joiner {
     kind: SegmentKind,
     raw: Vec<u8>,
-    done: Vec<Packed>,
+    done: Vec<Raw>,
 }
 
 impl Joiner {
@@ -115,20 +134,21 @@ impl Joiner {
     }
 
     fn cut(&mut self, writer: &mut FrameWriter) {
-        self.done.push(pack(self.kind, None, (0, 0), &std::mem::take(&mut self.raw)));
+        let bytes = std::mem::take(&mut self.raw);
+        self.done.push(Raw { kind: self.kind, target: None, span: (0, 0), bytes });
         *writer = FrameWriter::default();
     }
 
-    fn finish(mut self) -> Vec<Packed> {
+    fn finish(mut self) -> Vec<Raw> {
         if !self.raw.is_empty() {
-            self.done.push(pack(self.kind, None, (0, 0), &self.raw));
+            self.done.push(Raw { kind: self.kind, target: None, span: (0, 0), bytes: self.raw });
         }
         self.done
     }
 }
 
 /// The ranges of one target that read as empty.
-pub(crate) fn gone(target: PageTarget, ranges: impl Iterator<Item = Range>) -> Vec<Packed> {
+pub(crate) fn gone(target: PageTarget, ranges: impl Iterator<Item = Range>) -> Vec<Raw> {
     let mut writer = FrameWriter::default();
     let mut joiner = Joiner::new(SegmentKind::Gone);
     let mut batch = BatchWriter::new(target);
@@ -212,10 +232,10 @@ impl PagesWriter {
     }
 
     /// None, if nothing was added.
-    pub(crate) fn finish(mut self) -> Option<Packed> {
+    pub(crate) fn finish(mut self) -> Option<Raw> {
         self.end_frame();
         let span = self.span?;
-        Some(pack(SegmentKind::Pages, Some(self.target), span, &self.raw))
+        Some(Raw { kind: SegmentKind::Pages, target: Some(self.target), span, bytes: self.raw })
     }
 }
 
@@ -234,7 +254,7 @@ mod tests {
             writer.add(page * PAGE_BYTES, &Piece::Whole(vec![page as u8; PAGE]));
         }
         writer.add(400 * PAGE_BYTES, &Piece::Lines { lines: 0b1001, page: vec![5; PAGE] });
-        writer.finish().unwrap()
+        writer.finish().unwrap().pack()
     }
 
     #[test]
@@ -265,7 +285,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_and_a_lie_about_its_size_is_an_error() {
-        let Packed { about, stored } = state(b"some state").remove(0);
+        let Packed { about, stored } = state(b"some state").remove(0).pack();
         assert!(unpack(&about, &stored).is_ok());
         for bit in 0..stored.len() * 8 {
             let mut bad = stored.to_vec();

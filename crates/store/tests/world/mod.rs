@@ -464,6 +464,13 @@ pub async fn check_all(store: &Store, truth: &Truth, what: &str) -> usize {
         let restored = restore(store, one).await;
         let restored = restored.unwrap_or_else(|why| panic!("{what}: {}: {why}", one.id()));
         assert!(restored.content() == truth[&one.id()], "{what}: {} is another", one.id());
+        let dir = std::env::temp_dir();
+        let fetched =
+            store.fetch(APP, one, &dir).await.unwrap_or_else(|why| panic!("{what}: {}: {why}", one.id()));
+        let frames: Vec<Bytes> = fetched.frames().collect::<Result<_, _>>().unwrap();
+        let mut memory = Memory::default();
+        memory.receive(&frames, None);
+        assert!(memory.content() == truth[&one.id()], "{what}: {} is another as one", one.id());
     }
     listed.len()
 }
