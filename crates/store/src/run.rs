@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use futures_util::{StreamExt, stream};
-use image::{CheckpointId, Sync};
+use image::{CheckpointId, Sync, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::gathered::Gathered;
@@ -21,8 +21,7 @@ const LINKS_MIN: usize = 4;
 /// Who begins a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Life {
-    pub term: u64,
-    /// What made the term, if something outside did: of two lives with the same one, the later term's is the later.
+    /// What made its term, if something outside did: of two lives with the same one, the later term's is the later.
     pub register: Option<String>,
     pub host: String,
     /// No other life of a manager has it.
@@ -66,19 +65,19 @@ pub struct Uploaded {
 
 impl Run {
     /// Begins a run, and closes those before it.
-    pub async fn begin(store: Store, app: &str, life: &Life) -> Result<Self, StoreError> {
+    pub async fn begin(store: Store, app: &str, term: Term, life: &Life) -> Result<Self, StoreError> {
         let runs = store.runs(app).await?;
-        if let Some(last) = runs.last().filter(|last| last.term > life.term && life.register.is_some()) {
+        if let Some(last) = runs.last().filter(|last| last.term > term.0 && life.register.is_some()) {
             let place = Place { app, run: *last };
             if store.life(place).await?.is_some_and(|of_last| of_last.register == life.register) {
                 return Err(StoreError::OldTerm {
                     run: store.say(&store.path(place, "begun")),
-                    term: life.term,
+                    term: term.0,
                 });
             }
         }
         let number = runs.last().map_or(1, |last| last.number.saturating_add(1));
-        let name = RunName { number, term: life.term, incarnation: life.incarnation };
+        let name = RunName { number, term: term.0, incarnation: life.incarnation };
         let text = serde_json::to_vec(life).expect("a life is plain data");
         store.create(&store.path(Place { app, run: name }, "begun"), manifest::seal(&text)).await?;
         // In this order: whoever does not see the new run has finished what he wrote before he is listed.

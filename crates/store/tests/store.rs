@@ -8,10 +8,10 @@ use std::sync::Arc;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
-use store::{Layouts, Retention, Run, Store, StoreError, Which};
+use store::{Layouts, Retention, Store, StoreError, Which};
 use tokio::runtime::Runtime;
 use world::faults::{Fault, Faulty};
-use world::{APP, App, Memory, Truth, Uploader, check_all, life, restore, take};
+use world::{APP, App, Memory, Truth, Uploader, begin, check_all, restore, take};
 
 const FEW: Retention = Retention { last: 3, hourly: 0, daily: 0 };
 
@@ -44,7 +44,7 @@ fn merged_folded_and_thinned_out_every_listed_checkpoint_restores() {
         for seed in 0..25 {
             let store = over(Arc::new(InMemory::new()));
             let (mut app, mut truth, mut layouts) = (App::new(seed, 1), Truth::new(), Layouts::new());
-            let mut run = Run::begin(store.clone(), APP, &life(1)).await.unwrap();
+            let mut run = begin(store.clone(), 1).await.unwrap();
             let mut folds = 0;
             for _ in 0..40 {
                 let epochs = 1 + app.dice.below(4);
@@ -81,7 +81,7 @@ async fn one_life(
     dir: &std::path::Path,
     rounds: u64,
 ) -> Result<(), StoreError> {
-    let mut run = Run::begin(store, APP, &life(term)).await?;
+    let mut run = begin(store, term).await?;
     let mut layouts = Layouts::new();
     for round in 1..=rounds {
         Uploader { app: &mut *app, truth: &mut *truth, dir }.upload(&mut run, &mut layouts, 2).await?;
@@ -164,7 +164,7 @@ fn a_base_shares_what_has_not_changed_and_ends_the_chain() {
     runtime().block_on(async {
         let store = over(Arc::new(InMemory::new()));
         let (mut app, mut truth, mut layouts) = (App::new(3, 1), Truth::new(), Layouts::new());
-        let mut run = Run::begin(store.clone(), APP, &life(1)).await.unwrap();
+        let mut run = begin(store.clone(), 1).await.unwrap();
         for _ in 0..10 {
             let mut uploader = Uploader { app: &mut app, truth: &mut truth, dir: dir.path() };
             uploader.upload(&mut run, &mut layouts, 1).await.unwrap();
@@ -187,7 +187,7 @@ fn the_same_pages_are_sent_once() {
     let dir = tempfile::tempdir().unwrap();
     runtime().block_on(async {
         let store = over(Arc::new(InMemory::new()));
-        let mut run = Run::begin(store, APP, &life(1)).await.unwrap();
+        let mut run = begin(store, 1).await.unwrap();
         let mut app = App::new(5, 1);
         (0..200).for_each(|_| app.live());
         let full = |app: &mut App| {

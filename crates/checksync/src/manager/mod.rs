@@ -26,6 +26,7 @@ pub mod register;
 pub mod signals;
 pub mod stages;
 pub mod standby;
+pub mod store;
 pub mod structures;
 
 use std::time::Duration;

@@ -40,6 +40,7 @@ use super::network::AppNetwork;
 use super::output::Forwarding;
 use super::register::RegisterDesk;
 use super::stages::Passage;
+use super::store::StoreFeed;
 use super::{engine_settings, exit_of, fresh_incarnation, now, span};
 use crate::config::{PrimarySettings, nanos};
 use crate::guard::{Arm, Order};
@@ -131,6 +132,7 @@ pub struct Actor {
     committed_at_ns: Option<u64>,
     pauses: PauseRing,
     passage: Passage,
+    store: Option<StoreFeed>,
     progress: Progress,
     status: Option<Status>,
     link_trouble: Option<String>,
@@ -218,6 +220,7 @@ impl Actor {
             committed_at_ns: None,
             pauses: PauseRing::default(),
             passage: Passage::default(),
+            store: None,
             progress: Progress::default(),
             status: None,
             link_trouble: None,
@@ -232,6 +235,7 @@ impl Actor {
             ending: None,
         };
         actor.board.set_stages(&actor.settings.app, actor.passage.stages());
+        actor.open_store()?;
         actor.hold_back()?;
         actor.open_socket()?;
         actor.start_engine()?;
@@ -440,6 +444,7 @@ impl Actor {
             PrimaryAction::ReturnToLedger { ids: _ } => {
                 self.captured = None;
                 self.frozen.clear();
+                self.store.iter_mut().for_each(StoreFeed::given_up);
                 self.passage.given_up();
                 self.command(Command::ReturnToLedger);
             }

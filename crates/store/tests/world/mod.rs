@@ -439,10 +439,11 @@ impl Uploader<'_> {
     }
 }
 
-/// The manager that has this term.
-pub fn life(term: u64) -> Life {
+/// A run of the manager that has this term.
+pub async fn begin(store: Store, term: u64) -> Result<Run, StoreError> {
     let (register, host) = (Some("etcd".to_owned()), "a".to_owned());
-    Life { term, register, host, incarnation: 100 - term, begun_at_ns: 0 }
+    let life = Life { register, host, incarnation: 100 - term, begun_at_ns: 0 };
+    Run::begin(store, APP, image::Term(term), &life).await
 }
 
 /// What a checkpoint restores to, link by link as a standby would take it.
