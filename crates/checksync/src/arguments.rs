@@ -113,8 +113,8 @@ pub struct SharedArgs {
     #[arg(long, env = "CHECKSYNC_HOST")]
     pub host: Option<String>,
     /// What decides who may serve: witness:HOST:PORT, where `checksync witness` runs;
-    /// etcd://HOST:PORT[,HOST:PORT…]/PREFIX, with ?ca=FILE[&cert=FILE&key=FILE] for TLS; or file:DIR, for managers
-    /// on one host
+    /// etcd://HOST:PORT[,HOST:PORT…]/PREFIX, with ?ca=FILE[&cert=FILE&key=FILE] for TLS; s3://BUCKET[/PREFIX] or
+    /// az://CONTAINER[/PREFIX], if its conditional puts pass a probe; or file:DIR, for managers on one host
     #[arg(long, env = "CHECKSYNC_ARBITER", conflicts_with = "fencing")]
     pub arbiter: Option<ArbiterSpec>,
     /// `none`: take over on silence without an arbiter; a cut-off primary and its standby may then both serve

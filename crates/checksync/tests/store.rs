@@ -89,7 +89,8 @@ fn with_everything_dead_the_store_alone_brings_the_app_back() {
     assert_eq!((&shown["epoch"], &shown["app"]), (&newest["epoch"], &Value::from("kv")));
 
     let log = world.dir.path().join("log");
-    let restored = json(&ask(&world, &["restore", log.to_str().unwrap()], &spec, &["--detach", "-o", "json"]));
+    let restored =
+        json(&ask(&world, &["restore", log.to_str().unwrap()], &spec, &["--detach", "-o", "json"]));
     assert_eq!(restored["epoch"], newest["epoch"]);
     let mut client = Server::Python.wait_ready(address, SOON);
     let served = client.read(0).unwrap().expect("the key is there");
@@ -154,6 +155,9 @@ fn errors_name_the_thing_and_the_way_out() {
         (&["restore", "--latest", "somewhere"], "--store"),
     ] {
         let (code, complaint) = run(arguments);
-        assert!(matches!(code, Some(1 | 2)) && complaint.contains(named), "{arguments:?}: {code:?} {complaint}");
+        assert!(
+            matches!(code, Some(1 | 2)) && complaint.contains(named),
+            "{arguments:?}: {code:?} {complaint}"
+        );
     }
 }
