@@ -1,4 +1,5 @@
-//! What the tests need beside Rust, installed if it is missing: servers from Debian, Go from the Python index.
+//! What the tests need beside Rust, installed if it is missing: servers from Debian; Go, and a simulator of
+//! S3, from the Python index.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Installs what is missing, and says so. Answers the PATH for the tests.
 pub fn install() -> Result<OsString> {
     install_from_debian()?;
+    testkit::servers::moto().map_err(|why| anyhow!(why))?;
     let go = testkit::programs::newest_go().map_err(|why| anyhow!(why))?;
     if testkit::rights::on_path("go") {
         return Ok(env::var_os("PATH").unwrap_or_default());

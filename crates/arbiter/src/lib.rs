@@ -13,6 +13,8 @@ mod encoding;
 mod etcd;
 mod file;
 mod members;
+mod object;
+mod probe;
 mod spec;
 mod witness;
 
@@ -22,6 +24,7 @@ use std::time::{Duration, Instant};
 pub use etcd::EtcdArbiter;
 pub use file::FileArbiter;
 pub use image::{Incarnation, Member, Register};
+pub use object::ObjectArbiter;
 pub use spec::{ArbiterSpec, EtcdSpec, SpecError};
 pub use witness::WitnessArbiter;
 

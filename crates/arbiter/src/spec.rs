@@ -4,9 +4,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use store::{Location, LocationError};
 use wire::TlsFiles;
 
-use crate::{Arbiter, ArbiterError, EtcdArbiter, FileArbiter, WitnessArbiter};
+use crate::{Arbiter, ArbiterError, EtcdArbiter, FileArbiter, ObjectArbiter, WitnessArbiter};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ArbiterSpec {
@@ -15,6 +16,8 @@ pub enum ArbiterSpec {
     Etcd(EtcdSpec),
     /// `witness:HOST:PORT`: a `checksync witness` with certificates of the same authority.
     Witness(String),
+    /// `s3://BUCKET[/PREFIX]` or `az://CONTAINER[/PREFIX]`, whose conditional puts are probed first.
+    Bucket(Location),
 }
 
 /// `etcd://HOST:PORT[,HOST:PORT…]/PREFIX[?ca=FILE[&cert=FILE&key=FILE]]`
@@ -34,8 +37,8 @@ pub struct EtcdFiles {
     pub pair: Option<(PathBuf, PathBuf)>,
 }
 
-const FORMS: &str = "witness:HOST:PORT, etcd://HOST:PORT[,HOST:PORT…]/PREFIX[?ca=FILE[&cert=FILE&key=FILE]] or \
-                     file:PATH";
+const FORMS: &str = "witness:HOST:PORT, etcd://HOST:PORT[,HOST:PORT…]/PREFIX[?ca=FILE[&cert=FILE&key=FILE]], \
+                     s3://BUCKET[/PREFIX], az://CONTAINER[/PREFIX] or file:PATH";
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
@@ -57,6 +60,7 @@ impl ArbiterSpec {
             Self::File(directory) => Box::new(FileArbiter::new(directory)),
             Self::Etcd(spec) => Box::new(EtcdArbiter::new(spec)?),
             Self::Witness(address) => Box::new(WitnessArbiter::new(address, tls)?),
+            Self::Bucket(location) => Box::new(ObjectArbiter::open(location)?),
         })
     }
 }
@@ -75,6 +79,9 @@ impl FromStr for ArbiterSpec {
             Some(("witness", address)) => Err(SpecError::Malformed {
                 spec: spec.to_owned(),
                 why: format!("{address:?} is not HOST:PORT"),
+            }),
+            Some(("s3" | "az", _)) => spec.parse().map(Self::Bucket).map_err(|why: LocationError| {
+                SpecError::Malformed { spec: spec.to_owned(), why: why.to_string() }
             }),
             Some((backend, _)) => {
                 Err(SpecError::UnknownBackend { spec: spec.to_owned(), backend: backend.to_owned() })
@@ -136,6 +143,7 @@ impl fmt::Display for ArbiterSpec {
             Self::File(directory) => write!(f, "file:{}", directory.display()),
             Self::Etcd(spec) => spec.fmt(f),
             Self::Witness(address) => write!(f, "witness:{address}"),
+            Self::Bucket(location) => location.fmt(f),
         }
     }
 }
@@ -160,6 +168,8 @@ mod tests {
             "file:/run/checksync:1",
             "witness:c.example:7401",
             "etcd://a:2379/checksync",
+            "s3://bucket/registers",
+            "az://box",
             "etcd://10.0.0.1:2379,b.example:2379,[::1]:2379/a/b",
             "etcd://a:1/p?ca=/etc/ca.crt",
             "etcd://a:1/p?ca=/etc/ca.crt&cert=/etc/c.crt&key=/etc/c.key",
@@ -179,6 +189,8 @@ mod tests {
             "consul:http://[::1]:2379",
             ":/x",
             "witness:c",
+            "s3:bucket",
+            "az://",
             "etcd:a:1/x",
             "etcd://a:1",
             "etcd://a:1/",

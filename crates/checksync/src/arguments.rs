@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use arbiter::ArbiterSpec;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use image::CheckpointId;
+use store::{Location, Retention};
 
-use crate::duration;
+use crate::{duration, moment};
 
 #[derive(Debug, Parser)]
 #[command(name = "checksync", version, about = "An unmodified server survives the death of its machine")]
@@ -49,6 +51,9 @@ pub enum Verb {
     Restore(RestoreArgs),
     /// Show what a checkpoint holds
     Inspect(InspectArgs),
+    /// List and verify the checkpoints of a store
+    #[command(subcommand)]
+    Checkpoints(CheckpointsVerb),
     /// Show what the managers of this host do
     Status(StatusArgs),
     /// Keep the standby from taking over by itself, for a time
@@ -108,8 +113,8 @@ pub struct SharedArgs {
     #[arg(long, env = "CHECKSYNC_HOST")]
     pub host: Option<String>,
     /// What decides who may serve: witness:HOST:PORT, where `checksync witness` runs;
-    /// etcd://HOST:PORT[,HOST:PORT…]/PREFIX, with ?ca=FILE[&cert=FILE&key=FILE] for TLS; or file:DIR, for managers
-    /// on one host
+    /// etcd://HOST:PORT[,HOST:PORT…]/PREFIX, with ?ca=FILE[&cert=FILE&key=FILE] for TLS; s3://BUCKET[/PREFIX] or
+    /// az://CONTAINER[/PREFIX], if its conditional puts pass a probe; or file:DIR, for managers on one host
     #[arg(long, env = "CHECKSYNC_ARBITER", conflicts_with = "fencing")]
     pub arbiter: Option<ArbiterSpec>,
     /// `none`: take over on silence without an arbiter; a cut-off primary and its standby may then both serve
@@ -222,6 +227,15 @@ pub struct PrimaryArgs {
     /// Memory for earlier versions of hot pages, in MiB; 0 sends pages whole [default: 256]
     #[arg(long, env = "CHECKSYNC_SHADOW_MIB")]
     pub shadow_mib: Option<u64>,
+    /// Where checkpoints outlive both hosts: file:PATH, s3://BUCKET[/PREFIX] or az://CONTAINER[/PREFIX]
+    #[arg(long, env = "CHECKSYNC_STORE")]
+    pub store: Option<Location>,
+    /// From one checkpoint in the store to the next [default: 10s]
+    #[arg(long, env = "CHECKSYNC_STORE_INTERVAL", value_parser = duration::parse)]
+    pub store_interval: Option<Duration>,
+    /// Which checkpoints the store keeps [default: last=24,hourly=48,daily=14]
+    #[arg(long, env = "CHECKSYNC_STORE_KEEP")]
+    pub store_keep: Option<Retention>,
     #[command(flatten)]
     pub shared: SharedArgs,
 }
@@ -288,8 +302,11 @@ pub struct CheckpointArgs {
 
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// The directory that `checkpoint` made
-    pub dir: PathBuf,
+    /// The directory that `checkpoint` made; with --store and --detach, one for the logs
+    #[arg(required_unless_present = "store")]
+    pub dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub from: FromStoreArgs,
     /// Return once the process runs, instead of waiting for its end
     #[arg(long)]
     pub detach: bool,
@@ -303,7 +320,50 @@ pub struct RestoreArgs {
 #[derive(Debug, Args)]
 pub struct InspectArgs {
     /// The directory that `checkpoint` made
-    pub dir: PathBuf,
+    #[arg(required_unless_present = "store", conflicts_with = "store")]
+    pub dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub from: FromStoreArgs,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// A checkpoint of a store; the newest, if nothing else is said.
+#[derive(Debug, Clone, Args)]
+pub struct FromStoreArgs {
+    /// Take it from here: file:PATH, s3://BUCKET[/PREFIX] or az://CONTAINER[/PREFIX]
+    #[arg(long, env = "CHECKSYNC_STORE", requires = "app")]
+    pub store: Option<Location>,
+    /// The app's name
+    #[arg(long, env = "CHECKSYNC_APP")]
+    pub app: Option<String>,
+    /// The newest checkpoint
+    #[arg(long, conflicts_with_all = ["epoch", "at"])]
+    pub latest: bool,
+    /// This checkpoint: TERM.EPOCH
+    #[arg(long, value_parser = moment::parse_checkpoint, conflicts_with = "at")]
+    pub epoch: Option<CheckpointId>,
+    /// The newest one from before then: 2026-01-31T12:00:00Z, or a span like 10m, counted back from now
+    #[arg(long, value_parser = moment::parse)]
+    pub at: Option<moment::Moment>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CheckpointsVerb {
+    /// List what can be restored
+    List(StoreArgs),
+    /// Read everything that a restore would read
+    Verify(StoreArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// file:PATH, s3://BUCKET[/PREFIX] or az://CONTAINER[/PREFIX]
+    #[arg(long, env = "CHECKSYNC_STORE")]
+    pub store: Location,
+    /// The app's name
+    #[arg(long, env = "CHECKSYNC_APP")]
+    pub app: String,
     #[command(flatten)]
     pub output: Output,
 }

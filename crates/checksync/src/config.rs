@@ -14,6 +14,7 @@ use gate::NetworkSpec;
 use replica::primary::{Consistency, OnCrash, OnStandbyLoss};
 use replica::{Fencing, Nanos, Timing};
 use serde::Deserialize;
+use store::Location;
 use wire::TlsFiles;
 
 use crate::arguments::{
@@ -22,12 +23,14 @@ use crate::arguments::{
 };
 use crate::duration;
 use crate::exit::{Coded, Exit};
+use crate::manager::store::StoreSettings;
 
 const INTERVAL: Duration = Duration::from_millis(50);
 const HEARTBEAT: Duration = Duration::from_millis(20);
 const MISSED: u32 = 5;
 const GRACE: Duration = Duration::from_secs(10);
 const SHADOW_MIB: u64 = 256;
+const STORE_INTERVAL: Duration = Duration::from_secs(10);
 /// Threads of a manager's network.
 pub const NETWORK_THREADS: usize = 2;
 const NETWORK_THREADS_MAX: usize = 64;
@@ -58,6 +61,7 @@ pub struct PrimarySettings {
     pub network: Option<NetworkSpec>,
     pub grace: Duration,
     pub shadow_bytes: u64,
+    pub store: Option<StoreSettings>,
     pub shared: Shared,
 }
 
@@ -102,6 +106,10 @@ struct File {
     #[serde(deserialize_with = "duration::deserialize")]
     grace: Option<Duration>,
     shadow_mib: Option<u64>,
+    store: Option<String>,
+    #[serde(deserialize_with = "duration::deserialize")]
+    store_interval: Option<Duration>,
+    store_keep: Option<String>,
 }
 
 /// In its place in the file, so that what is wrong with it is said with its line.
@@ -158,6 +166,7 @@ impl PrimarySettings {
 
     fn settle(args: PrimaryArgs) -> anyhow::Result<Self> {
         let file = File::load(args.shared.config.as_deref())?;
+        let store = store_settings(&args, &file)?;
         let app = args.app.or(file.app.clone()).context("no app is named; give --app NAME")?;
         check_name(&app)?;
         let standbys = file.standby.unless_given(args.standby);
@@ -181,6 +190,9 @@ impl PrimarySettings {
             bail!(
                 "structures move without an address; leave --address out, or give it to the program's own hosts"
             );
+        }
+        if store.is_some() && structures {
+            bail!("a store keeps checkpoints of a process, and structures are none; leave --store out");
         }
         if let (Some(gateway), None) = (&gateway, &network) {
             bail!(
@@ -224,6 +236,7 @@ impl PrimarySettings {
             on_crash: on_crash.into(),
             grace,
             shadow_bytes: shadow_mib.saturating_mul(1 << 20),
+            store,
             shared,
         })
     }
@@ -231,6 +244,26 @@ impl PrimarySettings {
     pub fn is_strong(&self) -> bool {
         matches!(self.consistency, Consistency::Strong { .. })
     }
+}
+
+fn store_settings(args: &PrimaryArgs, file: &File) -> anyhow::Result<Option<StoreSettings>> {
+    let from_file = |text: &Option<String>| text.as_ref().map(|text| text.parse()).transpose();
+    let location: Option<Location> =
+        args.store.clone().map_or_else(|| from_file(&file.store), |it| Ok(Some(it)))?;
+    let keep = file.store_keep.as_ref().map(|text| text.parse()).transpose()?;
+    let Some(location) = location else {
+        if args.store_interval.is_some() || args.store_keep.is_some() {
+            bail!("no store is named; give --store, or leave --store-interval and --store-keep out");
+        }
+        return Ok(None);
+    };
+    let state = args.shared.state.clone().or(file.state.clone());
+    Ok(Some(StoreSettings {
+        location,
+        interval: args.store_interval.or(file.store_interval).unwrap_or(STORE_INTERVAL),
+        keep: args.store_keep.or(keep).unwrap_or_default(),
+        spool: state.unwrap_or_else(std::env::temp_dir),
+    }))
 }
 
 /// What strong consistency can't do without.

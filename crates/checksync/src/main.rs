@@ -11,6 +11,7 @@ mod exit;
 mod guard;
 mod logging;
 mod manager;
+mod moment;
 mod status;
 mod verbs;
 
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use arguments::{Cli, PkiVerb, Verb};
+use arguments::{CheckpointsVerb, Cli, PkiVerb, Verb};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -46,6 +47,8 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Checkpoint(args) => verbs::checkpoint::run(args),
         Verb::Restore(args) => verbs::restore::run(args),
         Verb::Inspect(args) => verbs::inspect::run(args),
+        Verb::Checkpoints(CheckpointsVerb::List(args)) => verbs::checkpoints::list(&args),
+        Verb::Checkpoints(CheckpointsVerb::Verify(args)) => verbs::checkpoints::verify(&args),
         Verb::Status(args) => verbs::status::run(args),
         Verb::Pause(args) => verbs::pause::run(args),
         Verb::Switchover(args) => verbs::switchover::run(args),

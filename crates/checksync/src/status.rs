@@ -17,6 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 
 use crate::manager::stages::Stages;
+use crate::manager::store::{StoreReport, StoreStatus};
 
 /// Grows with every change of meaning, not with a new field.
 pub const SCHEMA: u32 = 1;
@@ -62,6 +63,9 @@ pub struct AppReport {
     /// What the last epochs were made of: see `manager::stages`.
     #[serde(default)]
     pub stages_us: BTreeMap<String, Pauses>,
+    /// The durable store, of a primary that has one.
+    #[serde(default)]
+    pub store: Option<StoreReport>,
     /// The app's process on this host.
     pub app_pid: Option<i32>,
     pub peer: Option<String>,
@@ -99,6 +103,7 @@ pub struct Board {
     takeovers: Arc<Mutex<Vec<TakeoverReport>>>,
     /// Read when somebody asks.
     stages: Arc<Mutex<BTreeMap<String, Stages>>>,
+    stores: Arc<Mutex<BTreeMap<String, StoreStatus>>>,
 }
 
 impl Board {
@@ -115,7 +120,8 @@ impl Board {
             apps: Vec::new(),
             takeovers: Vec::new(),
         };
-        Self { head: Arc::new(head), apps: Arc::default(), takeovers: Arc::default(), stages: Arc::default() }
+        let (apps, takeovers) = (Arc::default(), Arc::default());
+        Self { head: Arc::new(head), apps, takeovers, stages: Arc::default(), stores: Arc::default() }
     }
 
     pub fn address(&self) -> Option<&str> {
@@ -129,6 +135,11 @@ impl Board {
     /// Where an app's times are to be had.
     pub fn set_stages(&self, app: &str, stages: Stages) {
         self.stages().insert(app.to_owned(), stages);
+    }
+
+    /// Who knows how far an app's store is.
+    pub fn set_store(&self, app: &str, store: StoreStatus) {
+        self.stores().insert(app.to_owned(), store);
     }
 
     pub fn remove(&self, app: &str) {
@@ -148,10 +159,15 @@ impl Board {
         self.stages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn stores(&self) -> MutexGuard<'_, BTreeMap<String, StoreStatus>> {
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn line(&self) -> Vec<u8> {
         let mut apps: Vec<_> = self.lock().values().cloned().collect();
         for app in &mut apps {
             app.stages_us = self.stages().get(&app.app).map(Stages::quantiles).unwrap_or_default();
+            app.store = self.stores().get(&app.app).map(StoreStatus::report);
         }
         let takeovers = self.takeovers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let report = ManagerReport { apps, takeovers, ..(*self.head).clone() };

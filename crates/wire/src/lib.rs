@@ -48,7 +48,7 @@ pub use message::{
 };
 pub use registry::{RegisterAnswer, RegisterQuestion};
 pub use server::serve;
-pub use tls::{TlsError, TlsFiles};
+pub use tls::{TlsError, TlsFiles, prefer_our_tls};
 pub use token::{GuardToken, TokenHash};
 
 #[allow(

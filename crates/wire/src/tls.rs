@@ -148,6 +148,12 @@ pub(crate) fn plain_client(
     Ok(config)
 }
 
+/// Has whoever in this process asks for TLS without naming a provider get ours; clients of object stores do.
+pub fn prefer_our_tls() {
+    // An earlier call has done it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

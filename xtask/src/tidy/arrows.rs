@@ -17,6 +17,8 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("prost", &["wire"]),
     ("tonic", &["wire"]),
     ("rustls", &["wire"]),
+    ("object_store", &["store", "arbiter"]),
+    ("reqwest", &["store"]),
     ("tokio", &["wire", "arbiter", "checksync"]),
     ("libc", &["sys", "tracee", "checkpoint", "engine", "gate", "testkit", "checksync"]),
     (

@@ -593,6 +593,7 @@ impl Actor {
             lag_ms: age_ns.filter(|_| !serving).map(|ns| ns / 1_000_000),
             pause_us: None,
             stages_us: BTreeMap::new(), // The board reads them when it is asked.
+            store: None,
             app_pid: self.serving.map(|report| report.pid),
             peer: self.machine.primary().map(|(member, _)| member.name.clone()),
         });

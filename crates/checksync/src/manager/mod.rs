@@ -28,6 +28,7 @@ pub mod register;
 pub mod signals;
 pub mod stages;
 pub mod standby;
+pub mod store;
 pub mod structures;
 pub mod survivor;
 

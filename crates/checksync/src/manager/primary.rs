@@ -46,6 +46,7 @@ use super::network::AppNetwork;
 use super::output::Forwarding;
 use super::register::RegisterDesk;
 use super::stages::Passage;
+use super::store::StoreFeed;
 use super::survivor::Note;
 use super::{engine_settings, exit_of, fresh_incarnation, now};
 use crate::config::{PrimarySettings, nanos};
@@ -144,6 +145,7 @@ pub struct Actor {
     committed_at_ns: Option<u64>,
     pauses: PauseRing,
     passage: Passage,
+    store: Option<StoreFeed>,
     progress: Progress,
     status: Option<Status>,
     link_trouble: Option<String>,
@@ -192,6 +194,7 @@ impl Actor {
         let mut actor = Self::make(settings, target, me, machine, outreach, fence, board, runtime);
         actor.network = network;
         actor.board.set_stages(&actor.settings.app, actor.passage.stages());
+        actor.open_store()?;
         actor.hold_back()?;
         actor.open_socket()?;
         actor.start_engine()?;
@@ -244,6 +247,7 @@ impl Actor {
             committed_at_ns: None,
             pauses: PauseRing::default(),
             passage: Passage::default(),
+            store: None,
             progress: Progress::default(),
             status: None,
             link_trouble: None,
@@ -468,6 +472,7 @@ impl Actor {
             PrimaryAction::ReturnToLedger { ids: _ } => {
                 self.captured = None;
                 self.frozen.clear();
+                self.store.iter_mut().for_each(StoreFeed::given_up);
                 self.passage.given_up();
                 self.command(Command::ReturnToLedger);
             }

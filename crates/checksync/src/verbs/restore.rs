@@ -13,12 +13,14 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
 use engine::{AppExit, AppStdio, Command, Engine, Event, Promotion, RestoreReport};
 use image::Header;
 use serde::{Deserialize, Serialize};
 
 use super::one_shot::{self, Reader};
 use super::signals;
+use super::stored::{self, Stored};
 use crate::arguments::{Format, RestoreArgs};
 use crate::exit::{Coded, Exit};
 use crate::guard::Order;
@@ -49,9 +51,9 @@ pub fn run(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     if args.detach {
         return detach::run(&args);
     }
-    let log = detach::begin(&args.dir)?;
-    let path = one_shot::find(&args.dir)?;
-    let header = one_shot::verify(&path)?;
+    let log = detach::begin(args.dir.as_deref())?;
+    let source = Source::open(&args)?;
+    let header = source.header()?;
     let (post, inputs) = mpsc::channel();
     let interrupts = post.clone();
     signals::listen(move || drop(interrupts.send(Input::Interrupted)))?;
@@ -60,7 +62,8 @@ pub fn run(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let events = Box::new(move |event| drop(post.send(Input::Engine(event))));
     let engine = Engine::stand_by(one_shot::engine_settings(&header.app), spec, events);
     let restoring = Restoring { engine: engine.context("cannot start the engine")?, inputs };
-    restoring.fill(&path, &header)?;
+    restoring.fill(&source, &header)?;
+    drop(source);
     let report = restoring.set_going(stdio)?;
     guard.send(&Order::Live);
     announce(&args, &header, report)?;
@@ -74,21 +77,62 @@ pub fn run(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     Ok(code(exit))
 }
 
+/// Where the checkpoint is; it was read to its last byte.
+enum Source {
+    File(PathBuf),
+    Store(Box<Stored>),
+}
+
+impl Source {
+    fn open(args: &RestoreArgs) -> anyhow::Result<Self> {
+        if let Some(stored) = stored::fetch(&args.from)? {
+            return Ok(Self::Store(Box::new(stored)));
+        }
+        let dir =
+            args.dir.as_ref().context("name a directory that `checksync checkpoint` made, or --store")?;
+        Ok(Self::File(one_shot::find(dir)?))
+    }
+
+    fn header(&self) -> anyhow::Result<Header> {
+        match self {
+            Self::File(path) => Ok(one_shot::verify(path)?),
+            Self::Store(stored) => {
+                tracing::info!(id = %stored.header.id, "fetched from {}", stored.name);
+                Ok(stored.header.clone())
+            }
+        }
+    }
+
+    /// The frames, from the header on.
+    fn frames(&self) -> anyhow::Result<Box<dyn Iterator<Item = anyhow::Result<Bytes>> + '_>> {
+        match self {
+            Self::File(path) => {
+                let mut reader = Reader::open(path)?;
+                let (_, first) = reader.header()?;
+                let rest = std::iter::from_fn(move || reader.next_frame().transpose());
+                let rest = rest.map(|frame| Ok(one_shot::encoded(&frame?)));
+                Ok(Box::new(std::iter::once(Ok(one_shot::encoded(&first))).chain(rest)))
+            }
+            Self::Store(stored) => Ok(Box::new(stored.gathered.frames().map(|frame| Ok(frame?)))),
+        }
+    }
+}
+
 struct Restoring {
     engine: Engine,
     inputs: Receiver<Input>,
 }
 
 impl Restoring {
-    /// Has the engine make a copy of what the file holds.
-    fn fill(&self, path: &Path, header: &Header) -> anyhow::Result<()> {
-        let mut reader = Reader::open(path)?;
-        let (_, first) = reader.header()?;
-        self.engine.send(Command::Frame(one_shot::encoded(&first)));
+    /// Has the engine make a copy of what the source holds.
+    fn fill(&self, source: &Source, header: &Header) -> anyhow::Result<()> {
+        let mut frames = source.frames()?;
+        let first = frames.next().context("a checkpoint without a header")??;
+        self.engine.send(Command::Frame(first));
         self.until(|event| matches!(event, Event::EpochBegins { .. }))?;
         self.engine.send(Command::Receive { id: header.id, full: true, keep_old: false });
-        while let Some(frame) = reader.next_frame()? {
-            self.engine.send(Command::Frame(one_shot::encoded(&frame)));
+        for frame in frames {
+            self.engine.send(Command::Frame(frame?));
         }
         self.until(|event| matches!(event, Event::Prepared { .. }))?;
         self.engine.send(Command::Apply(header.id));

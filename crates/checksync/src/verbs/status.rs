@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::arguments::{Format, StatusArgs};
 use crate::exit::Exit;
+use crate::manager::store::StoreReport;
 use crate::status::{self, AppReport, ManagerReport, SCHEMA};
 
 #[derive(Serialize)]
@@ -61,6 +62,16 @@ fn line(app: &AppReport, fencing: &str) -> String {
     let pauses = app.pause_us.map(|pauses| format!("pause p50 {} µs, p99 {} µs", pauses.p50, pauses.p99));
     parts.extend(pauses);
     parts.extend(app.peer.as_ref().map(|peer| format!("peer {peer}")));
+    parts.extend(app.store.as_ref().map(store));
     parts.push(format!("fencing {fencing}"));
     parts.join(", ").replacen(", (", " (", 1)
+}
+
+fn store(store: &StoreReport) -> String {
+    let newest = match (store.term, store.epoch, store.behind_ms) {
+        (Some(term), Some(epoch), Some(behind)) => format!(", has {term}/{epoch}, {behind} ms old"),
+        _ => ", has nothing yet".to_owned(),
+    };
+    let why = store.why_not.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    format!("store {}{newest}{why}", store.state)
 }

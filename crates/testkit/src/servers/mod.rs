@@ -6,6 +6,7 @@
 mod client;
 mod etcd;
 mod load;
+mod moto;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub use client::Client;
 pub use etcd::{Etcd, EtcdFiles};
 pub use load::{Judgement, Load, Lost};
+pub use moto::{Moto, moto};
 
 use crate::programs::{apps_build_dir, go_app, go_app_by, lock, run_to_success, source_dir};
 use crate::rights::on_path;

@@ -4,13 +4,15 @@ use std::sync::{Arc, PoisonError, mpsc};
 use std::time::Instant;
 
 use bytes::Bytes;
-use engine::{CaptureReport, Command};
+use engine::{CaptureReport, Command, FrameSink};
 use image::CheckpointId;
 use replica::PrimaryEvent;
+use store::Life;
 use wire::{ArrivedPacket, FromPrimary};
 
 use super::{Actor, Input};
-use crate::manager::on_our_clock;
+use crate::manager::store::StoreFeed;
+use crate::manager::{on_our_clock, wall_clock_ns};
 
 /// Each has at most 64 KiB, and a message a frame's size.
 const ARRIVED_PER_MESSAGE: usize = 15;
@@ -29,6 +31,22 @@ impl Drop for SinkHeld {
 }
 
 impl Actor {
+    /// The store's threads are made before the app is, and know the term when there is one.
+    pub(super) fn open_store(&mut self) -> anyhow::Result<()> {
+        let Some(settings) = &self.settings.store else { return Ok(()) };
+        let shared = &self.settings.shared;
+        let life = Life {
+            host: shared.host().to_owned(),
+            register: shared.arbiter.as_ref().map(ToString::to_string),
+            incarnation: self.me.incarnation.0,
+            begun_at_ns: wall_clock_ns(),
+        };
+        let feed = StoreFeed::start(settings, &self.settings.app, life)?;
+        self.board.set_store(&self.settings.app, feed.status());
+        self.store = Some(feed);
+        Ok(())
+    }
+
     pub(super) fn capture(&mut self, id: CheckpointId, parent: CheckpointId) {
         self.passage.asked(id);
         tracing::trace!(target: "epochs", %id, "epoch asked for");
@@ -45,6 +63,9 @@ impl Actor {
         self.progress.end();
         self.syncing = None;
         self.last_is_over(id);
+        if let Some(store) = &mut self.store {
+            store.captured(id, &frames);
+        }
         self.captured = Some((id, frames));
         if self.network.as_ref().is_some_and(|network| !network.waits()) {
             // What was told between the question and the barrier is in this epoch.
@@ -71,10 +92,14 @@ impl Actor {
         *self.end_frame.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let mut sink = session.sender.sink(Arc::clone(&self.end_frame));
         let held = SinkHeld { id, post: self.post.clone() };
-        let sink = Box::new(move |frame| {
+        let sink: FrameSink = Box::new(move |frame| {
             let SinkHeld { .. } = &held;
             sink(frame)
         });
+        let sink = match &mut self.store {
+            Some(store) => store.full(id, sink),
+            None => sink,
+        };
         self.progress.begin();
         self.syncing = Some(id);
         self.command(Command::FullSync { id, sink });
@@ -105,6 +130,9 @@ impl Actor {
             if captured == id {
                 self.committed_at_ns = Some(at_ns);
             }
+        }
+        if let Some(store) = &mut self.store {
+            store.committed(id);
         }
         if let Some(socket) = &self.socket {
             socket.tell(|role| role.epoch = Some(id.epoch.0));

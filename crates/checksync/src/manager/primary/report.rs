@@ -53,6 +53,7 @@ impl Actor {
             lag_ms: self.committed_at_ns.map(|at| now().0.saturating_sub(at) / 1_000_000),
             pause_us: self.pauses.pauses(),
             stages_us: BTreeMap::new(), // The board reads them when it is asked.
+            store: None,
             app_pid: self.app_pid,
             peer: self.session.as_ref().map(|session| session.standby.name.clone()),
         });

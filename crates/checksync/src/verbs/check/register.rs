@@ -63,7 +63,7 @@ fn judge(spec: &ArbiterSpec, what: String, slowest: Duration) -> Finding {
             format!("swaps win once, in {took}; a directory serves managers on one host only"),
             "for two hosts use witness: or etcd:",
         ),
-        ArbiterSpec::Etcd(_) | ArbiterSpec::Witness(_) => {
+        ArbiterSpec::Etcd(_) | ArbiterSpec::Witness(_) | ArbiterSpec::Bucket(_) => {
             Finding::green(Area::Register, what, format!("swaps win once, in {took}"))
         }
     }
@@ -109,6 +109,9 @@ fn fix_of(spec: &ArbiterSpec) -> &'static str {
         ArbiterSpec::Etcd(_) => "start etcd there, and let its port through every firewall between",
         ArbiterSpec::Witness(_) => {
             "start `checksync witness` there, and let its port through every firewall between"
+        }
+        ArbiterSpec::Bucket(_) => {
+            "make the bucket, and give these credentials the right to read and write in it"
         }
     }
 }

@@ -7,11 +7,12 @@ use image::frame::{FrameError, decode};
 use image::layout::{Layout, LayoutPart, Mapping};
 use image::process::{Process, Thread};
 use image::state::State;
-use image::{CheckpointId, Frame, FrameKind, PAGE_BYTES, PageBatch};
+use image::{CheckpointId, Frame, FrameKind, Header, PAGE_BYTES, PageBatch};
 use serde::Serialize;
 
 use crate::verbs::describe::{self, Fate};
 use crate::verbs::one_shot::{OneShotError, Reader};
+use crate::verbs::stored::Stored;
 
 #[derive(Debug, Serialize)]
 pub struct Contents {
@@ -83,22 +84,22 @@ pub fn read(path: &Path) -> Result<Contents, OneShotError> {
         sum.add(&frame).map_err(|why| reader.damaged(why))?;
     }
     let state: State = decode(&sum.state, "state").map_err(|why| reader.damaged(why))?;
-    let (frames, bytes) = reader.progress();
     let processes = processes(&state).map_err(|why| reader.damaged(why))?;
-    let CheckpointId { term, epoch } = header.id;
-    Ok(Contents {
-        schema: 1,
-        file: path.to_owned(),
-        bytes,
-        frames,
-        app: header.app,
-        term: term.0,
-        epoch: epoch.0,
-        frozen_at_ns: state.clocks.realtime_ns,
-        memory: sum.memory(),
-        processes,
-        pipes: state.pipes.len(),
-    })
+    Ok(sum.contents(path.to_owned(), reader.progress(), header, &state, processes))
+}
+
+/// The same of a checkpoint from a store, which was verified when it was fetched.
+pub fn of_stored(stored: &Stored) -> anyhow::Result<Contents> {
+    let mut sum = Sum::default();
+    let mut frames = 0;
+    for frame in stored.gathered.frames() {
+        sum.add(&Frame::parse(frame?)?)?;
+        frames += 1;
+    }
+    let state: State = decode(&sum.state, "state")?;
+    let processes = processes(&state)?;
+    let header = stored.header.clone();
+    Ok(sum.contents(PathBuf::from(&stored.name), (frames, stored.stored_bytes), header, &state, processes))
 }
 
 #[derive(Default)]
@@ -130,6 +131,30 @@ impl Sum {
             FrameKind::State => self.state.extend_from_slice(&frame.payload),
         }
         Ok(())
+    }
+
+    fn contents(
+        self,
+        file: PathBuf,
+        (frames, bytes): (u64, u64),
+        header: Header,
+        state: &State,
+        processes: Vec<ProcessContents>,
+    ) -> Contents {
+        let CheckpointId { term, epoch } = header.id;
+        Contents {
+            schema: 1,
+            file,
+            bytes,
+            frames,
+            app: header.app,
+            term: term.0,
+            epoch: epoch.0,
+            frozen_at_ns: state.clocks.realtime_ns,
+            memory: self.memory(),
+            processes,
+            pipes: state.pipes.len(),
+        }
     }
 
     fn memory(self) -> Memory {

@@ -27,6 +27,7 @@ impl State {
             lag_ms: age_ns.filter(|_| serving.is_none()).map(|ns| ns / 1_000_000),
             pause_us: None,
             stages_us: BTreeMap::new(),
+            store: None,
             app_pid: serving.map(|serving| serving.program.pid()),
             peer: self.machine.primary().map(|(member, _)| member.name.clone()),
         });

@@ -46,6 +46,7 @@ impl Actor {
             lag_ms: self.committed_at_ns.map(|at| wall_clock_ns().saturating_sub(at) / 1_000_000),
             pause_us: None,
             stages_us: BTreeMap::new(),
+            store: None,
             app_pid: self.program.as_ref().map(|program| program.pid()),
             peer: self.session.as_ref().map(|session| session.standby.name.clone()),
         });

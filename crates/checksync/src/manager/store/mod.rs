@@ -1,0 +1,198 @@
+//! The durable store's place beside a primary: committed epochs go to it in the background.
+//!
+//! The actor hands frames over and never waits: what the store has not taken yet lies in a file, epochs on top of each
+//! other, so that a slow store costs disk space up to the app's size and newer checkpoints at larger distances, and a
+//! store that is gone costs the checkpoints of that time. Only a full sync's frames are waited for, and not for long:
+//! it is read faster than a disk takes it.
+//!
+//! Two threads: [`gather`] puts epochs together, [`upload`] has the store take them.
+
+mod gather;
+mod upload;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::Bytes;
+use engine::FrameSink;
+use image::CheckpointId;
+use serde::{Deserialize, Serialize};
+use store::{Life, Location, Retention, Store};
+
+/// Frames that nobody has looked at yet. Beyond it the chain is given up until the next full sync: memory is the app's.
+const QUEUE_BYTES_MAX: u64 = 256 << 20;
+/// How long one full sync may be held up in all.
+const FULL_PATIENCE: Duration = Duration::from_secs(5);
+const FULL_POLL: Duration = Duration::from_millis(2);
+
+#[derive(Debug, Clone)]
+pub struct StoreSettings {
+    pub location: Location,
+    /// From one upload to the next.
+    pub interval: Duration,
+    pub keep: Retention,
+    /// Where epochs wait.
+    pub spool: PathBuf,
+}
+
+/// How far the store is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct StoreReport {
+    pub location: String,
+    /// In one word: waiting (for a full sync), following, behind (the store does not take what it is given), stopped.
+    pub state: String,
+    pub why_not: Option<String>,
+    /// The newest checkpoint that can be restored from there, of this run of the manager.
+    pub term: Option<u64>,
+    pub epoch: Option<u64>,
+    /// How old its state is.
+    pub behind_ms: Option<u64>,
+    pub checkpoints: u64,
+    /// What it has been sent, and what the epochs in it had in pages.
+    pub bytes_sent: u64,
+    pub bytes_changed: u64,
+}
+
+#[derive(Debug)]
+enum Fed {
+    Full,
+    Frame(Bytes),
+    /// The full sync is what the standby has now.
+    FullCommitted,
+    Epoch(Vec<Bytes>),
+    /// What came before can't be gone on with.
+    Lost(&'static str),
+}
+
+/// What both threads and the actor know.
+#[derive(Debug)]
+struct Shared {
+    queued_bytes: AtomicU64,
+    report: Mutex<(StoreReport, Option<u64>)>,
+}
+
+impl Shared {
+    fn tell(&self, change: impl FnOnce(&mut StoreReport)) {
+        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner).0);
+    }
+}
+
+/// What a reader of `status` asks.
+#[derive(Debug, Clone)]
+pub struct StoreStatus(Arc<Shared>);
+
+impl StoreStatus {
+    pub fn report(&self) -> StoreReport {
+        let (mut report, frozen_at_ns) = self.0.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        report.behind_ms = frozen_at_ns.map(|at| super::wall_clock_ns().saturating_sub(at) / 1_000_000);
+        report
+    }
+}
+
+/// The actor's half.
+#[derive(Debug)]
+pub struct StoreFeed {
+    queue: mpsc::Sender<Fed>,
+    shared: Arc<Shared>,
+    /// Captured and not committed yet.
+    captured: VecDeque<(CheckpointId, Vec<Bytes>)>,
+    full: Option<CheckpointId>,
+}
+
+impl StoreFeed {
+    /// Opens the store; what is wrong with its name or its folder is found here, and a store that does not answer later.
+    pub fn start(settings: &StoreSettings, app: &str, life: Life) -> anyhow::Result<Self> {
+        let store = Store::open(&settings.location)?;
+        // Epochs wait here: better to know now.
+        drop(store::Gathered::full(&settings.spool).with_context(|| {
+            format!("epochs cannot wait for the store in {}; name another --state", settings.spool.display())
+        })?);
+        let report = StoreReport {
+            location: settings.location.to_string(),
+            state: "waiting".to_owned(),
+            ..StoreReport::default()
+        };
+        let shared = Arc::new(Shared { queued_bytes: AtomicU64::new(0), report: Mutex::new((report, None)) });
+        let (queue, fed) = mpsc::channel();
+        let uploads = upload::start(store, app.to_owned(), life, settings, Arc::clone(&shared))?;
+        let gatherer = gather::Gatherer::new(fed, uploads, settings, Arc::clone(&shared));
+        let spawned = thread::Builder::new().name("store-gather".to_owned()).spawn(move || gatherer.run());
+        spawned.context("cannot start a thread for the store")?;
+        Ok(Self { queue, shared, captured: VecDeque::new(), full: None })
+    }
+
+    pub fn status(&self) -> StoreStatus {
+        StoreStatus(Arc::clone(&self.shared))
+    }
+
+    /// A full sync begins: its frames go to `sink`, and to the store.
+    pub fn full(&mut self, id: CheckpointId, mut sink: FrameSink) -> FrameSink {
+        self.captured.clear();
+        self.full = Some(id);
+        self.send(Fed::Full);
+        let (queue, shared) = (self.queue.clone(), Arc::clone(&self.shared));
+        let mut patience = FULL_PATIENCE;
+        Box::new(move |frame| {
+            let asked_at = Instant::now();
+            while shared.queued_bytes.load(Ordering::Acquire) > QUEUE_BYTES_MAX
+                && asked_at.elapsed() < patience
+            {
+                thread::sleep(FULL_POLL);
+            }
+            patience = patience.saturating_sub(asked_at.elapsed());
+            give(&queue, &shared, Fed::Frame(frame.clone()));
+            sink(frame)
+        })
+    }
+
+    pub fn captured(&mut self, id: CheckpointId, frames: &[Bytes]) {
+        if !frames.is_empty() {
+            self.captured.push_back((id, frames.to_vec()));
+        }
+    }
+
+    pub fn committed(&mut self, id: CheckpointId) {
+        if self.full.take_if(|full| *full <= id).is_some() {
+            self.send(Fed::FullCommitted);
+        }
+        while let Some((_, frames)) = self.captured.pop_front_if(|(captured, _)| *captured <= id) {
+            self.send(Fed::Epoch(frames));
+        }
+    }
+
+    /// What was not committed comes again, in later epochs.
+    pub fn given_up(&mut self) {
+        self.captured.clear();
+    }
+
+    fn send(&self, fed: Fed) {
+        give(&self.queue, &self.shared, fed);
+    }
+}
+
+/// Never waits. What there is no room for is lost to the store, and said to be.
+fn give(queue: &mpsc::Sender<Fed>, shared: &Shared, fed: Fed) {
+    let bytes = bytes_of(&fed);
+    let queued = shared.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
+    let fed = if queued > QUEUE_BYTES_MAX && bytes > 0 {
+        shared.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        Fed::Lost("epochs came faster than they could be written down")
+    } else {
+        fed
+    };
+    // A gatherer that has ended has said why.
+    let _ = queue.send(fed);
+}
+
+fn bytes_of(fed: &Fed) -> u64 {
+    match fed {
+        Fed::Frame(frame) => frame.len() as u64,
+        Fed::Epoch(frames) => frames.iter().map(|frame| frame.len() as u64).sum(),
+        Fed::Full | Fed::FullCommitted | Fed::Lost(_) => 0,
+    }
+}

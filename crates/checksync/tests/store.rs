@@ -1,0 +1,163 @@
+//! What is in the store outlives both hosts: with every manager and the app dead, a restore from the store alone serves
+//! what was served.
+
+mod world;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use testkit::needs;
+use testkit::process::Running;
+use testkit::servers::Server;
+use testkit::wait::wait_until;
+use world::{Fencing, Primary, SOON, World, checksync, counter};
+
+macro_rules! needs_all {
+    () => {
+        needs!("root", "pagemap-scan", "debian:python3", CAP_BPF);
+    };
+}
+
+fn options(spec: &str) -> [&str; 4] {
+    ["--store", spec, "--store-interval", "100ms"]
+}
+
+/// The store's report, once the store has a checkpoint that was frozen after now.
+fn wait_until_stored(world: &World) -> Value {
+    let epoch = |app: &Value| app["epoch"].as_u64();
+    let now = epoch(&world.wait_for_app("primary", "an epoch", |app| epoch(app).is_some())).unwrap();
+    let app = world.wait_for_app("primary", "a later epoch in the store", |app| {
+        app["store"]["epoch"].as_u64().is_some_and(|stored| stored > now + 1)
+    });
+    app["store"].clone()
+}
+
+/// Nothing of the pair lives on.
+fn kill_everything(world: &mut World, primary: &mut Primary) {
+    let app = world.wait_for_app("primary", "its process", |app| app["app_pid"].is_i64());
+    let app = Pid::from_raw(app["app_pid"].as_i64().unwrap() as i32).unwrap();
+    world.standby.signal(Signal::KILL);
+    world.standby.wait(SOON);
+    primary.signal(Signal::KILL);
+    primary.wait(SOON);
+    let _gone_with_its_guard = kill_process(app, Signal::KILL);
+    wait_until("the app's end", SOON, || !Path::new(&format!("/proc/{app}")).exists());
+}
+
+fn ask(world: &World, verb: &[&str], spec: &str, more: &[&str]) -> Output {
+    let mut command = checksync(world.dir.path());
+    command.args(verb).args(["--store", spec, "--app", "kv"]).args(more).output().unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{complaint}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn with_everything_dead_the_store_alone_brings_the_app_back() {
+    needs_all!();
+    let mut world = World::new(Fencing::Register);
+    let folder = world.dir.path().join("store");
+    let spec = format!("file:{}", folder.display());
+    let address = testkit::servers::own_address();
+    let command = world.run_command_with("pki", &options(&spec), &counter(address));
+    let mut primary = Primary(Running::start(command));
+    let mut client = Server::Python.wait_ready(address, SOON);
+    world.wait_until_protected();
+    let mut stored_at = 0;
+    for sequence in 1..=40 {
+        client.advance(0, sequence).unwrap();
+        if sequence % 10 == 0 && sequence < 40 {
+            let report = wait_until_stored(&world);
+            assert_eq!(report["state"], "following", "{report}");
+            stored_at = sequence;
+        }
+    }
+    drop(client);
+    kill_everything(&mut world, &mut primary);
+
+    let listed = json(&ask(&world, &["checkpoints", "list"], &spec, &["-o", "json"]));
+    let newest = listed["checkpoints"].as_array().unwrap().last().unwrap().clone();
+    let verified = json(&ask(&world, &["checkpoints", "verify"], &spec, &["-o", "json"]));
+    assert_eq!(verified["whole"], true, "{verified}");
+    let shown = json(&ask(&world, &["inspect"], &spec, &["-o", "json"]));
+    assert_eq!((&shown["epoch"], &shown["app"]), (&newest["epoch"], &Value::from("kv")));
+
+    let log = world.dir.path().join("log");
+    let restored =
+        json(&ask(&world, &["restore", log.to_str().unwrap()], &spec, &["--detach", "-o", "json"]));
+    assert_eq!(restored["epoch"], newest["epoch"]);
+    let mut client = Server::Python.wait_ready(address, SOON);
+    let served = client.read(0).unwrap().expect("the key is there");
+    assert!((stored_at..=40).contains(&served), "{served} is served, {stored_at} was stored");
+    client.advance(0, served + 1).unwrap();
+    let pid = Pid::from_raw(restored["pid"].as_i64().unwrap() as i32).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    wait_until("its end", SOON, || !Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn a_store_that_is_gone_costs_checkpoints_and_nothing_else() {
+    needs_all!();
+    let world = World::new(Fencing::Register);
+    let folder = world.dir.path().join("store");
+    let spec = format!("file:{}", folder.display());
+    let address = testkit::servers::own_address();
+    let command = world.run_command_with("pki", &options(&spec), &counter(address));
+    let mut primary = Primary(Running::start(command));
+    let mut client = Server::Python.wait_ready(address, SOON);
+    world.wait_until_protected();
+    client.advance(0, 1).unwrap();
+    wait_until_stored(&world);
+    // A file where the folder was: nobody can write below it, not even root.
+    let away = world.dir.path().join("away");
+    fs::rename(&folder, &away).unwrap();
+    fs::write(&folder, "").unwrap();
+    let behind = world.wait_for_app("primary", "behind", |app| app["store"]["state"] == "behind");
+    assert!(behind["store"]["why_not"].as_str().unwrap().contains("kv"), "{behind}");
+    for sequence in 2..=20 {
+        client.advance(0, sequence).unwrap();
+    }
+    world::wait_for_two_epochs(&world);
+    assert_eq!(world.status().0, 0, "the app is as protected as before");
+    fs::remove_file(&folder).unwrap();
+    fs::rename(&away, &folder).unwrap();
+    let report = wait_until_stored(&world);
+    assert_eq!(report["state"], "following", "{report}");
+    let verified = json(&ask(&world, &["checkpoints", "verify"], &spec, &["-o", "json"]));
+    assert_eq!(verified["whole"], true, "{verified}");
+    primary.signal(Signal::TERM);
+    primary.wait(SOON);
+    world.end();
+}
+
+#[test]
+fn errors_name_the_thing_and_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| -> (Option<i32>, String) {
+        let mut command: Command = checksync(dir.path());
+        let output = command.args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let spec = format!("file:{}", dir.path().join("store").display());
+    for (arguments, named) in [
+        (&["restore", "--store", &spec, "--app", "kv"][..], "no checkpoint of app \"kv\""),
+        (&["checkpoints", "list", "--store", &spec, "--app", "kv"], "no checkpoint of app \"kv\""),
+        (&["checkpoints", "verify", "--store", "gs://x", "--app", "kv"], "s3://BUCKET"),
+        (&["inspect", "--store", &spec], "--app"),
+        (&["restore", "--store", &spec, "--app", "kv", "--at", "yesterday"], "2026-01-31T12:00:00Z"),
+        (&["restore", "--store", &spec, "--app", "kv", "--epoch", "x"], "TERM.EPOCH"),
+        (&["restore", "--latest", "somewhere"], "--store"),
+    ] {
+        let (code, complaint) = run(arguments);
+        assert!(
+            matches!(code, Some(1 | 2)) && complaint.contains(named),
+            "{arguments:?}: {code:?} {complaint}"
+        );
+    }
+}

@@ -1,0 +1,87 @@
+//! Garbage: checkpoints that nobody wants any more, and segments that no checkpoint names.
+//!
+//! A manifest goes before anything that it needs, and a child before its parent: whatever is listed in between can be
+//! restored.
+
+use std::collections::BTreeSet;
+
+use image::CheckpointId;
+
+use crate::StoreError;
+use crate::listing::RunContents;
+use crate::objects::{Place, Shelf, Store};
+use crate::retention::Retention;
+use crate::run::Run;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Collected {
+    pub checkpoints: u64,
+    pub segments: u64,
+}
+
+impl Run {
+    /// Removes what the policy does not keep, of this run and of those before it. On failure everything that is still
+    /// listed is whole, and the rest is removed next time.
+    pub async fn collect(&mut self, retention: Retention) -> Result<Collected, StoreError> {
+        let mut runs = self.store().runs(self.app()).await?;
+        runs.retain(|run| *run <= self.name());
+        let mut all = Vec::new();
+        for run in runs {
+            let place = Place { app: self.app(), run };
+            all.push((self.store().contents(place).await?, self.store().segments(place).await?));
+        }
+        // After everything that we rest on: whoever begins a run from now on finds it in its place.
+        self.look_for_later().await?;
+        let times = all.iter().flat_map(|(contents, _)| contents.manifests.values());
+        let times: Vec<u64> = times.map(|(manifest, _)| manifest.frozen_at_ns).collect();
+        let mut keep = retention.keep(&times).into_iter();
+        let mut collected = Collected::default();
+        for (contents, segments) in all {
+            let wanted = contents.manifests.keys().filter(|_| keep.next() == Some(true)).copied().collect();
+            let own = contents.run == self.name();
+            let place = Place { app: self.app(), run: contents.run };
+            let (kept, dropped) = contents.split(wanted, if own { self.tip() } else { None });
+            collected.checkpoints += dropped.len() as u64;
+            self.store().drop_checkpoints(place, &contents, &dropped).await?;
+            let named = contents.segments(&kept);
+            let garbage: Vec<_> = segments.into_iter().filter(|digest| !named.contains(digest)).collect();
+            let paths = garbage.iter().map(|digest| self.store().segment_path(place, *digest)).collect();
+            collected.segments += garbage.len() as u64;
+            // Before they go: an upload that finds them forgotten sends them again.
+            if own {
+                self.stored.retain(|digest| named.contains(digest));
+            }
+            self.store().remove_all(paths).await?;
+        }
+        Ok(collected)
+    }
+}
+
+impl RunContents {
+    /// What stays, with what it needs, and what goes. The next checkpoint builds on `tip`.
+    fn split(
+        &self,
+        wanted: BTreeSet<CheckpointId>,
+        tip: Option<CheckpointId>,
+    ) -> (BTreeSet<CheckpointId>, BTreeSet<CheckpointId>) {
+        let needs = wanted.into_iter().chain(tip).filter_map(|id| self.needs(id));
+        let kept: BTreeSet<_> = needs.flatten().collect();
+        let dropped = self.manifests.keys().filter(|id| !kept.contains(id)).copied().collect();
+        (kept, dropped)
+    }
+}
+
+impl Store {
+    async fn drop_checkpoints(
+        &self,
+        place: Place<'_>,
+        contents: &RunContents,
+        dropped: &BTreeSet<CheckpointId>,
+    ) -> Result<(), StoreError> {
+        for id in dropped.iter().rev() {
+            self.remove(&self.shelf_path(place, Shelf::Manifests, *id)).await?;
+        }
+        let bases = contents.bases.keys().filter(|id| dropped.contains(id));
+        self.remove_all(bases.map(|id| self.shelf_path(place, Shelf::Bases, *id)).collect()).await
+    }
+}
