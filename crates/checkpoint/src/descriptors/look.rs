@@ -228,14 +228,13 @@ impl Looker {
         let before = self.numbers(sockets)?;
         let queues = self.queues(sockets, &before)?;
         let after = self.numbers(sockets)?;
-        let look = |((before, queue), after): ((Result<Numbers, Miss>, Option<Vec<Buffer>>), _)| {
+        let each = before.into_iter().zip(queues).zip(after);
+        let look = each.map(|((before, queue), after)| {
             let numbers = before?;
-            match queue {
-                Some(buffers) if after == Ok(numbers) => in_order(numbers, buffers).ok_or(Miss::Moving),
-                _ => Err(Miss::Moving),
-            }
-        };
-        Ok(before.into_iter().zip(queues).zip(after).map(look).collect())
+            let buffers = queue.filter(|_| after == Ok(numbers)).ok_or(Miss::Moving)?;
+            in_order(numbers, buffers).ok_or(Miss::Moving)
+        });
+        Ok(look.collect())
     }
 
     /// What buffers hold, if they are still what they were.
@@ -346,7 +345,7 @@ impl Places {
     /// `None` if it is another socket by now, or has more to it than what is read here.
     fn numbers(&self, bytes: &[u8], cookie: u64) -> Option<Numbers> {
         let places = self;
-        let socket = Filled(&bytes);
+        let socket = Filled(bytes);
         let state = bytes[places.state];
         let is_plain = [places.descriptor, places.protocol_above, places.fast_open]
             .into_iter()

@@ -134,11 +134,11 @@ struct Open {
 
 impl Open {
     /// Keeps the copies of what is still there; whether that is all.
-    fn has_all(&mut self, look: &Look) -> bool {
+    fn has_all(&mut self, buffers: &[Buffer]) -> bool {
         let mut before = std::mem::take(&mut self.copies);
-        let kept = look.buffers.iter().filter_map(|buffer| before.remove_entry(buffer));
+        let kept = buffers.iter().filter_map(|buffer| before.remove_entry(buffer));
         self.copies = kept.collect();
-        self.copies.len() == look.buffers.len()
+        self.copies.len() == buffers.len()
     }
 }
 
@@ -178,7 +178,7 @@ impl Reader {
             for (mut one, look) in all.into_iter().zip(looks) {
                 match look {
                     Ok(look) if !one.reserved && look.numbers.queued() > *room => (),
-                    Ok(look) if one.has_all(&look) => {
+                    Ok(look) if one.has_all(&look.buffers) => {
                         found.insert(one.wanted.socket.cookie, self.assemble(&look, &one));
                     }
                     Ok(look) => {
@@ -314,4 +314,26 @@ fn visitor(places: &Places) -> Vec<Instruction> {
     ];
     let end = [Instruction::set(Register::R0, 0), Instruction::exit()];
     [&begin[..], &body, &end].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buffer(address: u64, page: u64) -> Buffer {
+        let fragments = vec![(page, 0, 10)];
+        let (len, linear, shared, data) = (10, 0, Some(address + 1), 0);
+        Buffer { address, first: 0, end: len, flags: 0, len, data, shared, linear, fragments }
+    }
+
+    #[test]
+    fn only_copies_of_what_is_described_in_the_same_words_count() {
+        let socket = Socket { address: 0, cookie: 0 };
+        let info = Info([0; Info::BYTES]);
+        let copied = HashMap::from([(buffer(1, 7), vec![1; 10]), (buffer(2, 8), vec![2; 10])]);
+        let mut one = Open { wanted: Wanted { socket, info }, copies: copied, reserved: true };
+        assert!(one.has_all(&[buffer(2, 8), buffer(1, 7)]));
+        assert!(!one.has_all(&[buffer(2, 9), buffer(1, 7)]), "its bytes are elsewhere now");
+        assert_eq!(one.copies.into_keys().collect::<Vec<_>>(), [buffer(1, 7)]);
+    }
 }

@@ -269,7 +269,7 @@ fn what_is_read_while_the_client_reads_is_the_rest_of_the_stream() {
     write(app, number, &bytes);
     app.close(number);
     let mut cache = cache();
-    let (mut read, mut missed) = (0, 0);
+    let (mut read, mut missed, mut shortest) = (0, 0, LEN);
     while !reader.is_finished() && began.elapsed() < DEADLINE {
         let saved = circumstances().save(app, &mut cache).expect("everything can be saved");
         if saved.strays.is_empty() {
@@ -280,11 +280,14 @@ fn what_is_read_while_the_client_reads_is_the_rest_of_the_stream() {
                 read += 1;
                 let rest = &bytes[LEN - tcp.unacknowledged.len()..];
                 assert!(tcp.unacknowledged == rest, "{} bytes", rest.len());
+                assert!(rest.len() <= shortest, "what was acknowledged is back");
+                shortest = rest.len();
             }
             None => missed += 1,
         }
     }
     assert!(reader.join().expect("the client") == bytes);
+    assert!(shortest < LEN / 2, "it is what it was: {shortest} bytes");
     println!("read {read} times, missed {missed} times");
     assert!(read > 10 * missed && read > 20, "read {read} times, missed {missed} times");
 }
