@@ -94,6 +94,8 @@ impl Policy {
             network,
             grace: Duration::from_millis(self.grace_ms),
             shadow_bytes: self.shadow_bytes,
+            // The winner of a takeover uploads nothing: the store's credentials are the first primary's.
+            store: None,
             shared,
         }
     }
