@@ -8,6 +8,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::servers::program_of;
+
 /// Returns from the test, aloud, unless all that is named is there: capabilities by their kernel names,
 /// anything else as a string: `"pagemap-scan"`, `"go"`, `"debian:redis-server"`.
 #[macro_export]
@@ -56,7 +58,7 @@ pub(crate) fn skip_aloud(missing: &str) {
 
 fn is_there(need: &str) -> bool {
     if let Some(package) = need.strip_prefix("debian:") {
-        return debian(package);
+        return debian(package) || program_of(package).is_some_and(on_path);
     }
     match need {
         "pagemap-scan" => kernel_release() >= (6, 7),
@@ -69,7 +71,7 @@ fn is_there(need: &str) -> bool {
     }
 }
 
-/// Whether a Debian package is installed.
+/// Whether a Debian package is installed. What it has may come from elsewhere.
 #[must_use]
 pub fn debian(package: &str) -> bool {
     let mut query = Command::new("dpkg-query");

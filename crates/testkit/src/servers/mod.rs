@@ -67,6 +67,11 @@ pub fn packages_missing() -> impl Iterator<Item = &'static str> {
     PACKAGES.iter().filter(|(program, _)| !on_path(program)).map(|&(_, package)| package)
 }
 
+/// What a package is installed for.
+pub(crate) fn program_of(package: &str) -> Option<&'static str> {
+    PACKAGES.iter().find(|(_, known)| *known == package).map(|(program, _)| *program)
+}
+
 impl Server {
     /// Every server, but for the one by another Go.
     pub const ALL: [Self; 8] = [
