@@ -11,7 +11,9 @@
 //! ever. But a peer with selective acknowledgements names the bytes that came twice (RFC 2883): who names the
 //! question's has heard it, and with nobody else speaking for this side any more his number is the last. The
 //! question's length is drawn by lot, so that it is not taken for something that the old primary sent twice. From
-//! the few peers that don't name them the highest number counts of all that come in the time of one attempt.
+//! peers without selective acknowledgements, which name none, the highest number counts of all that come in the time of
+//! one attempt. A peer that could name them and has not, in all its time, counts as silent: its kernel may be too busy.
+//! But who has all that was ever sent cannot have more, whenever he says so. (One that has closed its end names nothing.)
 
 use std::collections::HashMap;
 use std::io;
@@ -56,8 +58,12 @@ pub(super) struct Question {
     pub flow: Flow,
     /// Of the first byte that the peer was not known to have.
     pub unacknowledged: u32,
+    /// After the last byte that was sent, or the end of the stream.
+    pub sent: u32,
     /// Of the byte that the peer sends next.
     pub expected: u32,
+    /// The peer says which bytes came twice.
+    pub names_bytes: bool,
     pub patience: Duration,
 }
 
@@ -233,11 +239,12 @@ impl<'a> Asked<'a> {
     }
 
     fn answers(&self) -> Vec<Option<Answer>> {
-        let answer = |heard: &Heard| match heard {
-            Heard::Nothing => None,
-            Heard::Maybe(answer) | Heard::Sure(answer) => Some(*answer),
+        let answer = |(heard, question): (&Heard, &Question)| match heard {
+            Heard::Maybe(answer) if !question.names_bytes => Some(*answer),
+            Heard::Nothing | Heard::Maybe(_) => None,
+            Heard::Sure(answer) => Some(*answer),
         };
-        self.heard.iter().map(answer).collect()
+        self.heard.iter().zip(self.questions).map(answer).collect()
     }
 
     fn open(&self) -> impl Iterator<Item = usize> {
@@ -249,7 +256,7 @@ impl<'a> Asked<'a> {
     fn settle(&mut self) {
         for (heard, question) in self.heard.iter_mut().zip(self.questions) {
             let Heard::Maybe(answer @ Answer::Has { acknowledged, .. }) = *heard else { continue };
-            if !is_before(acknowledged, question.unacknowledged) {
+            if !question.names_bytes && !is_before(acknowledged, question.unacknowledged) {
                 *heard = Heard::Sure(answer);
                 self.open -= 1;
             }
@@ -273,7 +280,7 @@ impl<'a> Asked<'a> {
         if let Heard::Sure(_) = before {
             return;
         }
-        let now = self.judge(&segment, self.questions[index].unacknowledged);
+        let now = self.judge(&segment, &self.questions[index]);
         let is_older = match (before, now) {
             (
                 Heard::Maybe(Answer::Has { acknowledged: before, .. }),
@@ -288,7 +295,8 @@ impl<'a> Asked<'a> {
         self.open -= usize::from(matches!(now, Heard::Sure(_)));
     }
 
-    fn judge(&self, segment: &Segment, unacknowledged: u32) -> Heard {
+    fn judge(&self, segment: &Segment, question: &Question) -> Heard {
+        let Question { unacknowledged, sent, .. } = *question;
         let asked = (unacknowledged.wrapping_sub(self.old_bytes), unacknowledged);
         let said = Answer::Has { acknowledged: segment.acknowledgement, window: segment.window };
         match segment.flags {
@@ -296,6 +304,8 @@ impl<'a> Asked<'a> {
             flags if flags & RESET != 0 => Heard::Sure(Answer::Gone),
             flags if flags & ACKNOWLEDGEMENT == 0 => Heard::Nothing,
             _ if segment.selective == Some(asked) => Heard::Sure(said),
+            // A window that was shut may be open by now.
+            _ if segment.acknowledgement == sent && segment.window > 0 => Heard::Sure(said),
             _ => Heard::Maybe(said),
         }
     }
@@ -318,16 +328,17 @@ mod tests {
     const OLD: u32 = 40;
     const FIRST: u32 = 10;
 
-    fn question() -> Question {
+    fn question(names_bytes: bool) -> Question {
         let (local, remote) = ("10.0.0.9:80".parse().unwrap(), "10.0.0.1:4000".parse().unwrap());
         let patience = Duration::from_secs(1);
-        Question { flow: Flow { local, remote }, unacknowledged: FIRST, expected: 77, patience }
+        let (unacknowledged, sent, expected) = (FIRST, FIRST + 20, 77);
+        Question { flow: Flow { local, remote }, unacknowledged, sent, expected, names_bytes, patience }
     }
 
     /// A bare acknowledgement of the peer's, with a block of bytes that came twice.
     fn segment(acknowledgement: u32, flags: u8, twice: Option<(u32, u32)>) -> Vec<u8> {
         const IP_HEADER_BYTES: usize = 20;
-        let Flow { local, remote } = question().flow;
+        let Flow { local, remote } = question(true).flow;
         let (sequence, window) = (77, 500);
         let made =
             Segment { from: remote, to: local, sequence, acknowledgement, flags, window, selective: None };
@@ -346,7 +357,7 @@ mod tests {
 
     #[test]
     fn what_was_said_before_the_question_was_heard_does_not_end_the_wait() {
-        let questions = [question()];
+        let questions = [question(true)];
         let mut asked = Asked::new(&questions, OLD);
         let now = Instant::now();
         for stray in [FIRST + 5, FIRST, FIRST.wrapping_sub(20), FIRST + 3] {
@@ -355,7 +366,7 @@ mod tests {
         // Of something else that came twice.
         asked.take(&segment(FIRST + 4, ACKNOWLEDGEMENT, Some((FIRST.wrapping_sub(1), FIRST))));
         assert!(asked.next_deadline(0, now).is_some(), "it goes on waiting");
-        assert_eq!(asked.answers(), [has(FIRST + 5)]);
+        assert_eq!(asked.answers(), [None]);
         let ours = Some((FIRST.wrapping_sub(OLD), FIRST));
         asked.take(&segment(FIRST + 9, ACKNOWLEDGEMENT, ours));
         assert_eq!(asked.next_deadline(0, now), None);
@@ -365,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_names_no_bytes_has_one_attempt_for_its_highest_number() {
-        let questions = [question()];
+        let questions = [question(false)];
         let mut asked = Asked::new(&questions, OLD);
         asked.take(&segment(FIRST + 2, ACKNOWLEDGEMENT, None));
         asked.take(&segment(FIRST + 7, ACKNOWLEDGEMENT, None));
@@ -375,9 +386,29 @@ mod tests {
         assert_eq!((asked.open().count(), asked.answers()), (0, vec![has(FIRST + 7)]));
     }
 
+    /// Its highest number may be what it had before the old primary's last bytes came.
+    #[test]
+    fn a_peer_that_could_name_the_bytes_and_does_not_is_not_believed() {
+        let questions = [question(true)];
+        let mut asked = Asked::new(&questions, OLD);
+        asked.take(&segment(FIRST + 2, ACKNOWLEDGEMENT, None));
+        (0..ATTEMPTS).for_each(|_| asked.settle());
+        assert_eq!((asked.open().count(), asked.answers()), (1, vec![None]));
+        asked.take(&segment(FIRST + 9, ACKNOWLEDGEMENT, Some((FIRST.wrapping_sub(OLD), FIRST))));
+        assert_eq!((asked.open().count(), asked.answers()), (0, vec![has(FIRST + 9)]));
+    }
+
+    #[test]
+    fn who_has_all_that_was_sent_is_believed_at_once() {
+        let questions = [question(true)];
+        let mut asked = Asked::new(&questions, OLD);
+        asked.take(&segment(FIRST + 20, ACKNOWLEDGEMENT, None));
+        assert_eq!((asked.open().count(), asked.answers()), (0, vec![has(FIRST + 20)]));
+    }
+
     #[test]
     fn a_number_from_before_the_capture_is_asked_again() {
-        let questions = [question()];
+        let questions = [question(false)];
         let mut asked = Asked::new(&questions, OLD);
         asked.take(&segment(FIRST.wrapping_sub(1), ACKNOWLEDGEMENT, None));
         asked.settle();
@@ -386,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_reset_ends_it() {
-        let questions = [question()];
+        let questions = [question(true)];
         let mut asked = Asked::new(&questions, OLD);
         asked.take(&segment(FIRST + 5, ACKNOWLEDGEMENT, None));
         asked.take(&segment(0, RESET, None));

@@ -246,7 +246,16 @@ fn question(tcp: &TcpState, flow: Flow) -> Question {
     const PATIENCE_MAX: Duration = Duration::from_millis(400);
     let round_trip = Duration::from_micros(tcp.round_trip_us.into());
     let patience = (4 * round_trip + PATIENCE_MIN).min(PATIENCE_MAX);
-    Question { flow, unacknowledged: first_unacknowledged(tcp), expected: expected(tcp), patience }
+    // The end of the stream goes out with the last byte, and counts as one.
+    let finished = u32::from(app_has_finished(tcp.state) && tcp.unsent == 0);
+    Question {
+        flow,
+        unacknowledged: first_unacknowledged(tcp),
+        sent: tcp.write_sequence.wrapping_sub(tcp.unsent).wrapping_add(finished),
+        expected: expected(tcp),
+        names_bytes: tcp.selective_acknowledgements,
+        patience,
+    }
 }
 
 pub(super) fn first_unacknowledged(tcp: &TcpState) -> u32 {
