@@ -95,7 +95,9 @@ pub fn end(outcome: Outcome, format: Format) -> anyhow::Result<ExitCode> {
             u8::try_from(SIGNAL_BASE + signal).unwrap_or(Exit::Failure as u8)
         }
         Ending::HandedOver { to } => {
-            tracing::warn!("{to} serves the app now");
+            // The register names a host with its incarnation, a peer without it.
+            let host = to.rsplit_once('#').map_or(to.as_str(), |(host, _)| host);
+            tracing::warn!("{host} serves the app now");
             Exit::Fenced as u8
         }
         Ending::Fenced { by } => {
