@@ -14,7 +14,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -248,25 +248,16 @@ impl Drop for Group {
             (host.primary, host.daemon) = (None, None);
         }
         for cgroup in self.hosts.iter().flat_map(|host| &host.managers).flat_map(|pid| cgroups_of(*pid)) {
-            // It may have gone with its last process.
-            let _ = fs::write(cgroup.join("cgroup.kill"), "1");
-            if let Ok(cgroup) = CellCgroup::reopen(&format!("checksync/{}", file_name(&cgroup))) {
-                // One that stays is swept up by the next manager.
-                let _ = cgroup.remove(SOON);
-            }
+            // It may go with its last process. One that stays is swept up by the next manager.
+            let _ = cgroup.kill_all();
+            let _ = cgroup.remove(SOON);
         }
     }
 }
 
 /// What a manager gave to its apps.
-fn cgroups_of(manager: u32) -> Vec<PathBuf> {
-    let start = format!("{APP}-{manager}-");
-    let entries = fs::read_dir("/sys/fs/cgroup/checksync").into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| file_name(path).starts_with(&start)).collect()
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+fn cgroups_of(manager: u32) -> Vec<CellCgroup> {
+    CellCgroup::left_by(manager, "checksync", APP).unwrap()
 }
 
 fn address(host: usize) -> Ipv4Addr {
