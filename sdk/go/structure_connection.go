@@ -53,22 +53,30 @@ func connect(path string) (*structuresConnection, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrLost, err)
 	}
-	raw, err := socket.(*net.UnixConn).SyscallConn()
+	c, err := newStructuresConnection(socket.(*net.UnixConn))
 	if err != nil {
 		socket.Close()
-		return nil, fmt.Errorf("%w: %w", ErrLost, err)
+		return nil, err
 	}
-	c := &structuresConnection{socket: socket, raw: raw, names: newNames()}
-	c.written.L = &c.mu
-	c.lease.begin()
-	reader := newFrameReader(socket)
-	every, err := c.greet(reader)
+	every, err := c.greet(newFrameReader(socket))
 	if err != nil {
 		socket.Close()
 		return nil, err
 	}
 	go c.listen()
 	go c.keepLease(every)
+	return c, nil
+}
+
+// newStructuresConnection is a connection on which nobody listens yet.
+func newStructuresConnection(socket *net.UnixConn) (*structuresConnection, error) {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	c := &structuresConnection{socket: socket, raw: raw, names: newNames(), ear: ear{buffer: make([]byte, 64<<10)}}
+	c.written.L = &c.mu
+	c.lease.begin()
 	return c, nil
 }
 
@@ -163,7 +171,6 @@ type ear struct {
 
 // listen reads until the connection is over. It holds nothing while there is nothing to read.
 func (c *structuresConnection) listen() {
-	c.ear.buffer = make([]byte, 64<<10)
 	var failure error
 	err := c.raw.Read(func(fd uintptr) bool {
 		c.ear.mu.Lock()
@@ -237,6 +244,7 @@ func (c *structuresConnection) look(done <-chan struct{}) {
 		return
 	}
 	begun := time.Now()
+	var failure error
 	c.raw.Control(func(fd uintptr) {
 		for time.Since(begun) < lookMax {
 			select {
@@ -245,17 +253,19 @@ func (c *structuresConnection) look(done <-chan struct{}) {
 			default:
 			}
 			if c.ear.mu.TryLock() {
-				// Whatever is wrong, whoever listens finds it, too.
-				_, err := c.hear(int(fd))
+				_, failure = c.hear(int(fd))
 				c.ear.mu.Unlock()
-				if err != nil {
-					c.fail(err)
+				if failure != nil {
 					return
 				}
 			}
 			runtime.Gosched()
 		}
 	})
+	// Not in there: it closes the socket, which waits until nobody uses it.
+	if failure != nil {
+		c.fail(failure)
+	}
 }
 
 // commit brings all changes up to a number into force, and lets go who waits for them.

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -207,6 +209,44 @@ func TestAFencedSideFailsWritesAndReadsWithTheNewTerm(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := pairs.Put("k", nil); !errors.As(err, &fenced) || !strings.Contains(err.Error(), "term 4") {
+		t.Fatal(err)
+	}
+}
+
+func TestWhoLooksByItselfEndsTheConnectionThatItHearsIsFenced(t *testing.T) {
+	ends, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sockets [2]*net.UnixConn
+	for i, fd := range ends {
+		file := os.NewFile(uintptr(fd), "pair")
+		socket, err := net.FileConn(file)
+		file.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer socket.Close()
+		sockets[i] = socket.(*net.UnixConn)
+	}
+	connection, err := newStructuresConnection(sockets[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &structuresManager{t, sockets[1], newFrameReader(sockets[1])}
+	m.send(kindFenced, number(4)+"b")
+	looked := make(chan struct{})
+	go func() {
+		defer close(looked)
+		connection.look(nil)
+	}()
+	select {
+	case <-looked:
+	case <-time.After(promptly):
+		t.Fatal("it still looks")
+	}
+	var fenced *FencedError
+	if err := connection.failure; !errors.As(err, &fenced) || fenced.Term != 4 {
 		t.Fatal(err)
 	}
 }
