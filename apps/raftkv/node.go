@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"checksync/apps/raftnode"
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
 )
@@ -46,8 +47,8 @@ type node struct {
 	raw     *raft.RawNode
 	storage *raft.MemoryStorage
 	members *pb.ConfState
-	log     *wal
-	peers   *transport
+	log     *raftnode.Log
+	peers   *raftnode.Transport
 
 	inbound chan *pb.Message
 	writes  chan *command
@@ -130,7 +131,7 @@ func newNode(ctx context.Context, config nodeConfig, data *store) (*node, error)
 	if err != nil {
 		return nil, err
 	}
-	n.peers = newTransport(ctx, n.id, config.peers)
+	n.peers = raftnode.NewTransport(ctx, n.id, config.peers)
 	return n, nil
 }
 
@@ -151,7 +152,7 @@ func (n *node) recover() error {
 	}
 	index, term := snapshot.GetMetadata().GetIndex(), snapshot.GetMetadata().GetTerm()
 	n.applied, n.snapshotIndex = index, index
-	log, hard, entries, err := openWAL(filepath.Join(n.dir, "log"))
+	log, hard, entries, err := raftnode.OpenLog(filepath.Join(n.dir, "log"))
 	if err != nil {
 		return err
 	}
@@ -215,10 +216,10 @@ func (n *node) run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return n.log.close()
+			return n.log.Close()
 		case <-ticks.C:
 			n.ticked()
-		case report := <-n.peers.fates:
+		case report := <-n.peers.Fates:
 			n.told(report)
 		case message := <-n.inbound:
 			n.step(message)
@@ -274,14 +275,14 @@ func (n *node) step(message *pb.Message) {
 	}
 }
 
-func (n *node) told(report fate) {
+func (n *node) told(report raftnode.Fate) {
 	switch {
-	case report.snapshot && report.sent:
-		n.raw.ReportSnapshot(report.peer, raft.SnapshotFinish)
-	case report.snapshot:
-		n.raw.ReportSnapshot(report.peer, raft.SnapshotFailure)
+	case report.Snapshot && report.Sent:
+		n.raw.ReportSnapshot(report.Peer, raft.SnapshotFinish)
+	case report.Snapshot:
+		n.raw.ReportSnapshot(report.Peer, raft.SnapshotFailure)
 	default:
-		n.raw.ReportUnreachable(report.peer)
+		n.raw.ReportUnreachable(report.Peer)
 	}
 }
 
@@ -378,12 +379,12 @@ func (n *node) handle(ready raft.Ready) error {
 		n.leads = ready.RaftState == raft.StateLeader
 	}
 	if n.leads {
-		n.peers.send(ready.Messages)
+		n.peers.Send(ready.Messages)
 	}
 	if err := n.restore(ready.Snapshot); err != nil {
 		return err
 	}
-	if err := n.log.append(ready.HardState, ready.Entries, ready.MustSync); err != nil {
+	if err := n.log.Append(ready.HardState, ready.Entries, ready.MustSync); err != nil {
 		return err
 	}
 	if !raft.IsEmptyHardState(ready.HardState) {
@@ -395,7 +396,7 @@ func (n *node) handle(ready raft.Ready) error {
 		return err
 	}
 	if !n.leads {
-		n.peers.send(ready.Messages)
+		n.peers.Send(ready.Messages)
 	}
 	for _, entry := range ready.CommittedEntries {
 		if err := n.apply(entry); err != nil {

@@ -378,64 +378,6 @@ func logEntry(index, term uint64) *pb.Entry {
 	return &pb.Entry{Index: &index, Term: &term, Data: []byte(fmt.Sprintf("entry %d of term %d", index, term))}
 }
 
-func TestLogEndsBeforeARecordThatIsNotWhole(t *testing.T) {
-	for name, spoil := range map[string]func(*wal) error{
-		"cut short": func(w *wal) error { return w.file.Truncate(w.size - 1) },
-		"changed": func(w *wal) error {
-			_, err := w.file.WriteAt([]byte("?"), w.size-1)
-			return err
-		},
-	} {
-		t.Run(name, func(t *testing.T) { logEndsBefore(t, spoil) })
-	}
-}
-
-func logEndsBefore(t *testing.T, spoil func(*wal) error) {
-	path := filepath.Join(t.TempDir(), "log")
-	w, _, _, err := openWAL(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	term := uint64(1)
-	if err := w.append(&pb.HardState{Term: &term}, []*pb.Entry{logEntry(1, 1), logEntry(2, 1)}, true); err != nil {
-		t.Fatal(err)
-	}
-	whole := w.size
-	if err := errors.Join(w.append(nil, []*pb.Entry{logEntry(3, 1)}, true), spoil(w), w.close()); err != nil {
-		t.Fatal(err)
-	}
-	w, hard, entries, err := openWAL(path)
-	if err != nil || len(entries) != 2 || hard.GetTerm() != 1 || w.size != whole {
-		t.Fatalf("%d entries, %v: %v", len(entries), hard, err)
-	}
-	if err := w.close(); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestEntryOfANewTermReplacesThoseFromItsIndexOn(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "log")
-	w, _, _, err := openWAL(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, entries := range [][]*pb.Entry{{logEntry(1, 1), logEntry(2, 1), logEntry(3, 1)}, {logEntry(2, 2)}} {
-		if err := w.append(nil, entries, true); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.close(); err != nil {
-		t.Fatal(err)
-	}
-	w, _, entries, err := openWAL(path)
-	if err != nil || len(entries) != 2 || entries[1].GetTerm() != 2 {
-		t.Fatalf("entries %v: %v", entries, err)
-	}
-	if err := w.close(); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestLogThatDisagreesWithTheSnapshotIsDropped(t *testing.T) {
 	entries := []*pb.Entry{logEntry(4, 1), logEntry(5, 1), logEntry(6, 1)}
 	if left := after(entries, 5, 2); len(left) != 0 {

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"checksync/apps/raftnode"
 	"go.etcd.io/raft/v3"
 )
 
@@ -108,7 +109,7 @@ func serveUntilDone(ctx context.Context, n *node, peerListener net.Listener, lis
 	}
 	fmt.Fprintln(out, "listening", listener.Addr())
 	context.AfterFunc(ctx, func() { listener.Close(); peerListener.Close() })
-	go receive(ctx, peerListener, n.inbound)
+	go raftnode.Receive(ctx, peerListener, n.inbound)
 	go serve(listener, n)
 	go func() {
 		for ctx.Err() == nil && !n.readBarrier() {

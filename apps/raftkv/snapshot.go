@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"checksync/apps/raftnode"
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
@@ -39,7 +40,7 @@ func saveSnapshot(dir string, snapshot *pb.Snapshot) error {
 	if err != nil {
 		return err
 	}
-	file, err := writeDurably(snapshotPath(dir), content)
+	file, err := raftnode.WriteDurably(snapshotPath(dir), content)
 	if err != nil {
 		return err
 	}
@@ -132,7 +133,7 @@ func (n *node) rewriteLog() error {
 			return err
 		}
 	}
-	return n.log.rewrite(hard, entries)
+	return n.log.Rewrite(hard, entries)
 }
 
 // restore takes over the leader's snapshot.

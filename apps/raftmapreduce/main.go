@@ -21,6 +21,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"checksync/apps/raftnode"
 )
 
 func main() {
@@ -75,7 +77,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	c.node = n
-	go receive(ctx, peerListener, n.inbound)
+	go raftnode.Receive(ctx, peerListener, n.inbound)
 	go func() {
 		defer stop()
 		select {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"checksync/apps/raftnode"
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
 )
@@ -40,8 +41,8 @@ type node struct {
 
 	raw     *raft.RawNode
 	storage *raft.MemoryStorage
-	log     *wal
-	peers   *transport
+	log     *raftnode.Log
+	peers   *raftnode.Transport
 
 	inbound   chan *pb.Message
 	proposals chan *proposal
@@ -89,7 +90,7 @@ func newNode(ctx context.Context, config nodeConfig, machine machine) (*node, er
 	if err != nil {
 		return nil, err
 	}
-	n.peers = newTransport(ctx, n.id, config.peers)
+	n.peers = raftnode.NewTransport(ctx, n.id, config.peers)
 	return n, nil
 }
 
@@ -101,7 +102,7 @@ func (n *node) recover(path string, voters []uint64) error {
 	if err := n.storage.ApplySnapshot(begin); err != nil {
 		return err
 	}
-	log, hard, entries, err := openWAL(path)
+	log, hard, entries, err := raftnode.OpenLog(path)
 	if err != nil {
 		return err
 	}
@@ -138,11 +139,13 @@ func (n *node) run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return n.log.close()
+			return n.log.Close()
 		case <-ticks.C:
 			n.raw.Tick()
-		case peer := <-n.peers.unreachable:
-			n.raw.ReportUnreachable(peer)
+		case fate := <-n.peers.Fates:
+			if !fate.Sent {
+				n.raw.ReportUnreachable(fate.Peer)
+			}
 		case message := <-n.inbound:
 			n.step(message)
 		case p := <-n.proposals:
@@ -182,9 +185,9 @@ func (n *node) handle(ready raft.Ready) error {
 		n.leadsNow(ready.RaftState == raft.StateLeader)
 	}
 	if n.leads {
-		n.peers.send(ready.Messages)
+		n.peers.Send(ready.Messages)
 	}
-	if err := n.log.append(ready.HardState, ready.Entries, ready.MustSync); err != nil {
+	if err := n.log.Append(ready.HardState, ready.Entries, ready.MustSync); err != nil {
 		return err
 	}
 	if !raft.IsEmptyHardState(ready.HardState) {
@@ -196,7 +199,7 @@ func (n *node) handle(ready raft.Ready) error {
 		return err
 	}
 	if !n.leads {
-		n.peers.send(ready.Messages)
+		n.peers.Send(ready.Messages)
 	}
 	for _, entry := range ready.CommittedEntries {
 		if err := n.apply(entry); err != nil {

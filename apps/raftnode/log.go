@@ -1,4 +1,4 @@
-package main
+package raftnode
 
 import (
 	"encoding/binary"
@@ -15,7 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// A write-ahead log is one file of records:
+// The log is one file of records:
 //
 //	length u32 | crc32c u32 of what follows | kind u8 | protobuf message of that kind
 //
@@ -35,7 +35,8 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-type wal struct {
+// Log is a write-ahead log of Raft.
+type Log struct {
 	path      string
 	file      *os.File
 	size      int64 // Of the records; the file is longer.
@@ -43,8 +44,8 @@ type wal struct {
 	buffer    []byte
 }
 
-// openWAL opens the log at path, made if missing, and answers what it holds.
-func openWAL(path string) (*wal, *pb.HardState, []*pb.Entry, error) {
+// OpenLog opens the log at path, made if missing, and answers what it holds.
+func OpenLog(path string) (*Log, *pb.HardState, []*pb.Entry, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, nil, nil, err
@@ -63,7 +64,7 @@ func openWAL(path string) (*wal, *pb.HardState, []*pb.Entry, error) {
 	if err != nil {
 		return nil, nil, nil, errors.Join(fmt.Errorf("log %s: %w", path, err), file.Close())
 	}
-	return &wal{path: path, file: file, size: size, allocated: size}, hard, entries, nil
+	return &Log{path: path, file: file, size: size, allocated: size}, hard, entries, nil
 }
 
 // replay reads records until the end; size is where the next one goes.
@@ -114,70 +115,107 @@ func replaceFrom(entries []*pb.Entry, entry *pb.Entry) []*pb.Entry {
 	return append(entries, entry)
 }
 
-// append writes what a Ready asks for in one write, and syncs it if it must.
-func (w *wal) append(hard *pb.HardState, entries []*pb.Entry, sync bool) error {
-	if err := w.encode(hard, entries); err != nil || len(w.buffer) == 0 {
+// Append writes what a Ready asks for in one write, and syncs it if it must.
+func (l *Log) Append(hard *pb.HardState, entries []*pb.Entry, sync bool) error {
+	if err := l.encode(hard, entries); err != nil || len(l.buffer) == 0 {
 		return err
 	}
-	end := w.size + int64(len(w.buffer))
-	if end > w.allocated {
-		w.allocate(end)
+	end := l.size + int64(len(l.buffer))
+	if end > l.allocated {
+		l.allocate(end)
 	}
-	if _, err := w.file.WriteAt(w.buffer, w.size); err != nil {
-		return fmt.Errorf("log %s: %w", w.path, err)
+	if _, err := l.file.WriteAt(l.buffer, l.size); err != nil {
+		return fmt.Errorf("log %s: %w", l.path, err)
 	}
-	w.size = end
+	l.size = end
 	if !sync {
 		return nil
 	}
-	if err := syscall.Fdatasync(int(w.file.Fd())); err != nil {
-		return fmt.Errorf("log %s: cannot sync: %w", w.path, err)
+	if err := syscall.Fdatasync(int(l.file.Fd())); err != nil {
+		return fmt.Errorf("log %s: cannot sync: %w", l.path, err)
 	}
 	return nil
 }
 
-func (w *wal) encode(hard *pb.HardState, entries []*pb.Entry) error {
-	w.buffer = w.buffer[:0]
+func (l *Log) encode(hard *pb.HardState, entries []*pb.Entry) error {
+	l.buffer = l.buffer[:0]
 	for _, entry := range entries {
-		if err := w.record(kindEntry, entry); err != nil {
+		if err := l.record(kindEntry, entry); err != nil {
 			return err
 		}
 	}
 	// Last: a commit index must never be found without the entries that it speaks of.
 	if !raft.IsEmptyHardState(hard) {
-		if err := w.record(kindHardState, hard); err != nil {
+		if err := l.record(kindHardState, hard); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *wal) record(kind byte, message proto.Message) error {
-	start := len(w.buffer)
-	w.buffer = append(w.buffer, make([]byte, recordHeader)...)
-	w.buffer = append(w.buffer, kind)
+func (l *Log) record(kind byte, message proto.Message) error {
+	start := len(l.buffer)
+	l.buffer = append(l.buffer, make([]byte, recordHeader)...)
+	l.buffer = append(l.buffer, kind)
 	var err error
-	if w.buffer, err = (proto.MarshalOptions{}).MarshalAppend(w.buffer, message); err != nil {
+	if l.buffer, err = (proto.MarshalOptions{}).MarshalAppend(l.buffer, message); err != nil {
 		return err
 	}
-	body := w.buffer[start+recordHeader:]
+	body := l.buffer[start+recordHeader:]
 	if len(body) > recordMax {
 		return fmt.Errorf("a record of %d bytes is more than %d", len(body), recordMax)
 	}
-	binary.LittleEndian.PutUint32(w.buffer[start:], uint32(len(body)))
-	binary.LittleEndian.PutUint32(w.buffer[start+4:], crc32.Checksum(body, castagnoli))
+	binary.LittleEndian.PutUint32(l.buffer[start:], uint32(len(body)))
+	binary.LittleEndian.PutUint32(l.buffer[start+4:], crc32.Checksum(body, castagnoli))
 	return nil
 }
 
 // allocate makes room for more than end. A file system that cannot allocate ahead still grows by writing.
-func (w *wal) allocate(end int64) {
+func (l *Log) allocate(end int64) {
 	to := end + allocateStep
-	if syscall.Fallocate(int(w.file.Fd()), 0, w.allocated, to-w.allocated) == nil {
-		w.allocated = to
+	if syscall.Fallocate(int(l.file.Fd()), 0, l.allocated, to-l.allocated) == nil {
+		l.allocated = to
 	}
 }
 
-func (w *wal) close() error { return w.file.Close() }
+// Rewrite replaces the whole log, at once and for good: after a snapshot only what is newer is needed.
+func (l *Log) Rewrite(hard *pb.HardState, entries []*pb.Entry) error {
+	if err := l.encode(hard, entries); err != nil {
+		return err
+	}
+	file, err := WriteDurably(l.path, l.buffer)
+	if err != nil {
+		return err
+	}
+	l.file.Close() // Of a file that is no longer there; nothing of it is needed.
+	l.file, l.size, l.allocated = file, int64(len(l.buffer)), int64(len(l.buffer))
+	return nil
+}
+
+// Close ends the use of the log.
+func (l *Log) Close() error { return l.file.Close() }
+
+// WriteDurably puts content at path so that after a crash either all of it or what was there before is found.
+func WriteDurably(path string, content []byte) (*os.File, error) {
+	file, err := os.OpenFile(path+".incomplete", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	_, err = file.Write(content)
+	if err == nil {
+		err = file.Sync()
+	}
+	if err == nil {
+		err = os.Rename(file.Name(), path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
+}
 
 func syncDir(path string) error {
 	dir, err := os.Open(path)

@@ -1,4 +1,6 @@
-package main
+// Package raftnode is what every node of etcd's Raft library needs and the library leaves to its users: a log on disk and
+// connections between nodes.
+package raftnode
 
 import (
 	"bufio"
@@ -17,42 +19,51 @@ import (
 // cannot be sent is dropped: Raft sends it again.
 
 const (
-	linkQueue   = 4096
-	linkBuffer  = 256 << 10
-	redialAfter = 20 * time.Millisecond
-	dialTimeout = time.Second
-	sendTimeout = 10 * time.Second
-	frameMax    = 1 << 30
+	linkQueue    = 4096
+	linkBuffer   = 256 << 10
+	redialAfter  = 20 * time.Millisecond
+	dialTimeout  = time.Second
+	sendTimeout  = 10 * time.Second
+	frameMax     = 1 << 30
+	snapshotKind = pb.MessageType_MsgSnap
 )
 
-type transport struct {
+// Fate tells the node what became of a message to a peer.
+type Fate struct {
+	Peer     uint64
+	Snapshot bool
+	Sent     bool
+}
+
+// Transport has a link to each peer.
+type Transport struct {
 	links map[uint64]*link
-	// unreachable has peers that something could not be sent to.
-	unreachable chan uint64
+	Fates chan Fate
 }
 
 type link struct {
-	peer        uint64
-	addr        string
-	queue       chan *pb.Message
-	unreachable chan<- uint64
+	peer  uint64
+	addr  string
+	queue chan *pb.Message
+	fates chan<- Fate
 }
 
-// newTransport sends to all peers but self until the context ends.
-func newTransport(ctx context.Context, self uint64, peers map[uint64]string) *transport {
-	t := &transport{links: make(map[uint64]*link), unreachable: make(chan uint64, 64)}
+// NewTransport sends to all peers but self until the context ends.
+func NewTransport(ctx context.Context, self uint64, peers map[uint64]string) *Transport {
+	t := &Transport{links: make(map[uint64]*link), Fates: make(chan Fate, 64)}
 	for id, addr := range peers {
 		if id == self {
 			continue
 		}
-		l := &link{peer: id, addr: addr, queue: make(chan *pb.Message, linkQueue), unreachable: t.unreachable}
+		l := &link{peer: id, addr: addr, queue: make(chan *pb.Message, linkQueue), fates: t.Fates}
 		t.links[id] = l
 		go l.run(ctx)
 	}
 	return t
 }
 
-func (t *transport) send(messages []*pb.Message) {
+// Send queues messages, and drops those for which there is no room.
+func (t *Transport) Send(messages []*pb.Message) {
 	for _, message := range messages {
 		l := t.links[message.GetTo()]
 		if l == nil {
@@ -61,16 +72,24 @@ func (t *transport) send(messages []*pb.Message) {
 		select {
 		case l.queue <- message:
 		default:
-			l.failed()
+			l.tell(message, false)
 		}
 	}
 }
 
-// failed reports that the peer can't be reached, if there is room for it: the next failure says so, too.
-func (l *link) failed() {
-	select {
-	case l.unreachable <- l.peer:
-	default:
+// tell reports a snapshot's fate always, and of other messages only that the peer can't be reached. Nobody
+// waits for room in the channel but for the former: Raft sends no more to that peer until it is told.
+func (l *link) tell(message *pb.Message, sent bool) {
+	report := Fate{Peer: l.peer, Snapshot: message.GetType() == snapshotKind, Sent: sent}
+	if report.Snapshot {
+		go func() { l.fates <- report }()
+		return
+	}
+	if !sent {
+		select {
+		case l.fates <- report:
+		default:
+		}
 	}
 }
 
@@ -92,8 +111,8 @@ func (l *link) run(ctx context.Context) {
 func (l *link) dropQueue() {
 	for {
 		select {
-		case <-l.queue:
-			l.failed()
+		case message := <-l.queue:
+			l.tell(message, false)
 		default:
 			return
 		}
@@ -123,8 +142,8 @@ func (l *link) serve(ctx context.Context, conn net.Conn) {
 			if frame, err = l.write(writer, frame, message); err == nil && len(l.queue) == 0 {
 				err = writer.Flush()
 			}
+			l.tell(message, err == nil)
 			if err != nil {
-				l.failed()
 				return
 			}
 		}
@@ -141,8 +160,8 @@ func (l *link) write(writer *bufio.Writer, frame []byte, message *pb.Message) ([
 	return frame, err
 }
 
-// receive hands on what peers send until the listener is closed.
-func receive(ctx context.Context, listener net.Listener, inbound chan<- *pb.Message) {
+// Receive hands on what peers send until the listener is closed.
+func Receive(ctx context.Context, listener net.Listener, inbound chan<- *pb.Message) {
 	for {
 		conn, err := listener.Accept()
 		if err != nil {
