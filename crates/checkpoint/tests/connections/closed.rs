@@ -248,7 +248,7 @@ fn a_file_that_was_sent_arrives() {
 #[test]
 fn what_is_read_while_the_client_reads_is_the_rest_of_the_stream() {
     const LEN: usize = 6_000_000;
-    let Connected { app: mut servant, number, mut client, .. } = Connected::talking(V4);
+    let Connected { world: _world, app: mut servant, number, mut client, .. } = Connected::talking(V4);
     let app = &mut servant;
     set_option(app.borrow(number).as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 16 << 20);
     let bytes = pattern(LEN);
