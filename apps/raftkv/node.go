@@ -126,7 +126,7 @@ func newNode(ctx context.Context, config nodeConfig, data *store) (*node, error)
 	n.raw, err = raft.NewRawNode(&raft.Config{
 		ID: n.id, ElectionTick: electionTicks, HeartbeatTick: heartbeatTicks, Storage: n.storage, Applied: n.applied,
 		MaxSizePerMsg: 1 << 20, MaxInflightMsgs: 256, CheckQuorum: true, PreVote: true,
-		ReadOnlyOption: raft.ReadOnlySafe, Logger: quietLogger(),
+		ReadOnlyOption: raft.ReadOnlySafe, Logger: raftnode.QuietLogger("raftkv"),
 	})
 	if err != nil {
 		return nil, err

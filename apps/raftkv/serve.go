@@ -6,17 +6,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"os"
 	"os/signal"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
 	"checksync/apps/raftnode"
-	"go.etcd.io/raft/v3"
 )
 
 const entriesKept = 10_000
@@ -73,7 +70,7 @@ func runServe(args []string, out io.Writer) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	peers, err := parsePeers(*peerList)
+	peers, err := raftnode.ParsePeers(*peerList)
 	if err != nil {
 		return err
 	}
@@ -127,30 +124,3 @@ func listenForPeers(addr string, fd int) (net.Listener, error) {
 	defer file.Close()
 	return net.FileListener(file)
 }
-
-func parsePeers(list string) (map[uint64]string, error) {
-	peers := make(map[uint64]string)
-	for part := range strings.SplitSeq(list, ",") {
-		number, addr, _ := strings.Cut(part, "=")
-		id, err := strconv.ParseUint(number, 10, 64)
-		if err != nil || id == 0 || addr == "" {
-			return nil, fmt.Errorf("--peers has %q, which is not NUMBER=ADDR", part)
-		}
-		peers[id] = addr
-	}
-	return peers, nil
-}
-
-// quietLogger says only what goes wrong.
-func quietLogger() raft.Logger {
-	return &warnings{raft.DefaultLogger{Logger: log.New(os.Stderr, "raftkv: raft: ", 0)}}
-}
-
-type warnings struct{ raft.DefaultLogger }
-
-func (*warnings) Debug(...any)            {}
-func (*warnings) Debugf(string, ...any)   {}
-func (*warnings) Info(...any)             {}
-func (*warnings) Infof(string, ...any)    {}
-func (*warnings) Warning(...any)          {}
-func (*warnings) Warningf(string, ...any) {}

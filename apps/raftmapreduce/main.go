@@ -17,8 +17,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -53,7 +51,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	peers, err := parsePeers(*peerList)
+	peers, err := raftnode.ParsePeers(*peerList)
 	if err != nil {
 		return err
 	}
@@ -91,17 +89,4 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}()
 	defer c.hangUp()
 	return n.run(ctx)
-}
-
-func parsePeers(list string) (map[uint64]string, error) {
-	peers := make(map[uint64]string)
-	for part := range strings.SplitSeq(list, ",") {
-		number, addr, _ := strings.Cut(part, "=")
-		id, err := strconv.ParseUint(number, 10, 64)
-		if err != nil || id == 0 || addr == "" {
-			return nil, fmt.Errorf("--peers has %q, which is not NUMBER=ADDR", part)
-		}
-		peers[id] = addr
-	}
-	return peers, nil
 }

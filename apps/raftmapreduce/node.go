@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"maps"
 	"os"
 	"path/filepath"
@@ -85,7 +84,7 @@ func newNode(ctx context.Context, config nodeConfig, machine machine) (*node, er
 	var err error
 	n.raw, err = raft.NewRawNode(&raft.Config{
 		ID: n.id, ElectionTick: electionTicks, HeartbeatTick: heartbeatTicks, Storage: n.storage, Applied: 1,
-		MaxSizePerMsg: 1 << 20, MaxInflightMsgs: 256, CheckQuorum: true, PreVote: true, Logger: quietLogger(),
+		MaxSizePerMsg: 1 << 20, MaxInflightMsgs: 256, CheckQuorum: true, PreVote: true, Logger: raftnode.QuietLogger("raftmapreduce"),
 	})
 	if err != nil {
 		return nil, err
@@ -245,17 +244,3 @@ func (n *node) apply(entry *pb.Entry) error {
 	}
 	return nil
 }
-
-// quietLogger says only what goes wrong.
-func quietLogger() raft.Logger {
-	return &warnings{raft.DefaultLogger{Logger: log.New(os.Stderr, "raftmapreduce: raft: ", 0)}}
-}
-
-type warnings struct{ raft.DefaultLogger }
-
-func (*warnings) Debug(...any)            {}
-func (*warnings) Debugf(string, ...any)   {}
-func (*warnings) Info(...any)             {}
-func (*warnings) Infof(string, ...any)    {}
-func (*warnings) Warning(...any)          {}
-func (*warnings) Warningf(string, ...any) {}

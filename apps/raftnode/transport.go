@@ -1,5 +1,5 @@
-// Package raftnode is what every node of etcd's Raft library needs and the library leaves to its users: a log on disk and
-// connections between nodes.
+// Package raftnode is what every node of etcd's Raft library needs and the library leaves to its users: a log on disk,
+// connections between nodes, and what is said on the standard error.
 package raftnode
 
 import (
@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
+	"strings"
 	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -46,6 +48,20 @@ type link struct {
 	addr  string
 	queue chan *pb.Message
 	fates chan<- Fate
+}
+
+// ParsePeers reads NUMBER=ADDR, with a comma between two.
+func ParsePeers(list string) (map[uint64]string, error) {
+	peers := make(map[uint64]string)
+	for part := range strings.SplitSeq(list, ",") {
+		number, addr, _ := strings.Cut(part, "=")
+		id, err := strconv.ParseUint(number, 10, 64)
+		if err != nil || id == 0 || addr == "" {
+			return nil, fmt.Errorf("--peers has %q, which is not NUMBER=ADDR", part)
+		}
+		peers[id] = addr
+	}
+	return peers, nil
 }
 
 // NewTransport sends to all peers but self until the context ends.
