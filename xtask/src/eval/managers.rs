@@ -28,7 +28,16 @@ pub struct AppReport {
     app: String,
     pub state: String,
     pub epoch: Option<u64>,
+    pub lag_ms: Option<u64>,
+    pub pause_us: Option<Pauses>,
     app_pid: Option<i32>,
+}
+
+/// Of the last epochs.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Pauses {
+    pub p50: u64,
+    pub p99: u64,
 }
 
 /// When a standby did what, by the wall clock.
@@ -86,6 +95,11 @@ impl Managers {
     pub fn wait_until_protected(&self) -> Result<()> {
         self.wait("a protected app", |managers| managers.app().filter(|app| app.state == "protected"))?;
         Ok(())
+    }
+
+    /// Of the primary's and of the standby's process.
+    pub fn pids(&self) -> [u32; 2] {
+        [self.primary.0.id(), self.standby.0.id()]
     }
 
     /// The app's process on host a.

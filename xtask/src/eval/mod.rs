@@ -5,9 +5,9 @@
 //! thesis and CRIU reached stands in [`published`], each figure with its source. `--quick` takes fewer runs of fewer
 //! sizes: rough figures, soon. The [`report`] is made from the files alone, chapter by chapter.
 //!
-//! - [`pause`] and [`overhead`] drive a pair of engines in this process ([`pair`], [`side`], [`cell`]).
+//! - [`pause`], [`overhead`] and [`sweeps`] drive a pair of engines in this process ([`pair`], [`side`], [`cell`]).
 //! - [`failover`] drives the program that people use, in two network namespaces ([`hosts`]).
-//! - [`jobs`], [`intervals`] and [`over_time`] drive it beside a third namespace, its clients' ([`street`]).
+//! - [`jobs`], [`intervals`], [`over_time`] and [`soak`] drive it beside a third namespace, its clients' ([`street`]).
 //! - [`sizes`] takes one checkpoint at a time, and [`code`] counts lines.
 //! - [`strong`] has the tests of that program measure, and makes rows of their samples.
 //! - [`structure`] drives it without root, with programs on the SDK.
@@ -35,10 +35,12 @@ mod report;
 mod row;
 mod side;
 mod sizes;
+mod soak;
 mod spin;
 mod street;
 mod strong;
 mod structure;
+mod sweeps;
 mod table;
 mod taken;
 mod takeover;
@@ -96,6 +98,11 @@ const EVALS: &[Eval] = &[
         measure: overhead::rows,
     },
     Eval {
+        name: "sweeps",
+        what: "pause and work lost by the pages written between two checkpoints, and by the size of memory",
+        measure: sweeps::rows,
+    },
+    Eval {
         name: "failover",
         what: "from the death of a host or of the app to the first answer of the copy, with the real programs",
         measure: failover::rows,
@@ -129,6 +136,11 @@ const EVALS: &[Eval] = &[
         name: "over-time",
         what: "requests per second over time, with checkpoints and through the death of a host",
         measure: over_time::rows,
+    },
+    Eval {
+        name: "soak",
+        what: "half an hour under load: what both managers take, and whether any of it grows",
+        measure: soak::rows,
     },
     Eval {
         name: "sizes",
