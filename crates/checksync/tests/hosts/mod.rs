@@ -8,6 +8,7 @@
 //!
 //! The app's address, 10.78.0.9, is on the bridge of whoever serves. Dropping a [`Street`] ends all that it started.
 
+pub mod links;
 pub mod wires;
 
 use std::fs::{self, File};
@@ -114,6 +115,10 @@ impl Street {
         command.arg(verb).args(["--host", self.hosts[host].name, "--pki"]).arg(self.dir.path().join("pki"));
         command.args(["--arbiter", &self.register]);
         command
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.hosts.iter().map(|host| host.name)
     }
 
     pub fn run_dir(&self, host: usize) -> PathBuf {
