@@ -30,6 +30,8 @@ pub struct Turn {
     pub first: Instant,
     pub last: Instant,
     pub frames: u64,
+    /// Of these, what says where the address is.
+    pub claims: u64,
 }
 
 #[derive(Debug)]
@@ -85,9 +87,14 @@ impl Heard {
 impl fmt::Display for Heard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(begin) = self.0.first().map(|turn| turn.first) else { return f.write_str("nobody") };
-        for Turn { voice: [.., voice], first, last, frames } in &self.0 {
+        for Turn { voice: [.., voice], first, last, frames, claims } in &self.0 {
             let at = |instant: &Instant| instant.duration_since(begin).as_secs_f64();
-            write!(f, "[{voice:02x}: {:.4} to {:.4} s, {frames} frames] ", at(first), at(last))?;
+            write!(
+                f,
+                "[{voice:02x}: {:.4} to {:.4} s, {frames} frames, {claims} claims] ",
+                at(first),
+                at(last)
+            )?;
         }
         Ok(())
     }
@@ -138,6 +145,10 @@ fn filter(service: Ipv4Addr) -> Vec<u8> {
     program.iter().flat_map(raw).collect()
 }
 
+fn is_claim(frame: &[u8]) -> bool {
+    frame[12..14] == (libc::ETH_P_ARP as u16).to_be_bytes()
+}
+
 fn listen(socket: &OwnedFd, over: &AtomicBool) -> Vec<Turn> {
     const A_MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
     let (mut turns, mut frame) = (Vec::<Turn>::new(), [0; KEPT_BYTES as usize]);
@@ -146,10 +157,12 @@ fn listen(socket: &OwnedFd, over: &AtomicBool) -> Vec<Turn> {
             let Some(voice) = frame[..len].get(6..12).and_then(|source| source.try_into().ok()) else {
                 continue;
             };
-            let now = Instant::now();
+            let (now, claims) = (Instant::now(), u64::from(is_claim(&frame)));
             match turns.last_mut().filter(|turn| turn.voice == voice) {
-                Some(turn) => (turn.last, turn.frames) = (now, turn.frames + 1),
-                None => turns.push(Turn { voice, first: now, last: now, frames: 1 }),
+                Some(turn) => {
+                    (turn.last, turn.frames, turn.claims) = (now, turn.frames + 1, turn.claims + claims);
+                }
+                None => turns.push(Turn { voice, first: now, last: now, frames: 1, claims }),
             }
         }
         if over.load(Ordering::SeqCst) {
@@ -169,7 +182,13 @@ mod tests {
         Heard(
             voices
                 .iter()
-                .map(|voice| Turn { voice: [0, 0, 0, 0, 0, *voice], first: now, last: now, frames: 1 })
+                .map(|voice| Turn {
+                    voice: [0, 0, 0, 0, 0, *voice],
+                    first: now,
+                    last: now,
+                    frames: 1,
+                    claims: 0,
+                })
                 .collect(),
         )
     }
