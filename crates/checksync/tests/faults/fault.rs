@@ -36,8 +36,8 @@ pub enum Fault {
     /// It is started again when the fault is over, if it is not somebody's copy.
     Kill(Victim),
     Pause(Victim),
-    /// The first stands still while the second is killed.
-    PauseAndKill(Victim, Victim),
+    /// One upon the other.
+    Both(Box<[Self; 2]>),
     /// Of a member of the register.
     FullDisk(usize),
     /// All disks of the register.
@@ -106,9 +106,25 @@ impl Fault {
             [Victim::App, Victim::Guard, Victim::Manager, Victim::DaemonA, Victim::Standby, Victim::HostA];
         all.extend(killed.into_iter().chain(members.clone()).chain([Victim::AllMembers]).map(Self::Kill));
         all.extend(killed.into_iter().chain(members).chain([Victim::AllMembers]).map(Self::Pause));
-        all.push(Self::PauseAndKill(Victim::Guard, Victim::Manager));
-        all.push(Self::PauseAndKill(Victim::AllMembers, Victim::Manager));
-        all.push(Self::PauseAndKill(Victim::AllMembers, Victim::Standby));
+        let cut = |from, to| Self::Cut(both((from, to)));
+        let pairs = [
+            // The guard says nothing, and ends the app late.
+            [Self::Pause(Victim::Guard), Self::Kill(Victim::Manager)],
+            // Nobody may serve until there is a register again, or somebody who may take over.
+            [Self::Pause(Victim::AllMembers), Self::Kill(Victim::Manager)],
+            [Self::Pause(Victim::AllMembers), Self::Kill(Victim::Standby)],
+            [Self::Pause(Victim::Standby), Self::Kill(Victim::Manager)],
+            [cut(Place::B, Place::Etcd), Self::Kill(Victim::Manager)],
+            [cut(Place::B, Place::Etcd), Self::Pause(Victim::Manager)],
+            // The winner has it, and the loser does not hear of it.
+            [cut(Place::A, Place::Etcd), Self::Pause(Victim::Manager)],
+            [cut(Place::A, Place::Etcd), Self::Kill(Victim::Standby)],
+            // No majority.
+            [Self::Kill(Victim::Member(0)), Self::Kill(Victim::Member(1))],
+            [Self::Kill(Victim::Member(0)), Self::Kill(Victim::Manager)],
+            [Self::Kill(Victim::Member(1)), cut(Place::A, Place::B)],
+        ];
+        all.extend(pairs.map(|pair| Self::Both(Box::new(pair))));
         all.extend((0..3).map(Self::FullDisk));
         all.push(Self::FullDisks);
         all.extend([A, B].map(Self::FullRunDirectory));
@@ -137,7 +153,7 @@ impl Fault {
             }
             Self::Kill(whom) => format!("kill {}", whom.name()),
             Self::Pause(whom) => format!("pause {}", whom.name()),
-            Self::PauseAndKill(stopped, killed) => format!("pause {} kill {}", stopped.name(), killed.name()),
+            Self::Both(both) => format!("{}, {}", both[0].name(), both[1].name()),
             Self::FullDisk(number) => format!("full disk etcd-{number}"),
             Self::FullDisks => "full disk etcd".to_owned(),
             Self::FullRunDirectory(host) => format!("full disk {}", ["a", "b"][*host]),
@@ -154,10 +170,7 @@ impl Fault {
             Self::Cut(ways) => ways.iter().for_each(|(from, to)| cut(scene, *from, *to)),
             Self::Kill(whom) => kill(scene, *whom),
             Self::Pause(whom) => signal(scene, *whom, Signal::STOP),
-            Self::PauseAndKill(stopped, killed) => {
-                signal(scene, *stopped, Signal::STOP);
-                kill(scene, *killed);
-            }
+            Self::Both(both) => both.iter().for_each(|fault| fault.strike(scene)),
             Self::FullDisk(number) => scene.disks[*number].fill(),
             Self::FullDisks => scene.disks[..3].iter().for_each(super::disks::Disk::fill),
             Self::FullRunDirectory(host) => scene.disks[3 + host].fill(),
@@ -170,10 +183,7 @@ impl Fault {
             Self::Cut(_) => scene.links.heal_all(),
             Self::Kill(whom) => start_again(scene, *whom),
             Self::Pause(whom) => signal(scene, *whom, Signal::CONT),
-            Self::PauseAndKill(stopped, killed) => {
-                signal(scene, *stopped, Signal::CONT);
-                start_again(scene, *killed);
-            }
+            Self::Both(both) => both.iter().for_each(|fault| fault.end(scene)),
             Self::FullDisk(number) => free_member(scene, *number),
             Self::FullDisks => (0..3).for_each(|number| free_member(scene, number)),
             Self::FullRunDirectory(host) => scene.disks[3 + host].free(),
@@ -252,7 +262,14 @@ mod tests {
         distinct.sort();
         distinct.dedup();
         assert_eq!(distinct.len(), names.len(), "{names:?}");
-        for name in ["cut a-b", "cut a>b", "cut etcd>a", "cut a-b a-etcd", "kill manager", "pause etcd-1"] {
+        for name in [
+            "cut a-b",
+            "cut a>b",
+            "cut etcd>a",
+            "cut a-b a-etcd",
+            "kill manager",
+            "pause guard, kill manager",
+        ] {
             assert_eq!(Fault::named(name).name(), name);
         }
     }

@@ -12,6 +12,7 @@ mod caller;
 #[path = "../strong/clients.rs"]
 #[allow(dead_code, reason = "only one of its clients is used here")]
 mod clients;
+mod decisions;
 mod disks;
 mod ears;
 mod fault;
@@ -29,6 +30,7 @@ use serde_json::{Value, json};
 use testkit::needs;
 use testkit::wait::Deadline;
 
+use decisions::{Kind, Samples, decide, move_about};
 use fault::Fault;
 use scene::{Mode, Scene, Told};
 
@@ -62,11 +64,66 @@ fn row(fault: &Fault, mode: Mode, told: &Told) -> Value {
     })
 }
 
+/// Everything that a mode promises, of each of these.
+fn keeps_its_promises(mode: Mode, faults: &[&str]) {
+    const LASTING: Duration = Duration::from_millis(900);
+    for name in faults {
+        println!("{} {name}", mode.name());
+        play(&Fault::named(name), mode, LASTING).assert_promises_kept();
+    }
+}
+
+#[test]
+fn clients_notice_no_cut() {
+    needs!("root", "pagemap-scan", "go", "debian:etcd-server", CAP_NET_ADMIN, CAP_BPF);
+    keeps_its_promises(Mode::Strong, &["cut a-b", "cut a-b a-etcd", "cut b>a", "cut a-etcd b-etcd"]);
+}
+
+#[test]
+fn clients_notice_nothing_of_whom_stands_still_or_dies() {
+    needs!("root", "pagemap-scan", "go", "debian:etcd-server", CAP_NET_ADMIN, CAP_BPF);
+    keeps_its_promises(
+        Mode::Strong,
+        &["pause app", "pause manager", "pause guard, kill manager", "kill host"],
+    );
+}
+
+#[test]
+fn clients_notice_nothing_of_the_registers_trouble() {
+    needs!("root", "pagemap-scan", "go", "debian:etcd-server", CAP_NET_ADMIN, CAP_BPF);
+    let faults = ["full disk etcd", "restart etcd", "pause etcd, kill manager"];
+    keeps_its_promises(Mode::Strong, &faults);
+}
+
+#[test]
+fn in_timeline_only_the_announced_window_is_lost_and_nobody_contradicts_the_winner() {
+    needs!("root", "pagemap-scan", "go", "debian:etcd-server", CAP_NET_ADMIN, CAP_BPF);
+    keeps_its_promises(Mode::Timeline, &["cut a-b a-etcd", "pause manager", "pause host"]);
+}
+
+/// `cargo xtask eval decision` asks for this one, and reads a line of JSON for each sample.
+#[test]
+#[ignore = "it takes minutes"]
+fn as_many_decisions_as_are_asked_for() {
+    needs!("root", "pagemap-scan", "go", "debian:etcd-server", CAP_NET_ADMIN, CAP_BPF);
+    let asked = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    let times: u64 = asked("CHECKSYNC_DECISIONS").parse().expect("a number");
+    let lines = File::options().create(true).append(true).open(asked("CHECKSYNC_DECISIONS_TO")).unwrap();
+    let mut samples = Samples(lines);
+    Kind::ALL.into_iter().for_each(|kind| decide(kind, times, &mut samples));
+    for keys in asked("CHECKSYNC_DECISIONS_KEYS").split(',').map(|keys| keys.parse().expect("a number")) {
+        Mode::ALL.into_iter().for_each(|mode| move_about(mode, keys, times as usize, &mut samples));
+    }
+}
+
 /// `cargo xtask eval faults` asks for this one, and reads a line of JSON for each. A fault that cost more than it may is
-/// a line, too.
+/// a line, too. Or it only says which there are.
 #[test]
 #[ignore = "it takes minutes"]
 fn as_many_faults_as_are_asked_for() {
+    if std::env::var_os("CHECKSYNC_FAULTS_LIST").is_some() {
+        return Fault::all().iter().for_each(|fault| println!("fault: {}", fault.name()));
+    }
     needs!("root", "pagemap-scan", "go", "debian:etcd-server", CAP_NET_ADMIN, CAP_BPF);
     let asked = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
     let lasting = Duration::from_millis(asked("CHECKSYNC_FAULT_MS").parse().expect("a number"));

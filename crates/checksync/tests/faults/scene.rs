@@ -20,7 +20,7 @@ use super::street::{SERVICE, Street, service, wires};
 
 pub const A: usize = 0;
 pub const B: usize = 1;
-const MEMBERS: [&str; 3] = ["e0", "e1", "e2"];
+pub const MEMBERS: [&str; 3] = ["e0", "e1", "e2"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -38,7 +38,7 @@ impl Mode {
         }
     }
 
-    fn options(self) -> &'static [&'static str] {
+    pub fn options(self) -> &'static [&'static str] {
         match self {
             Self::Strong => &["--consistency", "strong"],
             Self::Timeline => &[],
@@ -203,11 +203,11 @@ fn start_daemon(street: &mut Street, host: usize) {
     street.start_daemon(host, &others);
 }
 
-fn member_address(number: usize) -> Ipv4Addr {
+pub fn member_address(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 78, 0, 21 + u8::try_from(number).unwrap())
 }
 
-fn etcd_place((number, namespace): (usize, &Arc<Namespace>)) -> EtcdPlace {
+pub fn etcd_place((number, namespace): (usize, &Arc<Namespace>)) -> EtcdPlace {
     let own = Arc::clone(namespace);
     let enter = move |work: &mut (dyn FnMut() + Send)| {
         own.within(|| {
