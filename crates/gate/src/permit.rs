@@ -10,8 +10,8 @@
 //!   socket are gone, so an orphaned connection does not come alive either.
 //! - *No exemption for loopback.* A client on the same host is a client. An app that talks to itself over `lo`
 //!   stalls with the rest while the permit is lapsed, and goes on with the next extension.
-//! - *The host's clock.* Deadlines are on the boot clock of the initial time namespace ([`boot_clock_ns`] from
-//!   outside a cell). A guard that lives in a time namespace of its own may shut, but must not compute deadlines.
+//! - *The host's clock.* Deadlines are on the boot clock of the initial time namespace ([`boot_clock_ns`]). A guard
+//!   that went into a cell's may shut, but must not compute deadlines.
 //!
 //! What a permit does not reach, so that T2 - T1 or the caller has to: a packet that passed the check and waits
 //! in a device's queue (microseconds; up to the pacing delay with `fq`); what the kernel says without a socket
@@ -22,10 +22,11 @@
 //!
 //! A process may put the last word in: after [`PermitHandle::revoke`] no extension counts, whoever makes it.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use image::CheckpointId;
 use rustix::io::FdFlags;
@@ -78,10 +79,24 @@ pub enum PermitError {
 #[error("permit was revoked: this side has lost the term")]
 pub struct Revoked;
 
-/// Now, on the clock of the deadlines, unless this process is in a time namespace of its own.
+/// Now, on the clock of the deadlines: the host's, also for a manager that is in a time namespace, as in some
+/// containers. A process that goes into another one later has to begin anew.
 pub fn boot_clock_ns() -> u64 {
+    static AHEAD_NS: OnceLock<i64> = OnceLock::new();
     let now = rustix::time::clock_gettime(ClockId::Boottime);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    let now_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+    let offsets = || fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
+    now_ns.wrapping_add_signed(-*AHEAD_NS.get_or_init(|| boot_clock_ahead_ns(&offsets())))
+}
+
+/// How far a time namespace has its boot clock before the host's, by the kernel's words. Where there are none, the
+/// kernel knows no such namespaces.
+fn boot_clock_ahead_ns(offsets: &str) -> i64 {
+    let mut words = offsets.lines().map(str::split_ascii_whitespace);
+    let boot = words.find_map(|mut words| (words.next() == Some("boottime")).then_some(words));
+    let mut numbers = boot.into_iter().flatten().filter_map(|number| number.parse::<i64>().ok());
+    let (seconds, nanos) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    seconds * 1_000_000_000 + nanos
 }
 
 /// The right to move the deadline; cheap to clone, usable from every thread, in a forked process as it is, and
@@ -335,4 +350,44 @@ fn create_error(source: io::Error) -> PermitError {
 
 fn kernel(what: &'static str) -> impl Fn(io::Error) -> PermitError {
     move |source| PermitError::Kernel { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use testkit::needs;
+
+    use super::*;
+
+    #[test]
+    fn offsets_are_read_as_the_kernel_writes_them() {
+        let offsets = "monotonic           0         0\nboottime       -864000 500000000\n";
+        assert_eq!(boot_clock_ahead_ns(offsets), -863_999_500_000_000);
+        assert_eq!(boot_clock_ahead_ns(""), 0);
+    }
+
+    #[test]
+    #[ignore = "the next one asks for it, elsewhere"]
+    fn says_the_boot_clock() {
+        println!("{}", boot_clock_ns());
+    }
+
+    /// The kernel's programs go by the host's clock, wherever a manager lives.
+    #[test]
+    fn the_boot_clock_is_the_hosts_in_a_time_namespace_as_well() {
+        needs!(CAP_SYS_ADMIN, "debian:util-linux");
+        const A_WHILE_NS: u64 = 60_000_000_000;
+        for ahead in ["-5", "864000"] {
+            let mut command = Command::new("unshare");
+            command.args(["--time", "--boottime", ahead, "--fork", "--kill-child", "--"]);
+            command.arg(std::env::current_exe().unwrap());
+            command.args(["--ignored", "--exact", "permit::tests::says_the_boot_clock", "--nocapture"]);
+            let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+            let there: u64 =
+                said.lines().find_map(|line| line.parse().ok()).unwrap_or_else(|| panic!("{said}"));
+            let here = boot_clock_ns();
+            assert!(there <= here && here - there < A_WHILE_NS, "{ahead}: {there} there, {here} here");
+        }
+    }
 }

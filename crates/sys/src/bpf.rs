@@ -52,6 +52,8 @@ pub const HELPER_KTIME_GET_BOOT_NS: i32 = 125;
 pub const HELPER_REDIRECT: i32 = 23;
 /// Where `struct __sk_buff` has the Ethernet protocol, in network order.
 pub const PACKET_PROTOCOL: i16 = 16;
+/// Where it has the number of the device that the packet came in by; 0 if it comes from here.
+pub const PACKET_CAME_BY: i16 = 36;
 
 /// One of the machine's registers. `r0` returns, a call clobbers `r0` to `r5`, and `r6` to `r9` survive it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

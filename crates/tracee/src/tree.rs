@@ -440,7 +440,7 @@ impl Tree {
                 let _gone = match thread.run {
                     Run::Running => continue,
                     Run::Stopped => go(tid, thread.rest.is_some(), 0),
-                    Run::GroupStopped => ptrace::listen(tid),
+                    Run::GroupStopped => listen_again(tid),
                 };
                 thread.run = Run::Running;
                 for signal in thread.deferred.drain(..) {
@@ -448,6 +448,18 @@ impl Tree {
                 }
             }
         }
+    }
+}
+
+/// Leaves a thread in its group stop. One that has run calls for us stands at their end instead, where nobody can
+/// listen: it stops again before it runs anything of its own, and is answered then.
+fn listen_again(tid: i32) -> io::Result<()> {
+    match ptrace::listen(tid) {
+        Err(why) if why.raw_os_error() == Some(libc::EIO) => {
+            ptrace::interrupt(tid)?;
+            ptrace::resume(tid, 0)
+        }
+        other => other,
     }
 }
 

@@ -1,8 +1,12 @@
 //! A process is stopped, made to do things for us, and given back as if nothing had been.
 
-use std::process::{Child, Command, Stdio};
+use std::io::{Read, Write};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process};
+use testkit::wait::Deadline;
 use tracee::{Call, Ending, TraceError, Tree, TreeEvent};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -11,9 +15,9 @@ struct Guest(Child);
 
 impl Guest {
     fn start(script: &str) -> Self {
-        let child =
-            Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().expect("sh starts");
-        Self(child)
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self(command.spawn().expect("sh starts"))
     }
 
     fn pid(&self) -> i32 {
@@ -47,6 +51,41 @@ fn remote_calls_are_made_by_the_tracee() {
     tree.release().expect("release");
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", guest.pid())).unwrap();
     assert!(!maps.contains("linux-vdso.so.1"), "nothing of ours is left:\n{maps}");
+}
+
+/// The loans of a process that job control has stopped end in its group stop, which the next SIGCONT ends.
+#[test]
+fn a_process_that_was_stopped_stands_through_freezes_and_goes_on_when_it_is_continued() {
+    let mut guest = Guest::start("while read line; do echo $line; done");
+    let pid = Pid::from_raw(guest.pid()).unwrap();
+    let (mut words, mut said) = (guest.0.stdin.take().unwrap(), guest.0.stdout.take().unwrap());
+    let mut tree = Tree::seize(guest.pid()).expect("seize");
+    let make_a_call = |tree: &mut Tree| {
+        let mut frozen = tree.freeze(PATIENCE).expect("freeze");
+        let mut remote = frozen.remote(guest.pid()).expect("remote");
+        assert_eq!(remote.call("ask", libc::SYS_getpid, []).expect("a call"), guest.pid() as u64);
+    };
+    for _ in 0..3 {
+        kill_process(pid, Signal::STOP).unwrap();
+        (0..3).for_each(|_| make_a_call(&mut tree));
+        words.write_all(b"word\n").unwrap();
+        assert!(!speaks(&mut tree, &said, Duration::from_millis(100)), "it runs although it was stopped");
+        kill_process(pid, Signal::CONT).unwrap();
+        assert!(speaks(&mut tree, &said, PATIENCE), "it was continued, and does not run");
+        let mut word = [0; 5];
+        said.read_exact(&mut word).unwrap();
+        make_a_call(&mut tree);
+    }
+}
+
+/// Whether it says something in this time, while its tracer answers.
+fn speaks(tree: &mut Tree, said: &ChildStdout, limit: Duration) -> bool {
+    let readable = || {
+        tree.pump().expect("pump");
+        let mut ready = [PollFd::new(said, PollFlags::IN)];
+        (poll(&mut ready, Some(&Timespec::default())) == Ok(1)).then_some(())
+    };
+    Deadline::after(limit).poll(readable).is_some()
 }
 
 #[test]

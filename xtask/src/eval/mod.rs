@@ -11,6 +11,7 @@
 //! - [`sizes`] takes one checkpoint at a time, and [`code`] counts lines.
 //! - [`strong`] has the tests of that program measure, and makes rows of their samples.
 //! - [`structure`] drives it without root, with programs on the SDK.
+//! - [`faults`] and [`decision`] have them do the same on hosts with a real register.
 //! - [`takeover`] has the tests of that program play rounds, and counts what their judge found.
 
 mod all;
@@ -19,7 +20,9 @@ mod cell;
 mod code;
 mod collections;
 mod conditions;
+mod decision;
 mod failover;
+mod faults;
 mod hosts;
 mod intervals;
 mod jobs;
@@ -33,6 +36,7 @@ mod pause;
 mod published;
 mod report;
 mod row;
+mod samples;
 mod side;
 mod sizes;
 mod soak;
@@ -66,6 +70,7 @@ pub struct Wanted {
     name: Option<String>,
     /// Of `all`: only these chapters or evaluations, a comma between them; the report has the others as they were.
     /// Of `strong`: only the rows whose ids begin like this (without `strong.`); the others stay as they were.
+    /// Of `faults`: only those whose names begin like this, as in "strong cut a-b".
     #[arg(long)]
     only: Option<String>,
     /// Fewer runs of fewer sizes: rough figures, soon.
@@ -116,6 +121,16 @@ const EVALS: &[Eval] = &[
         name: "takeover",
         what: "what concurrent clients notice of deaths at random instants, judged over their whole history",
         measure: takeover::rows,
+    },
+    Eval {
+        name: "faults",
+        what: "cut links, dead and paused processes and full disks with an etcd of three: how long, and what is lost",
+        measure: faults::rows,
+    },
+    Eval {
+        name: "decision",
+        what: "from suspicion to right beside a swap of the register, and a planned move beside a checkpoint",
+        measure: decision::rows,
     },
     Eval {
         name: "structure",

@@ -6,15 +6,10 @@
 //!
 //! *More figures*: a test that prints samples of the same form, a line in [`TESTS`], and its aims in [`aim`].
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
+use anyhow::Result;
 
-use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
-
+use super::samples::Samples;
 use super::{Row, only, quick};
-use crate::workspace::cargo;
 
 /// Tests that take samples.
 const TESTS: [&str; 1] = ["as_many_figures_as_are_asked_for"];
@@ -34,96 +29,50 @@ const SECONDS: u32 = 2;
 const THESIS: &str = "the same server on etcd's Raft library, three nodes, synced log, in the same run";
 const LOGGED: &str = "redis with appendfsync always, in the same run";
 
-/// A line of the samples.
-#[derive(Debug, Deserialize)]
-struct Sample {
-    id: String,
-    unit: String,
-    value: f64,
-}
-
-/// Samples by id, in the order in which they came first.
-#[derive(Debug, Default)]
-struct Samples {
-    order: Vec<(String, String)>,
-    values: BTreeMap<String, Vec<f64>>,
-}
-
 pub fn rows() -> Result<Vec<Row>> {
     let asked_for = if quick() && only().is_empty() { &QUICK[..] } else { &[only()] };
     let mut samples = Samples::default();
     for test in TESTS {
         for only in asked_for {
-            samples.take(test, only)?;
+            samples.take("strong", test, |command, lines| {
+                let (runs, seconds) = if quick() { (2, 1) } else { (RUNS, SECONDS) };
+                command.env("CHECKSYNC_FIGURES_RUNS", runs.to_string());
+                command.env("CHECKSYNC_FIGURES_SECONDS", seconds.to_string());
+                command.env("CHECKSYNC_FIGURES_ONLY", only).env("CHECKSYNC_FIGURES_TO", lines);
+            })?;
         }
     }
-    Ok(samples.rows())
+    Ok(rows_of(&samples))
 }
 
-impl Samples {
-    fn take(&mut self, test: &str, only: &str) -> Result<()> {
-        let dir = tempfile::tempdir().context("cannot make a directory")?;
-        let lines = dir.path().join("samples");
-        let words =
-            ["test", "--locked", "--release", "--quiet", "--package", "checksync", "--test", "strong", "--"];
-        let mut command = cargo(&words);
-        command.args(["--ignored", "--exact", test, "--nocapture"]);
-        let (runs, seconds) = if quick() { (2, 1) } else { (RUNS, SECONDS) };
-        command.env("CHECKSYNC_FIGURES_RUNS", runs.to_string());
-        command.env("CHECKSYNC_FIGURES_SECONDS", seconds.to_string());
-        command.env("CHECKSYNC_FIGURES_ONLY", only).env("CHECKSYNC_FIGURES_TO", &lines);
-        let done = command.status().context("cannot start cargo")?;
-        ensure!(done.success(), "{test}: {done}");
-        self.read(&lines)
-    }
+fn rows_of(samples: &Samples) -> Vec<Row> {
+    samples.iter().map(|(id, unit, values)| row(samples, id, unit, values)).collect()
+}
 
-    fn read(&mut self, path: &Path) -> Result<()> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        for line in text.lines() {
-            let sample: Sample =
-                serde_json::from_str(line).with_context(|| format!("an odd sample: {line}"))?;
-            self.add(sample);
-        }
-        Ok(())
-    }
+fn row(samples: &Samples, id: &str, unit: &str, values: &[f64]) -> Row {
+    let unit = known(unit);
+    let row = match is_rate(unit) {
+        true => Row::rate(format!("strong.{id}"), unit, values),
+        false => Row::measured(format!("strong.{id}"), unit, values),
+    };
+    let row = match (aim(id), is_rate(unit)) {
+        (Some(aim), true) => row.aim_at_least(aim),
+        (aim, _) => row.aim(aim),
+    };
+    beside(samples, id, row)
+}
 
-    fn add(&mut self, Sample { id, unit, value }: Sample) {
-        let values = self.values.entry(id.clone()).or_default();
-        if values.is_empty() {
-            self.order.push((id, unit));
-        }
-        values.push(value);
+/// The Go server at 64 clients is to be twice as fast as its port to Raft.
+fn beside(samples: &Samples, id: &str, row: Row) -> Row {
+    let median = |id: &str| Row::measured("", "", samples.of(id)?).median;
+    if let Some(rest) = id.strip_prefix("kv.strong.").filter(|rest| rest.ends_with(".rate")) {
+        let raft = median(&format!("kv.raft.{rest}"));
+        let aim = raft.filter(|_| rest == "64.rate").map(|raft| 2.0 * raft);
+        return row.peer_here(THESIS, raft).aim_at_least(aim.or_else(|| self::aim(id)));
     }
-
-    fn rows(&self) -> Vec<Row> {
-        self.order.iter().map(|(id, unit)| self.row(id, unit)).collect()
-    }
-
-    fn row(&self, id: &str, unit: &str) -> Row {
-        let (unit, samples) = (known(unit), &self.values[id]);
-        let row = match is_rate(unit) {
-            true => Row::rate(format!("strong.{id}"), unit, samples),
-            false => Row::measured(format!("strong.{id}"), unit, samples),
-        };
-        let row = match (aim(id), is_rate(unit)) {
-            (Some(aim), true) => row.aim_at_least(aim),
-            (aim, _) => row.aim(aim),
-        };
-        self.beside(id, row)
-    }
-
-    /// The Go server at 64 clients is to be twice as fast as its port to Raft.
-    fn beside(&self, id: &str, row: Row) -> Row {
-        let median = |id: &str| Row::measured("", "", self.values.get(id)?).median;
-        if let Some(rest) = id.strip_prefix("kv.strong.").filter(|rest| rest.ends_with(".rate")) {
-            let raft = median(&format!("kv.raft.{rest}"));
-            let aim = raft.filter(|_| rest == "64.rate").map(|raft| 2.0 * raft);
-            return row.peer_here(THESIS, raft).aim_at_least(aim.or_else(|| self::aim(id)));
-        }
-        match id.strip_prefix("redis.strong.").filter(|rest| rest.ends_with(".rate")) {
-            Some(rest) => row.peer_here(LOGGED, median(&format!("redis.synced-log.{rest}"))),
-            None => row,
-        }
+    match id.strip_prefix("redis.strong.").filter(|rest| rest.ends_with(".rate")) {
+        Some(rest) => row.peer_here(LOGGED, median(&format!("redis.synced-log.{rest}"))),
+        None => row,
     }
 }
 
@@ -151,6 +100,7 @@ fn aim(id: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::samples::Sample;
     use super::*;
 
     fn samples(of: &[(&str, &str, f64)]) -> Samples {
@@ -169,7 +119,7 @@ mod tests {
             ("kv.strong.64.rate", "/s", 8_000.0),
             ("kv.raft.64.rate", "/s", 3_000.0),
         ]);
-        let rows = samples.rows();
+        let rows = rows_of(&samples);
         assert_eq!((rows[0].median, rows[0].p99, rows[0].runs), (Some(8_000.0), Some(7_000.0), 3));
         assert_eq!((rows[0].peer, rows[0].aim, rows[0].met), (Some(3_000.0), Some(6_000.0), Some(true)));
     }
@@ -177,7 +127,7 @@ mod tests {
     #[test]
     fn more_requests_and_less_time_meet_an_aim() {
         let samples = samples(&[("redis.strong.1.rate", "/s", 1_499.0), ("redis.strong.1.p50", "us", 640.0)]);
-        let met: Vec<_> = samples.rows().iter().map(|row| row.met).collect();
+        let met: Vec<_> = rows_of(&samples).iter().map(|row| row.met).collect();
         assert_eq!(met, [Some(false), Some(true)]);
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use testkit::wait::Deadline;
 
 use super::clients::{Load, Seen, Store, forgiven, judge};
-use super::moments::{Hit, Moment};
+use super::moments::{Hit, LOG_FILTER, Moment};
 use super::street::{Pair, SOON, Side};
 
 /// What dies.
@@ -91,7 +91,7 @@ pub fn play(store: Store, mode: Mode, death: Death, aim: Option<Moment>, seed: &
         Mode::Timeline => (&[], &["--clients", "6", "--keys", "12", "--reconnect"]),
     };
     let mut hosts = Pair::build();
-    hosts.epochs_logged = true;
+    hosts.log_filter = Some(LOG_FILTER);
     let mut pair = hosts.protect(options, &store.command_line());
     let mut load = Load::start(&pair.clients, pair.dir.path(), store, words);
     let instant = seed.up_to(LONGEST);

@@ -31,7 +31,7 @@ pub enum Direction {
 
 impl Netlink {
     /// Lets the device have filters. Does nothing to one that may have them already.
-    pub(crate) fn allow_filters(&self, index: u32) -> io::Result<()> {
+    pub fn allow_filters(&self, index: u32) -> io::Result<()> {
         let mut request = Message::new(NEW_DISCIPLINE, CREATE | EXCLUSIVE);
         traffic_header(&mut request, index, CLSACT_HANDLE, CLSACT, 0);
         request.text(KIND, "clsact");
@@ -51,7 +51,7 @@ impl Netlink {
 
     /// Asks `program` about every packet, in the place of the program that has this `rank` now. The lower rank
     /// is asked first.
-    pub(crate) fn set_filter(
+    pub fn set_filter(
         &self,
         index: u32,
         direction: Direction,

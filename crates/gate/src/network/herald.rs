@@ -2,12 +2,13 @@
 //! somebody else says that it is theirs.
 //!
 //! It only speaks between [`Herald::begin`] and [`Herald::end`]; once `end` has returned, nothing of it leaves
-//! any more.
+//! any more. And of its own accord it speaks only while the cell's permit lasts: whoever stood still for so long that
+//! somebody else has the address by now hears of that first, and must not contradict.
 
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use crate::frame;
 use crate::netlink::Mac;
 use crate::packet::{self, await_readable, step};
+use crate::permit::{PermitHandle, boot_clock_ns};
 
 /// When the announcement is repeated, after the first.
 const REPEATS: [Duration; 4] = [
@@ -44,6 +46,8 @@ struct Shared {
     ear: OwnedFd,
     wake: OwnedFd,
     duty: Mutex<Duty>,
+    /// Its frames meet no filter of the device, so it looks by itself.
+    permit: OnceLock<PermitHandle>,
 }
 
 #[derive(Debug)]
@@ -68,14 +72,20 @@ impl Herald {
             ear: packet::receiver(device, claims_protocol(address), &claims(address))?,
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             duty: Mutex::new(Duty::Silent),
+            permit: OnceLock::new(),
         });
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new().name("herald".to_owned()).spawn(move || own.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Announces the address before it returns; the repetitions follow. Fails if the device can't send, and is
-    /// then as silent as before.
+    /// Speaks by itself only while this permit lasts. The first is the one that counts.
+    pub fn obey(&self, permit: &PermitHandle) {
+        self.shared.permit.get_or_init(|| permit.clone());
+    }
+
+    /// Announces the address before it returns, whatever the permit says: who calls this has the right to. The
+    /// repetitions follow. Fails if the device can't send, and is then as silent as before.
     pub fn begin(&self) -> io::Result<()> {
         let mut duty = self.shared.duty();
         self.shared.announce()?;
@@ -184,9 +194,16 @@ impl Shared {
         if due.last().is_some_and(|due| *due <= now) {
             due.pop();
             *last = now;
+            if !self.is_permitted() {
+                return;
+            }
             // A link that is down hears nothing; the next time is due soon, or when a rival is heard.
             let _ = self.announce();
         }
+    }
+
+    fn is_permitted(&self) -> bool {
+        self.permit.get().is_none_or(|permit| boot_clock_ns() < permit.deadline_ns())
     }
 
     fn hear_rival(&self) -> Option<Mac> {

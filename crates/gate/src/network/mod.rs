@@ -268,7 +268,9 @@ impl CellNetwork {
         let program = programs::while_permitted(permit.words()).map_err(program)?;
         let filter = (Direction::Out, program.as_fd());
         self.set_filter(RANK_PERMIT, filter, "checksync_until")
-            .map_err(to("bind the cell's output to its permit"))
+            .map_err(to("bind the cell's output to its permit"))?;
+        self.herald.obey(permit);
+        Ok(())
     }
 
     /// What leaves goes through another device of the namespace instead, and nowhere once that is gone.

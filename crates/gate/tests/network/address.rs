@@ -150,6 +150,30 @@ fn rival_claim_is_answered() {
     }
 }
 
+/// Who stood still while somebody else took the address wakes up to a queue of claims, and has nothing to say to them.
+#[test]
+fn rival_claim_is_not_answered_without_a_permit() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    const WORDS: usize = 2;
+    let world = World::new();
+    for make in [World::cell, World::cell_v6] {
+        let (owner, rival) = (make(&world), make(&world));
+        let words = sys::bpf::WordArray::create("checksync_words", WORDS).unwrap();
+        let permit = PermitHandle::from_fd(words.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        owner.obey(&permit).unwrap();
+        permit.open_for_ever().unwrap();
+        owner.raise(Claim::Takeover).unwrap();
+        let ear = world.ear();
+        count_claims(&ear, &owner, Duration::from_millis(1300));
+        permit.shut();
+        rival.raise(Claim::Takeover).unwrap();
+        ear.assert_no_claim(owner.mac());
+        permit.open_for_ever().unwrap();
+        rival.raise(Claim::Takeover).unwrap();
+        assert!(ear.next_from(owner.mac(), Duration::from_millis(40)).is_some(), "the owner keeps silent");
+    }
+}
+
 #[test]
 fn address_that_somebody_has_is_refused_at_first_and_taken_at_a_takeover() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);

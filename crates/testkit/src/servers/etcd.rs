@@ -1,6 +1,8 @@
-//! A real etcd cluster on loopback addresses, whose members can be killed, paused and started again.
+//! A real etcd cluster, whose members can be killed, paused and started again: on loopback addresses, or each on a host
+//! of its own.
 
-use std::net::SocketAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -28,11 +30,32 @@ pub struct Etcd {
     files: Option<EtcdFiles>,
 }
 
-#[derive(Debug)]
+/// Does something on a host, and returns when it is done.
+pub type Enter = Box<dyn Fn(&mut (dyn FnMut() + Send))>;
+
+/// Where a member is: the address of a host, and how to get there.
+pub struct EtcdPlace {
+    pub address: IpAddr,
+    pub enter: Enter,
+}
+
 struct Member {
     client: SocketAddr,
     peer: SocketAddr,
+    enter: Enter,
     running: Option<Running>,
+}
+
+impl fmt::Debug for EtcdPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EtcdPlace({})", self.address)
+    }
+}
+
+impl fmt::Debug for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Member({}, {:?})", self.client, self.running)
+    }
 }
 
 impl Etcd {
@@ -45,8 +68,25 @@ impl Etcd {
     /// With TLS for clients, who must show a certificate of the same authority.
     #[must_use]
     pub fn start_with(count: usize, directory: &Path, files: Option<EtcdFiles>) -> Self {
-        let member = |_| Member { client: own_address(), peer: own_address(), running: None };
-        let members: Vec<_> = (0..count).map(member).collect();
+        let here = || -> Enter { Box::new(|work| work()) };
+        let member = |_| Member { client: own_address(), peer: own_address(), enter: here(), running: None };
+        Self::launch_all((0..count).map(member).collect(), directory, files)
+    }
+
+    /// With a host for each member.
+    #[must_use]
+    pub fn start_on(places: Vec<EtcdPlace>, directory: &Path) -> Self {
+        let member = |EtcdPlace { address, enter }| Member {
+            client: SocketAddr::new(address, 2379),
+            peer: SocketAddr::new(address, 2380),
+            enter,
+            running: None,
+        };
+        Self::launch_all(places.into_iter().map(member).collect(), directory, None)
+    }
+
+    fn launch_all(members: Vec<Member>, directory: &Path, files: Option<EtcdFiles>) -> Self {
+        let count = members.len();
         let cluster = members.iter().enumerate().map(|(n, member)| format!("m{n}=http://{}", member.peer));
         let cluster = cluster.collect::<Vec<_>>().join(",");
         let mut etcd = Self { members, cluster, directory: directory.to_owned(), files };
@@ -65,6 +105,11 @@ impl Etcd {
         self.members.iter().map(|member| member.client.to_string()).collect::<Vec<_>>().join(",")
     }
 
+    /// Whether a member has not ended by itself.
+    pub fn is_running(&mut self, number: usize) -> bool {
+        self.members[number].running.as_mut().is_some_and(Running::is_running)
+    }
+
     pub fn kill(&mut self, number: usize) {
         self.members[number].running = None;
     }
@@ -74,6 +119,13 @@ impl Etcd {
         self.kill(number);
         self.launch(number);
         self.wait_listening(number);
+    }
+
+    /// All of them; one alone would wait for another to listen.
+    pub fn restart_all(&mut self) {
+        (0..self.members.len()).for_each(|number| self.kill(number));
+        (0..self.members.len()).for_each(|number| self.launch(number));
+        (0..self.members.len()).for_each(|number| self.wait_listening(number));
     }
 
     /// It keeps its connections and answers nothing.
@@ -105,12 +157,16 @@ impl Etcd {
             command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);
             command.arg("--cert-file").arg(certificate).arg("--key-file").arg(key);
         }
-        member.running = Some(Running::start(command));
+        let (mut command, mut running) = (Some(command), None);
+        (member.enter)(&mut || running = command.take().map(Running::start));
+        member.running = running;
     }
 
     fn wait_listening(&self, number: usize) {
-        let client = self.members[number].client;
+        let Member { client, enter, .. } = &self.members[number];
         let limit = Duration::from_secs(30);
-        wait_until("a member of etcd to listen", limit, || std::net::TcpStream::connect(client).is_ok());
+        enter(&mut || {
+            wait_until("a member of etcd to listen", limit, || std::net::TcpStream::connect(client).is_ok());
+        });
     }
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 pub use client::Client;
-pub use etcd::{Etcd, EtcdFiles};
+pub use etcd::{Enter, Etcd, EtcdFiles, EtcdPlace};
 pub use load::{Judgement, Load, Lost};
 pub use moto::{Moto, moto};
 

@@ -145,6 +145,26 @@ pub const CHAPTERS: &[Chapter] = &[
         charts: &[memory_over_time],
     },
     Chapter {
+        id: "faults",
+        title: "Real faults, with an etcd of three",
+        about: "One fault at a time for ten seconds, or two at once, in both modes: until a caller with a new connection was answered again \
+                (unavailable), clients with standing ones after the fault's end (answered-again: TCP's own retransmission \
+                included), and the app was protected again. Two-audible counts copies that were heard at the switch \
+                after a later one had been. A host that is cut off from its clients alone, and one that loses \
+                standby and clients at once, keep the app: nobody can tell. The wall clock cannot be stepped for one host.",
+        picks: &[("faults", "faults.")],
+        charts: &[],
+    },
+    Chapter {
+        id: "decision",
+        title: "A decision, and a planned move",
+        about: "From the suspicion (the guard's word) to the right to serve, beside a swap of the same register by \
+                another client in the same run. A planned move's pause beside a checkpoint, frozen to committed, \
+                that a program asks for just before.",
+        picks: &[("decision", "decision."), ("decision", "move.")],
+        charts: &[],
+    },
+    Chapter {
         id: "table-4.1",
         title: "Lines of code",
         about: "Of each component, without blanks and comments; tests apart.",
