@@ -226,7 +226,7 @@ fn a_swap_whose_answer_was_lost_is_found_won() {
 #[test]
 fn a_term_that_it_owned_long_ago_is_no_right() {
     let mut bench = Bench::following(Fencing::Register);
-    let long_ago = Register { version: 9, term: Term(1), owner: me(), members: Vec::new() };
+    let long_ago = Register { version: 9, ..Register::first(me()) };
     bench.step(at(100), StandbyEvent::Enrolled { register: long_ago });
     let actions = bench.step(at(200), StandbyEvent::Tick);
     assert_eq!(promotes(&actions), None);

@@ -68,6 +68,8 @@ struct PrimaryHost {
     heartbeats: bool,
     session: u64,
     connected: bool,
+    /// Who is connected, or was last.
+    standby: Member,
     eligible: BTreeMap<CheckpointId, bool>,
     fail_next_capture: bool,
     /// Since this epoch the app stands still.
@@ -136,6 +138,7 @@ impl World {
             heartbeats: false,
             session: 0,
             connected: false,
+            standby: Member::new("b", 0),
             eligible: BTreeMap::new(),
             fail_next_capture: false,
             stands: None,
@@ -400,7 +403,8 @@ impl World {
     fn stream_ended(&mut self, host: usize, session: u64) {
         if host == A && self.a.connected && session == self.a.session {
             self.a.connected = false;
-            self.step_primary(PrimaryEvent::PeerLost { why: "reset".to_owned() });
+            let (standby, why) = (self.a.standby.clone(), "reset".to_owned());
+            self.step_primary(PrimaryEvent::PeerLost { standby, why });
         } else if host == B && session == self.b.session {
             self.b.session = 0;
             self.step_standby(StandbyEvent::StreamEnded);
@@ -450,13 +454,15 @@ impl World {
         let event = match message {
             Message::Welcome { session, standby, held } if live(session) && !self.a.connected => {
                 self.a.connected = true;
+                self.a.standby = standby.clone();
                 Some(PrimaryEvent::PeerConnected { standby, held })
             }
             Message::Ack { session, id } if live(session) && self.a.connected => {
-                Some(PrimaryEvent::Acked { id })
+                Some(PrimaryEvent::Acked { from: self.a.standby.clone(), id })
             }
             Message::RefuseEpoch { session, id, why } if live(session) && self.a.connected => {
-                Some(PrimaryEvent::EpochRefused { id, why: why.to_string() })
+                let from = self.a.standby.clone();
+                Some(PrimaryEvent::EpochRefused { from, id, why: why.to_string() })
             }
             Message::Answer { from, sent_at, held } => {
                 Some(PrimaryEvent::HeartbeatAnswered { from, sent_at, held })
@@ -527,7 +533,7 @@ impl World {
                 (self.a.stands, self.a.moving, self.a.ended_standing) = (None, false, None);
                 self.said.start_anew();
             }
-            PrimaryAction::StartFullSync { id, eligible } => {
+            PrimaryAction::StartFullSync { id, eligible, to: _ } => {
                 self.a.eligible.insert(id, eligible);
                 self.capture(id, (20_000, 200_000));
             }
@@ -539,7 +545,7 @@ impl World {
             PrimaryAction::Thaw => self.thaw(),
             PrimaryAction::Switchover(Switchover::Told) => self.a.moving = true,
             PrimaryAction::Switchover(Switchover::CalledOff { .. }) => self.called_off += 1,
-            PrimaryAction::SendEpoch { id, sync } => {
+            PrimaryAction::SendEpoch { id, sync, to: _ } => {
                 let eligible = self.a.eligible.get(&id).copied().unwrap_or(true);
                 self.stream(B, session, Message::Header { session, id, sync, eligible });
                 self.stream(B, session, Message::Body { session, id });
@@ -577,6 +583,7 @@ impl World {
             }
             PrimaryAction::Switchover(Switchover::Begun)
             | PrimaryAction::ReturnToLedger { .. }
+            | PrimaryAction::Forget(_)
             | PrimaryAction::Report(_)
             | PrimaryAction::Status(_) => {}
         }
