@@ -171,7 +171,7 @@ fn in_a_group_nothing_is_lost_whoever_wins_and_the_others_follow() {
 /// before the next.
 #[test]
 fn where_all_hold_everything_the_last_one_left_still_takes_over() {
-    const BETWEEN: Nanos = Nanos::from_millis(400);
+    const SOON: Nanos = Nanos::from_millis(4_000);
     for seed in 0..100 {
         let mut world = World::new(seed, Shape::group(4, CommitOn::All), Flaw::None);
         let limit = Nanos::from_millis(20_000);
@@ -179,7 +179,7 @@ fn where_all_hold_everything_the_last_one_left_still_takes_over() {
         assert!(world.everybody_is_eligible(), "seed {seed}");
         let first = world.now() + Nanos::from_millis(1);
         world.fault_at(first, Fault::ServingHostDies);
-        world.run(first + BETWEEN, |world| world.takeovers == 1);
+        world.run(first + SOON, |world| world.takeovers == 1);
         assert_eq!(world.takeovers, 1, "seed {seed}");
         let limit = world.now() + Nanos::from_millis(20_000);
         world.run(limit, |world| world.everybody_is_eligible());

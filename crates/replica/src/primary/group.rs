@@ -10,6 +10,9 @@
 //! The permit follows from the same: R members must be silent for T2 before anybody serves, so it lasts until R of them
 //! have not answered for T1.
 
+use std::fmt;
+use std::str::FromStr;
+
 use image::{CheckpointId, Member, Register};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +39,35 @@ impl CommitOn {
             Self::Any => 1,
             Self::All => standbys.max(1),
             Self::Count(count) => count.clamp(1, standbys.max(1)),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} does not say how many standbys; it is `any`, `all`, or a number from 1 on")]
+pub struct NoRule(String);
+
+impl FromStr for CommitOn {
+    type Err = NoRule;
+
+    fn from_str(text: &str) -> Result<Self, NoRule> {
+        match text {
+            "any" => Ok(Self::Any),
+            "all" => Ok(Self::All),
+            count => match count.parse() {
+                Ok(count) if count > 0 => Ok(Self::Count(count)),
+                Ok(_) | Err(_) => Err(NoRule(text.to_owned())),
+            },
+        }
+    }
+}
+
+impl fmt::Display for CommitOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any"),
+            Self::All => f.write_str("all"),
+            Self::Count(count) => write!(f, "{count}"),
         }
     }
 }
