@@ -30,7 +30,7 @@ use testkit::wait::Deadline;
 pub const SOON: Duration = Duration::from_secs(30);
 pub const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 9);
 const CLIENTS: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 100);
-const NAMES: [&str; 3] = ["a", "b", "c"];
+pub const NAMES: [&str; 3] = ["a", "b", "c"];
 const PORT: u16 = 7400;
 const PREFIX: u8 = 24;
 const APP: &str = "kv";
@@ -82,7 +82,7 @@ impl Group {
         group
     }
 
-    /// The app runs on host 0, protected by host 1.
+    /// The app runs on host 0, protected by all others.
     pub fn protecting(count: usize, options: &[&str], program: &[String]) -> Self {
         let mut group = Self::of(count);
         group.start_primary(options, program);
@@ -167,13 +167,25 @@ impl Group {
 
     /// Moves the app as an operator does, and answers how long nobody was answered.
     pub fn switch_over(&self, host: usize) -> Duration {
+        self.try_to_switch_over(host, None).unwrap_or_else(|news| panic!("{news}\n{}", self.logs()))
+    }
+
+    pub fn switch_over_to(&self, host: usize, to: &str) -> Duration {
+        self.try_to_switch_over(host, Some(to)).unwrap_or_else(|news| panic!("{news}\n{}", self.logs()))
+    }
+
+    /// An error is what was said instead.
+    pub fn try_to_switch_over(&self, host: usize, to: Option<&str>) -> Result<Duration, String> {
         let mut command = checksync();
         command.env("CHECKSYNC_RUN_DIR", self.run_dir(host)).args(["switchover", "-o", "json"]);
+        command.args(to.into_iter().flat_map(|to| ["--to", to]));
         let done = command.output().unwrap();
         let news = String::from_utf8(done.stdout).unwrap();
-        assert!(done.status.success(), "{news}\n{}", self.logs());
+        if !done.status.success() {
+            return Err(news);
+        }
         let moved: Value = serde_json::from_str(news.lines().last().unwrap()).unwrap();
-        Duration::from_micros(moved["pause_us"].as_u64().unwrap())
+        Ok(Duration::from_micros(moved["pause_us"].as_u64().unwrap()))
     }
 
     /// What all managers of a host say.
@@ -194,11 +206,15 @@ impl Group {
         sockets.filter_map(ask).collect()
     }
 
+    /// What is said of the app on this host, by whoever runs it or keeps a copy.
+    pub fn apps_of(&self, host: usize) -> Vec<Value> {
+        let reports = self.reports(host);
+        reports.iter().flat_map(|report| report["apps"].as_array().into_iter().flatten()).cloned().collect()
+    }
+
     /// The app's report of whoever serves it on this host.
     pub fn served_app(&self, host: usize) -> Option<Value> {
-        let reports = self.reports(host);
-        let apps = reports.iter().flat_map(|report| report["apps"].as_array().into_iter().flatten());
-        apps.into_iter().find(|app| app["role"] == "primary").cloned()
+        self.apps_of(host).into_iter().find(|app| app["role"] == "primary")
     }
 
     #[track_caller]

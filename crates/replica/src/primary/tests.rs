@@ -1,3 +1,4 @@
+mod group;
 mod moves;
 mod strong;
 
