@@ -7,6 +7,8 @@
 
 #[path = "simulation/chance.rs"]
 mod chance;
+#[path = "simulation/common.rs"]
+mod common;
 #[path = "reprotection/world.rs"]
 mod world;
 

@@ -158,6 +158,11 @@ impl Group {
         self.hosts[0].primary.as_mut().expect("the first primary was started, and not killed")
     }
 
+    /// The daemon of a host stands still, and what it serves falls silent in time.
+    pub fn stop_daemon(&mut self, host: usize) {
+        self.hosts[host].daemon.as_mut().expect("a daemon was started, and not killed").signal(Signal::STOP);
+    }
+
     /// Kills the daemon of a host, and leaves the first primary alone.
     pub fn kill_daemon(&mut self, host: usize) {
         let mut daemon = self.hosts[host].daemon.take().expect("a daemon was started, and not killed");

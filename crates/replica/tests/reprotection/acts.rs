@@ -1,8 +1,7 @@
 //! The machines' steps, and what their actions come to.
 
 use image::{CheckpointId, Member, Sync};
-use replica::primary::{AppExit, Notice, Output, Permit, Switchover};
-use replica::standby::Refusal;
+use replica::primary::{AppExit, Output, Permit, Switchover};
 use replica::{Grounds, Primary, PrimaryAction, PrimaryEvent, Right, StandbyAction, StandbyEvent};
 
 use super::{Consistency, Event, Flaw, Message, NAMES, Ruler, Whom, World};
@@ -47,14 +46,10 @@ impl World {
                 let Some(from) = taken_by(*session) else { return };
                 PrimaryEvent::EpochRefused { from, id: *id, why: why.to_string() }
             }
-            Message::Answer { from, sent_at, held } => {
-                PrimaryEvent::HeartbeatAnswered { from: from.clone(), sent_at: *sent_at, held: *held }
-            }
-            Message::Refusal(Refusal::Serving { term, by }) if *term > ruler.machine.reign().term => {
-                PrimaryEvent::Superseded { term: *term, by: by.to_string() }
-            }
-            Message::ConfirmEnd(from) => PrimaryEvent::EndConfirmed { from: from.clone() },
-            _ => return,
+            message => match message.to_primary(ruler.machine.reign().term) {
+                Some(event) => event,
+                None => return,
+            },
         };
         self.step_primary(host, event);
     }
@@ -93,14 +88,10 @@ impl World {
                 }
                 return actions.into_iter().for_each(|action| self.do_for_standby(host, from, action));
             }
-            Message::GuardsWord(reign) => StandbyEvent::Silenced { reign },
-            Message::Notice(Notice::Enrolled(register)) => StandbyEvent::Enrolled { register },
-            Message::Notice(Notice::AppEnded { reign, exit }) => StandbyEvent::AppEnded { reign, exit },
-            Message::Notice(Notice::HandedOver { reign }) => StandbyEvent::HandedOver { reign },
-            Message::Notice(Notice::AppCrashed { reign, signal }) => {
-                StandbyEvent::AppCrashed { reign, signal }
-            }
-            _ => return,
+            message => match message.to_standby() {
+                Some(event) => event,
+                None => return,
+            },
         };
         self.step_standby(host, event);
     }

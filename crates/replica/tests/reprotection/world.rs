@@ -7,22 +7,21 @@
 mod acts;
 mod faults;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 
-use image::{CheckpointId, Member, Register, Sync, Term};
-use replica::primary::{CommitOn, Consistency, Notice, OnStandbyLoss, Output, Permit, Phase};
-use replica::standby::{EpochRefusal, Refusal, StandbyStatus};
+use image::{CheckpointId, Member, Register, Term};
+use replica::primary::{CommitOn, Consistency, OnStandbyLoss, Output, Permit, Phase};
+use replica::standby::StandbyStatus;
 use replica::{
-    Answer, Ask, Fencing, Nanos, Primary, PrimaryConfig, PrimaryEvent, Progress, Question, Reign, Right,
-    Standby, StandbyConfig, StandbyEvent,
+    Answer, Ask, Fencing, Nanos, Primary, PrimaryConfig, PrimaryEvent, Question, Reign, Right, Standby,
+    StandbyConfig, StandbyEvent,
 };
 
 use crate::chance::Chance;
+use crate::common::{Agenda, Message, TICK, ask, breaks, datagram, decide};
 pub use faults::{Fault, Flaw};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
-const TICK: Nanos = Nanos::from_millis(10);
 
 /// Which machine of a host, and in which of its lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,22 +45,6 @@ enum Event {
     GuardSpeaks(usize, Vec<usize>, Reign, u32),
     Comes(usize),
     Fault(Fault),
-}
-
-#[derive(Debug, Clone)]
-enum Message {
-    Connect { session: u64, reign: Reign },
-    Welcome { session: u64, standby: Member, held: Option<CheckpointId> },
-    Header { session: u64, id: CheckpointId, sync: Sync, eligible: bool },
-    Body { session: u64, id: CheckpointId },
-    Ack { session: u64, id: CheckpointId },
-    RefuseEpoch { session: u64, id: CheckpointId, why: EpochRefusal },
-    Heartbeat { reign: Reign, sent_at: Nanos, progress: Progress },
-    Answer { from: Member, sent_at: Nanos, held: Option<CheckpointId> },
-    Refusal(Refusal),
-    Notice(Notice),
-    GuardsWord(Reign),
-    ConfirmEnd(Member),
 }
 
 /// A running copy, which may outlive its manager.
@@ -179,9 +162,7 @@ pub struct World {
     flaw: Flaw,
     consistency: Consistency,
     now: Nanos,
-    queue: BinaryHeap<Reverse<(Nanos, u64)>>,
-    events: BTreeMap<u64, Event>,
-    sequence: u64,
+    agenda: Agenda<Event>,
     hosts: Vec<Host>,
     apps: Vec<App>,
     lives: u64,
@@ -226,9 +207,7 @@ impl World {
                 _ => Consistency::Strong { on_standby_loss: OnStandbyLoss::Stop },
             },
             now: Nanos(0),
-            queue: BinaryHeap::new(),
-            events: BTreeMap::new(),
-            sequence: 0,
+            agenda: Agenda::default(),
             hosts,
             apps: Vec::new(),
             lives: 0,
@@ -277,12 +256,9 @@ impl World {
 
     /// Runs until `end`, or until `done`.
     pub fn run(&mut self, end: Nanos, done: impl Fn(&Self) -> bool) {
-        while let Some(Reverse((at, _))) = self.queue.peek().copied()
-            && at < end
-            && !done(self)
+        while !done(self)
+            && let Some((at, event)) = self.agenda.next(end)
         {
-            let Reverse((_, sequence)) = self.queue.pop().expect("it was peeked at");
-            let event = self.events.remove(&sequence).expect("each queued event is kept");
             self.now = at;
             self.happen(event);
             self.check();
@@ -359,9 +335,7 @@ impl World {
     }
 
     fn schedule(&mut self, at: Nanos, event: Event) {
-        self.sequence += 1;
-        self.queue.push(Reverse((at, self.sequence)));
-        self.events.insert(self.sequence, event);
+        self.agenda.schedule(at, event);
     }
 
     fn after(&mut self, micros: (u64, u64), event: Event) {
@@ -546,20 +520,18 @@ impl World {
         self.hosts[from].cut || self.hosts[to].cut
     }
 
-    /// Lost, late, doubled, overtaken.
     fn datagram(&mut self, from: usize, to: usize, message: Message) {
-        if self.is_cut(from, to) || self.chance.percent(self.loss_percent) {
+        if self.is_cut(from, to) {
             return;
         }
-        for _ in 0..1 + u64::from(self.chance.percent(3)) {
-            let slow = if self.chance.percent(2) { 150_000 } else { 2_000 };
-            self.after((50, slow), Event::Message(from, to, message.clone()));
+        for span in datagram(&mut self.chance, self.loss_percent) {
+            self.schedule(self.now + span, Event::Message(from, to, message.clone()));
         }
     }
 
     /// On a page stream: in order, or not at all, and then both ends notice, each in its time.
     fn stream(&mut self, from: usize, to: usize, session: u64, message: Message) {
-        if self.is_cut(from, to) || self.chance.below(2_000) < self.loss_percent {
+        if self.is_cut(from, to) || breaks(&mut self.chance, self.loss_percent) {
             self.after((500, 300_000), Event::StreamEnd(from, session));
             return self.after((500, 300_000), Event::StreamEnd(to, session));
         }
@@ -586,17 +558,17 @@ impl World {
     }
 
     fn register_answers(&mut self, whom: Whom, ask: Ask, question: Question) {
-        let shown = self.register.clone().map(|register| self.flaw.shows(whom, register));
-        let current = shown.clone();
-        let answer = match question {
-            Question::Read => Answer::Value(current),
-            Question::Swap { expected, new } if expected == shown => {
-                self.asked_quorum = self.register.as_ref().map_or(1, |register| register.quorum);
-                self.register = Some(self.flaw.writes(whom, new));
-                Answer::Won
-            }
-            Question::Swap { .. } => Answer::Lost(current),
+        // What is asked is asked of what is shown.
+        let held = self.register.clone();
+        let mut shown = held.clone().map(|register| self.flaw.shows(whom, register));
+        let answer = decide(&mut shown, question);
+        self.register = match &answer {
+            Answer::Won => shown.map(|new| self.flaw.writes(whom, new)),
+            Answer::Value(_) | Answer::Lost(_) | Answer::Unreachable { .. } => held.clone(),
         };
+        if answer == Answer::Won {
+            self.asked_quorum = held.map_or(1, |register| register.quorum);
+        }
         let (Whom::Primary(host, _) | Whom::Standby(host, _)) = whom;
         if self.hosts[host].unreachable || self.chance.percent(2) {
             return; // It took place, and nobody hears of it.
@@ -604,17 +576,15 @@ impl World {
         self.after((100, 4_000), answer_to(whom, ask, answer));
     }
 
-    fn ask(&mut self, whom: Whom, ask: Ask, question: Question) {
+    fn ask(&mut self, whom: Whom, number: Ask, question: Question) {
         let (Whom::Primary(host, _) | Whom::Standby(host, _)) = whom;
-        let unreachable = self.hosts[host].unreachable;
-        // A question to a register that is cut off may still get there, much later.
-        if unreachable && self.chance.percent(70) {
+        let (arrives, refused) = ask(&mut self.chance, self.hosts[host].unreachable);
+        if let Some(span) = refused {
             let answer = Answer::Unreachable { why: "no route".to_owned() };
-            self.after((100, 50_000), answer_to(whom, ask, answer));
+            self.schedule(self.now + span, answer_to(whom, number, answer));
         }
-        let slow = if unreachable || self.chance.percent(3) { 1_500_000 } else { 5_000 };
-        if !unreachable || self.chance.percent(50) {
-            self.after((100, slow), Event::Question(whom, ask, Box::new(question)));
+        if let Some(span) = arrives {
+            self.schedule(self.now + span, Event::Question(whom, number, Box::new(question)));
         }
     }
 }

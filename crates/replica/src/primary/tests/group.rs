@@ -176,16 +176,20 @@ fn one_without_room_is_passed_over_and_gets_all_that_it_missed_in_one_epoch() {
 fn answers_that_wait_for_all_are_not_released_by_those_that_are_left() {
     for (on_standby_loss, released) in [(OnStandbyLoss::Continue, true), (OnStandbyLoss::Stop, false)] {
         let mut bench = synced(|config| config.consistency = Consistency::Strong { on_standby_loss });
-        bench.step(at(110), PrimaryEvent::Captured { id: id(2) });
-        for from in [standby(), other()] {
-            acked(&mut bench, 112, from, 2);
+        // The second was under way when output began to be held.
+        for (epoch, now) in [(2, 110), (3, 160)] {
+            hear(&mut bench, now, &[standby(), other()]);
+            bench.step(at(now), PrimaryEvent::Captured { id: id(epoch) });
+            for from in [standby(), other()] {
+                acked(&mut bench, now + 2, from, epoch);
+            }
         }
         assert_eq!(bench.members(), 2);
-        hear(&mut bench, 151, &[standby(), other()]);
-        bench.step(at(160), PrimaryEvent::Captured { id: id(3) });
-        bench.step(at(161), PrimaryEvent::PeerLost { standby: other(), why: "reset".to_owned() });
-        let acked = acked(&mut bench, 162, standby(), 3);
-        assert_eq!(acked.contains(&PrimaryAction::Release(id(3))), released, "{on_standby_loss:?}");
+        hear(&mut bench, 215, &[standby(), other()]);
+        bench.step(at(220), PrimaryEvent::Captured { id: id(4) });
+        bench.step(at(221), PrimaryEvent::PeerLost { standby: other(), why: "reset".to_owned() });
+        let acked = acked(&mut bench, 222, standby(), 4);
+        assert_eq!(acked.contains(&PrimaryAction::Release(id(4))), released, "{on_standby_loss:?}");
         let too_few = Status::Unprotected(Reason::TooFewStandbys { there: 1, wanted: 2 });
         assert_eq!(bench.primary.told == Some(too_few), !released);
     }
