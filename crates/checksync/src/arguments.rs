@@ -11,6 +11,7 @@ use std::time::Duration;
 use arbiter::ArbiterSpec;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use image::CheckpointId;
+use replica::primary::CommitOn;
 use store::{Location, Retention};
 
 use crate::{duration, moment};
@@ -151,8 +152,8 @@ pub struct StandbyArgs {
     /// The bridge or device where the apps' addresses are [default: called as on the primary]
     #[arg(long, env = "CHECKSYNC_LINK")]
     pub link: Option<String>,
-    /// HOST:PORT of who is to be the standby of an app that is served from here, as the others of the group listen;
-    /// several are tried in turn. Without any, an app stays unprotected after a takeover
+    /// HOST:PORT of who is to be a standby of an app that is served from here, as the others of the group listen;
+    /// several as for `run`. Without any, an app stays unprotected after a takeover
     #[arg(long, env = "CHECKSYNC_STANDBY", value_delimiter = ',')]
     pub standby: Vec<String>,
     #[command(flatten)]
@@ -183,9 +184,15 @@ pub struct PrimaryArgs {
     /// The app's name, on both hosts
     #[arg(long, env = "CHECKSYNC_APP")]
     pub app: Option<String>,
-    /// HOST:PORT of the standby; of several, the first that is there is it, and the others are spares
+    /// HOST:PORT of a standby; give it once for each. All of them keep a copy, at the same time; without --arbiter, and
+    /// with structures, one at a time does, and the others are spares
     #[arg(long, env = "CHECKSYNC_STANDBY", value_delimiter = ',')]
     pub standby: Vec<String>,
+    /// How many of several standbys have to hold a checkpoint before what it covers is safe: `all`, and then any one
+    /// that is left takes over alone; `any`, which is soonest, and then a takeover waits for the word of all; or a
+    /// number, and a takeover waits for so many that one of them holds the newest [default: all]
+    #[arg(long, env = "CHECKSYNC_COMMIT_ON")]
+    pub commit_on: Option<CommitOn>,
     /// `structures`: no process is captured; the program keeps its state in maps and values of the SDK, and every
     /// change is on the standby before it returns; needs no root [default: process]
     #[arg(long, env = "CHECKSYNC_REPLICATE", value_enum)]
@@ -395,7 +402,7 @@ pub struct SwitchoverArgs {
     /// The app, if several are served here
     #[arg(long)]
     pub app: Option<String>,
-    /// Only if this host is its standby
+    /// To this one of its standbys [default: the one that holds the newest checkpoint]
     #[arg(long)]
     pub to: Option<String>,
     #[command(flatten)]

@@ -2,6 +2,7 @@
 //!
 //! Everything that can be wrong with it is found here, before anything is started.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use arbiter::ArbiterSpec;
 use gate::NetworkSpec;
-use replica::primary::{Consistency, OnCrash, OnStandbyLoss};
+use replica::primary::{CommitOn, Consistency, OnCrash, OnStandbyLoss};
 use replica::{Fencing, Nanos, Timing};
 use serde::Deserialize;
 use store::Location;
@@ -50,6 +51,7 @@ pub struct Shared {
 pub struct PrimarySettings {
     pub app: String,
     pub standbys: Vec<String>,
+    pub commit_on: CommitOn,
     pub interval: Duration,
     pub timing: Timing,
     pub on_crash: OnCrash,
@@ -91,6 +93,8 @@ struct File {
     network_threads: Option<usize>,
     app: Option<String>,
     standby: Standbys,
+    #[serde(deserialize_with = "commit_on")]
+    commit_on: Option<CommitOn>,
     #[serde(deserialize_with = "duration::deserialize")]
     interval: Option<Duration>,
     #[serde(deserialize_with = "duration::deserialize")]
@@ -114,6 +118,12 @@ struct File {
 
 /// In its place in the file, so that what is wrong with it is said with its line.
 fn arbiter<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<ArbiterSpec>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+/// `commit_on = "any"`, `"all"` or `"2"`.
+fn commit_on<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<CommitOn>, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map(Some).map_err(serde::de::Error::custom)
 }
@@ -170,6 +180,7 @@ impl PrimarySettings {
         let app = args.app.or(file.app.clone()).context("no app is named; give --app NAME")?;
         check_name(&app)?;
         let standbys = file.standby.unless_given(args.standby);
+        let commit_on = args.commit_on.or(file.commit_on);
         let heartbeat = args.heartbeat.or(file.heartbeat).unwrap_or(HEARTBEAT);
         let missed = args.missed.or(file.missed).unwrap_or(MISSED);
         let interval = args.interval.or(file.interval).unwrap_or(INTERVAL);
@@ -224,8 +235,14 @@ impl PrimarySettings {
         if standbys.is_empty() {
             bail!("no standby is named; give --standby HOST:PORT");
         }
+        let at_once = structures.then_some("structures have one standby at a time").or_else(|| {
+            (shared.fencing != Fencing::Register)
+                .then_some("without --arbiter there is one standby at a time")
+        });
+        check_commit_on(commit_on, &standbys, at_once)?;
         Ok(Self {
             consistency,
+            commit_on: commit_on.unwrap_or_default(),
             structures,
             abandon_standby: args.abandon_standby,
             network,
@@ -239,6 +256,19 @@ impl PrimarySettings {
             store,
             shared,
         })
+    }
+
+    /// The addresses where each standby is looked for that is to be kept up to date at the same time. Without a register
+    /// nobody could say which of several may take over, and structures have one: then the others are spares.
+    pub fn seats(&self) -> Vec<Vec<String>> {
+        match self.structures || self.shared.fencing != Fencing::Register {
+            true => vec![self.standbys.clone()],
+            false => {
+                let mut known = BTreeSet::new();
+                let once = self.standbys.iter().filter(|address| known.insert(address.as_str()));
+                once.map(|address| vec![address.clone()]).collect()
+            }
+        }
     }
 
     pub fn is_strong(&self) -> bool {
@@ -264,6 +294,27 @@ fn store_settings(args: &PrimaryArgs, file: &File) -> anyhow::Result<Option<Stor
         keep: args.store_keep.or(keep).unwrap_or_default(),
         spool: state.unwrap_or_else(std::env::temp_dir),
     }))
+}
+
+/// `at_once`: why there is never more than one standby.
+fn check_commit_on(
+    commit_on: Option<CommitOn>,
+    standbys: &[String],
+    at_once: Option<&str>,
+) -> anyhow::Result<()> {
+    let Some(commit_on) = commit_on else { return Ok(()) };
+    if let Some(why) = at_once {
+        bail!("{why}, so there is nothing to choose; leave --commit-on out");
+    }
+    let named = standbys.len();
+    match commit_on {
+        CommitOn::Count(count) if count as usize > named => {
+            bail!(
+                "--commit-on {count} takes {count} standbys, and {named} are named; name more with --standby"
+            )
+        }
+        CommitOn::Any | CommitOn::All | CommitOn::Count(_) => Ok(()),
+    }
 }
 
 /// What strong consistency can't do without.

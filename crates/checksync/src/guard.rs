@@ -18,6 +18,7 @@
 //! until its processes are gone. A failure of anything after the revocation leaves silence, which the standby
 //! takes for what it is once T2 is over.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use wire::{Client, GuardToken, Silent, TlsFiles};
 
@@ -64,8 +66,8 @@ pub struct Arm {
     pub app: String,
     pub term: u64,
     pub token: [u8; 32],
-    /// The standby, as a numeric address: a guard asks no name server.
-    pub standby: String,
+    /// The standbys, as numeric addresses: a guard asks no name server.
+    pub standbys: Vec<String>,
     pub pki: PathBuf,
     pub host: String,
 }
@@ -86,8 +88,8 @@ struct Guard {
     gated: bool,
     streams: [OwnedFd; 2],
     last: Option<Order>,
-    /// A connection that waits for the word.
-    line: Arc<Mutex<Option<Client>>>,
+    /// Connections that wait for the word, by address.
+    lines: Arc<Mutex<BTreeMap<String, Client>>>,
 }
 
 impl Guard {
@@ -100,7 +102,7 @@ impl Guard {
             gated,
             streams: [adopt(OUTPUT), adopt(ERROR)],
             last: None,
-            line: Arc::default(),
+            lines: Arc::default(),
         };
         let_go_of_the_standard_streams()?;
         Ok(guard)
@@ -112,7 +114,9 @@ impl Guard {
         let mut orders = BufReader::new(pipe::Receiver::from_owned_fd(orders)?).lines();
         while let Some(order) = next_order(&mut orders, &mut children).await? {
             if let Order::Arm(arm) = &order {
-                tokio::spawn(open_line(arm.clone(), Arc::clone(&self.line)));
+                for standby in &arm.standbys {
+                    tokio::spawn(open_line(arm.clone(), standby.clone(), Arc::clone(&self.lines)));
+                }
             }
             self.last = Some(order);
         }
@@ -144,30 +148,13 @@ impl Guard {
                 let _ = tokio::time::timeout(PATIENCE, gone).await;
             }
         }
-        self.give_the_word(arm).await;
-    }
-
-    async fn give_the_word(&self, arm: &Arm) {
-        const ATTEMPTS_FOR: Duration = Duration::from_secs(2);
-        const PAUSE: Duration = Duration::from_millis(5);
-        let deadline = Instant::now() + ATTEMPTS_FOR;
-        let token = GuardToken::from_bytes(arm.token);
-        let word = Silent { app: arm.app.clone(), term: Term(arm.term), token };
-        let mut line = self.line.lock().map_or(None, |mut line| line.take());
-        while Instant::now() < deadline {
-            let client = match line.take() {
-                Some(client) => Some(client),
-                None => connect(arm).await,
-            };
-            if let Some(client) = client {
-                match client.silent(word.clone()).await {
-                    // A refusal is an answer, too: the word was of no use to the standby.
-                    Ok(()) | Err(wire::WireError::Refused { .. }) => return,
-                    Err(_) => (),
-                }
-            }
-            sleep(PAUSE).await;
+        // To all at the same time: one that is dead must not keep the others waiting.
+        let mut words = JoinSet::new();
+        for standby in &arm.standbys {
+            let line = self.lines.lock().map_or(None, |mut lines| lines.remove(standby));
+            words.spawn(give_the_word(arm.clone(), standby.clone(), line));
         }
+        words.join_all().await;
     }
 
     /// The manager is dead, and the app is to live: somebody must read what it writes, and reap.
@@ -179,6 +166,28 @@ impl Guard {
             children.recv().await;
         }
         Ok(())
+    }
+}
+
+async fn give_the_word(arm: Arm, standby: String, mut line: Option<Client>) {
+    const ATTEMPTS_FOR: Duration = Duration::from_secs(2);
+    const PAUSE: Duration = Duration::from_millis(5);
+    let deadline = Instant::now() + ATTEMPTS_FOR;
+    let token = GuardToken::from_bytes(arm.token);
+    let word = Silent { app: arm.app.clone(), term: Term(arm.term), token };
+    while Instant::now() < deadline {
+        let client = match line.take() {
+            Some(client) => Some(client),
+            None => connect(&arm, &standby).await,
+        };
+        if let Some(client) = client {
+            match client.silent(word.clone()).await {
+                // A refusal is an answer, too: the word was of no use to the standby.
+                Ok(()) | Err(wire::WireError::Refused { .. }) => return,
+                Err(_) => (),
+            }
+        }
+        sleep(PAUSE).await;
     }
 }
 
@@ -198,17 +207,17 @@ async fn next_order(
     }
 }
 
-async fn open_line(arm: Arm, line: Arc<Mutex<Option<Client>>>) {
-    let client = connect(&arm).await;
-    if let Ok(mut line) = line.lock() {
-        *line = client;
+async fn open_line(arm: Arm, standby: String, lines: Arc<Mutex<BTreeMap<String, Client>>>) {
+    let client = connect(&arm, &standby).await;
+    if let (Ok(mut lines), Some(client)) = (lines.lock(), client) {
+        lines.insert(standby, client);
     }
 }
 
-async fn connect(arm: &Arm) -> Option<Client> {
+async fn connect(arm: &Arm, standby: &str) -> Option<Client> {
     const PATIENCE: Duration = Duration::from_millis(500);
     let tls = TlsFiles::load(&arm.pki, Some(&arm.host)).ok()?;
-    Client::connect(&arm.standby, &tls, PATIENCE).await.ok()
+    Client::connect(standby, &tls, PATIENCE).await.ok()
 }
 
 async fn drain(mut stream: pipe::Receiver) {

@@ -69,6 +69,29 @@ pub struct AppReport {
     /// The app's process on this host.
     pub app_pid: Option<i32>,
     pub peer: Option<String>,
+    /// Of a primary with several standbys: how many of them have to hold an epoch.
+    #[serde(default)]
+    pub commit_on: Option<String>,
+    /// Of a primary: every standby that was named.
+    #[serde(default)]
+    pub standbys: Vec<StandbyReport>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandbyReport {
+    /// None if it never was there.
+    pub host: Option<String>,
+    pub address: String,
+    pub connected: bool,
+    /// The newest epoch that it holds, and how old that is.
+    pub term: Option<u64>,
+    pub epoch: Option<u64>,
+    pub lag_ms: Option<u64>,
+    /// Epochs on their way to it.
+    pub in_flight: usize,
+    /// The register names it, and it could take over with what it holds.
+    pub eligible: bool,
+    pub why_not: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

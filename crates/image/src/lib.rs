@@ -21,7 +21,7 @@ pub use frame::{Frame, FrameError, FrameKind};
 pub use header::{Header, Sync};
 pub use name::{CheckpointId, Epoch, Term};
 pub use ranges::{Range, RangeSet};
-pub use register::{Incarnation, Member, Register};
+pub use register::{Incarnation, Member, Register, Vote};
 
 /// The size of a page on the one architecture that we claim, x86-64.
 pub const PAGE_BYTES: u64 = 4096;

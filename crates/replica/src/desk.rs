@@ -105,12 +105,16 @@ impl Desk {
 
     /// Everybody who can win a swap, as things stand or as they may come to stand without our being told.
     pub(crate) fn rivals(&self) -> impl Iterator<Item = &Member> {
+        self.possible().flat_map(|register| &register.members)
+    }
+
+    /// What the register may hold, as things stand or as they may come to stand without our being told.
+    pub(crate) fn possible(&self) -> impl Iterator<Item = &Register> {
         let asked = self.pending.as_ref().and_then(|pending| match &pending.question {
             Question::Read => None,
             Question::Swap { new, .. } => Some(new),
         });
-        let may_hold = self.register().into_iter().chain(&self.doubts).chain(asked);
-        may_hold.flat_map(|register| &register.members)
+        self.register().into_iter().chain(&self.doubts).chain(asked)
     }
 
     pub(crate) fn ask(&mut self, now: Nanos, question: Question) -> (Ask, Question) {

@@ -14,6 +14,7 @@
 //! it may say so, and only then the question to the register. So no event can forget the permit, and the
 //! order "limit, then enrol" holds by construction.
 
+mod group;
 mod link;
 mod output;
 mod settle;
@@ -23,10 +24,11 @@ mod sync;
 mod tests;
 mod vocabulary;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use image::{CheckpointId, Epoch, Member, Sync, Term};
 
+pub use group::{CommitOn, StandbyView};
 pub use sync::SyncCall;
 pub use vocabulary::{
     AppExit, Consistency, Ending, Notice, OnCrash, OnStandbyLoss, Output, Permit, PrimaryAction,
@@ -34,7 +36,7 @@ pub use vocabulary::{
 };
 
 use crate::desk::{Desk, Outcome};
-use crate::{Committed, Fencing, Grounds, Nanos, Progress, Reign, Right};
+use crate::{Grounds, Nanos, Progress, Reign, Right};
 use link::{Acked, Link};
 use switchover::Planned;
 
@@ -98,11 +100,12 @@ enum Waiting {
     All,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Capture {
     id: CheckpointId,
     sync: Sync,
-    session: u64,
+    /// The connections that a full sync goes out on while it is made.
+    sessions: Vec<u64>,
     begun_at: Nanos,
 }
 
@@ -112,20 +115,25 @@ pub struct Primary {
     life: Life,
     term: Term,
     desk: Desk,
-    link: Option<Link>,
+    /// One for each standby that is there.
+    links: Vec<Link>,
     lost: Option<String>,
     sessions: u64,
-    /// The newest epoch that a standby acknowledged.
+    /// The newest epoch that no takeover goes back behind.
     committed: Option<CheckpointId>,
     /// The newest name given out.
     newest: Epoch,
     captured: Option<CheckpointId>,
-    /// Sent but never acknowledged: a standby that comes back may hold one of them.
-    unsettled: Vec<CheckpointId>,
-    /// What a standby holds of another address space or another run is nothing to build on.
-    unrelated: bool,
+    /// What was sent, in order, and can be built on: the ledger knows what changed since. Nothing of another address
+    /// space or another run is in it.
+    sent: VecDeque<CheckpointId>,
+    /// The newest that every standby holds that goes on from what it holds.
+    forgotten: Option<CheckpointId>,
     capturing: Option<Capture>,
     capture_due: Nanos,
+    /// When the next full sync may begin, and the next for the sake of some that are behind the others.
+    full_due: Nanos,
+    join_due: Nanos,
     /// When the last capture was done, and how long it took.
     captured_at: Nanos,
     capture_cost: Nanos,
@@ -139,14 +147,11 @@ pub struct Primary {
     held_back_from: Option<Epoch>,
     /// The last epoch of a move that was called off.
     moved_with: Option<Epoch>,
-    /// Committed, and not released yet.
-    release_due: Option<CheckpointId>,
-    end_confirmed: bool,
+    /// Whose copies of an app that has ended are gone.
+    confirmed: BTreeSet<Member>,
     capture_failure: Option<String>,
-    /// Since when captures that were due had to wait for acknowledgements.
-    crowded_since: Option<Nanos>,
-    /// The last standby was let go for acknowledging nothing. What one holds counts only once it acknowledges anew.
-    unproven: bool,
+    /// They were let go for acknowledging nothing. What one holds counts only once it acknowledges anew.
+    unproven: BTreeSet<Member>,
     children: BTreeSet<i32>,
     stopping: bool,
     planned: Option<Planned>,
@@ -168,16 +173,18 @@ impl Primary {
             life: Life::Registering { since: now },
             term: Term(0),
             desk: Desk::default(),
-            link: None,
+            links: Vec::new(),
             lost: None,
             sessions: 0,
             committed: None,
             newest: Epoch(0),
             captured: None,
-            unsettled: Vec::new(),
-            unrelated: false,
+            sent: VecDeque::new(),
+            forgotten: None,
             capturing: None,
             capture_due: now,
+            full_due: now,
+            join_due: now,
             captured_at: now,
             released_at: now,
             capture_cost: Nanos(0),
@@ -186,11 +193,9 @@ impl Primary {
             output: Output::Shut,
             held_back_from: None,
             moved_with: None,
-            release_due: None,
-            end_confirmed: false,
+            confirmed: BTreeSet::new(),
             capture_failure: None,
-            crowded_since: None,
-            unproven: false,
+            unproven: BTreeSet::new(),
             children: BTreeSet::new(),
             stopping: false,
             planned: None,
@@ -237,10 +242,10 @@ impl Primary {
             Life::Fenced { .. } => Phase::Fenced,
             Life::Ended => Phase::Ended,
             Life::Serving if self.eligible() => Phase::Protected,
-            Life::Serving => match (&self.link, &self.lost) {
-                (Some(_), _) => Phase::Syncing,
-                (None, Some(_)) => Phase::StandbyLost,
-                (None, None) => Phase::Unpaired,
+            Life::Serving => match (self.links.is_empty(), &self.lost) {
+                (false, _) => Phase::Syncing,
+                (true, Some(_)) => Phase::StandbyLost,
+                (true, None) => Phase::Unpaired,
             },
         }
     }
@@ -265,12 +270,12 @@ impl Primary {
         match event {
             PrimaryEvent::Tick => {}
             PrimaryEvent::PeerConnected { standby, held } => self.connect(now, standby, held, actions),
-            PrimaryEvent::PeerLost { why } => self.disconnect(why, actions),
+            PrimaryEvent::PeerLost { standby, why } => self.disconnect(&standby, why, actions),
             PrimaryEvent::HeartbeatAnswered { from, sent_at, held } => {
-                self.heartbeat_answered(now, &from, sent_at, held, actions);
+                self.heartbeat_answered(now, &from, sent_at, held);
             }
-            PrimaryEvent::Acked { id } => self.acked(now, id, actions),
-            PrimaryEvent::EpochRefused { id, why } => self.epoch_refused(now, id, why, actions),
+            PrimaryEvent::Acked { from, id } => self.acked(&from, id, actions),
+            PrimaryEvent::EpochRefused { from, id, why } => self.epoch_refused(now, &from, id, why, actions),
             PrimaryEvent::OutputWaits { all } => self.output_waits(all),
             PrimaryEvent::NothingWaits => self.waiting = Waiting::Nothing,
             PrimaryEvent::Captured { id } => self.captured(now, id, actions),
@@ -286,7 +291,7 @@ impl Primary {
                 }
             }
             PrimaryEvent::Superseded { term, by } => self.superseded(term, by, actions),
-            PrimaryEvent::EndConfirmed { from } => self.end_confirmed(now, &from, actions),
+            PrimaryEvent::EndConfirmed { from } => self.end_confirmed(now, from, actions),
             PrimaryEvent::Shutdown => self.shutdown(actions),
             PrimaryEvent::SwitchOver { to } => self.switch_over(now, to.as_deref(), actions),
             PrimaryEvent::Pause { until } => self.paused_until = until,
@@ -302,53 +307,55 @@ impl Primary {
         actions: &mut Vec<PrimaryAction>,
     ) {
         if self.life != Life::Serving {
-            return actions.push(PrimaryAction::DropPeer { why: "not serving".to_owned() });
+            return actions.push(PrimaryAction::DropPeer { standby, why: "not serving".to_owned() });
         }
-        self.disconnect("it connected anew".to_owned(), actions);
+        self.make_room(&standby, actions);
         self.sessions += 1;
-        let held = held.filter(|id| self.knows(*id) && !self.unproven);
-        if let Some(id) = held {
-            self.commit(now, id, actions);
+        let held = held.filter(|id| self.sent.contains(id) && !self.unproven.contains(&standby));
+        if self.links.is_empty() {
+            // One full sync for all who come at about the same time.
+            let others = if self.config.standbys > 1 { self.config.timing.suspicion() } else { Nanos(0) };
+            self.full_due = self.full_due.max(now + others);
         }
-        self.unsettled.clear();
-        self.link = Some(Link::new(standby, self.sessions, held));
+        self.links.push(Link::new(standby, self.sessions, held));
         self.lost = None;
         self.capture_due = now;
     }
 
-    /// Whether what a returning standby holds is a state of this app that the ledger can go on from.
-    fn knows(&self, id: CheckpointId) -> bool {
-        !self.unrelated && (self.committed == Some(id) || self.unsettled.contains(&id))
+    /// An earlier life of the same host is over, and so is an earlier connection; and there are never more than were
+    /// asked for.
+    fn make_room(&mut self, standby: &Member, actions: &mut Vec<PrimaryAction>) {
+        let crowded = self.links.len() >= self.config.standbys.max(1) as usize;
+        let same = self.links.iter().find(|link| link.standby.name == standby.name);
+        let gone = same.or(self.links.first().filter(|_| crowded)).map(|link| link.standby.clone());
+        if let Some(gone) = gone {
+            self.disconnect(&gone, "it connected anew".to_owned(), actions);
+        }
     }
 
-    fn disconnect(&mut self, why: String, actions: &mut Vec<PrimaryAction>) {
-        let Some(mut link) = self.link.take() else { return };
+    fn disconnect(&mut self, standby: &Member, why: String, actions: &mut Vec<PrimaryAction>) {
+        let Some(at) = self.links.iter().position(|link| link.standby == *standby) else { return };
+        let mut link = self.links.remove(at);
         self.return_to_ledger(link.take_in_flight(), actions);
         self.lost = Some(why);
     }
 
     /// A peer that breaks the protocol is let go; it may connect anew.
-    fn drop_peer(&mut self, why: String, actions: &mut Vec<PrimaryAction>) {
-        actions.push(PrimaryAction::DropPeer { why: why.clone() });
-        self.disconnect(why, actions);
+    fn drop_peer(&mut self, standby: &Member, why: String, actions: &mut Vec<PrimaryAction>) {
+        actions.push(PrimaryAction::DropPeer { standby: standby.clone(), why: why.clone() });
+        self.disconnect(standby, why, actions);
     }
 
-    fn return_to_ledger(&mut self, ids: Vec<CheckpointId>, actions: &mut Vec<PrimaryAction>) {
+    /// What nobody else was sent, either, is as if it had never been captured.
+    fn return_to_ledger(&mut self, mut ids: Vec<CheckpointId>, actions: &mut Vec<PrimaryAction>) {
+        ids.retain(|id| !self.links.iter().any(|link| link.is_sent(*id)));
         if !ids.is_empty() {
-            self.unsettled.extend(&ids);
             actions.push(PrimaryAction::ReturnToLedger { ids });
         }
     }
 
-    fn heartbeat_answered(
-        &mut self,
-        now: Nanos,
-        from: &Member,
-        sent_at: Nanos,
-        held: Option<CheckpointId>,
-        actions: &mut Vec<PrimaryAction>,
-    ) {
-        let Some(link) = self.link.as_mut().filter(|link| link.standby == *from) else { return };
+    fn heartbeat_answered(&mut self, now: Nanos, from: &Member, sent_at: Nanos, held: Option<CheckpointId>) {
+        let Some(link) = self.link_mut(from) else { return };
         if sent_at > now {
             return; // We never sent it.
         }
@@ -358,42 +365,35 @@ impl Primary {
         if let Some(id) = acked
             && link.acked(id) == Acked::New
         {
-            self.commit(now, id, actions);
+            self.unproven.remove(from);
         }
     }
 
-    fn acked(&mut self, now: Nanos, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
-        let Some(link) = &mut self.link else { return };
+    fn acked(&mut self, from: &Member, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
+        let Some(link) = self.link_mut(from) else { return };
         match link.acked(id) {
-            Acked::New => self.commit(now, id, actions),
+            Acked::New => drop(self.unproven.remove(from)),
             Acked::Old => {}
             Acked::NeverSent => {
-                self.drop_peer(format!("it acknowledged {id}, which it was never sent"), actions)
+                self.drop_peer(from, format!("it acknowledged {id}, which it was never sent"), actions)
             }
         }
     }
 
-    fn commit(&mut self, now: Nanos, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
-        if self.committed == Some(id) {
-            return;
-        }
-        assert!(self.committed < Some(id), "committed goes back from {:?} to {id}", self.committed);
-        self.unproven = false;
-        self.committed = Some(id);
-        self.unsettled.retain(|unsettled| *unsettled > id);
-        // First of all: clients wait for it.
-        self.may_release(id);
-        self.settle_release(now, actions);
-        actions.push(PrimaryAction::Committed(Committed::by_acknowledgement(id)));
-    }
-
-    fn epoch_refused(&mut self, now: Nanos, id: CheckpointId, why: String, actions: &mut Vec<PrimaryAction>) {
-        let Some(link) = self.link.as_mut().filter(|link| Some(id) > link.held) else { return };
+    fn epoch_refused(
+        &mut self,
+        now: Nanos,
+        from: &Member,
+        id: CheckpointId,
+        why: String,
+        actions: &mut Vec<PrimaryAction>,
+    ) {
+        let Some(link) = self.link_mut(from).filter(|link| Some(id) > link.held) else { return };
         link.needs_full = true;
         link.refused = Some(why);
         let ids = link.take_in_flight();
         self.return_to_ledger(ids, actions);
-        self.capture_due = now + self.config.full_sync_retry;
+        self.full_due = now + self.config.full_sync_retry;
     }
 
     fn captured(&mut self, now: Nanos, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
@@ -401,42 +401,54 @@ impl Primary {
         self.captured = Some(id);
         self.capture_failure = None;
         (self.captured_at, self.capture_cost) = (now, now.since(capture.begun_at));
-        let parent = match capture.sync {
-            Sync::Full => None,
-            Sync::Since(parent) => Some(parent),
-        };
-        // The connection may be another, or an epoch refused, since the capture began.
-        let current = self.link.as_mut().filter(|link| {
-            link.session == capture.session && parent.is_none_or(|parent| link.parent() == Some(parent))
-        });
-        match current {
-            Some(link) => {
-                link.needs_full = false;
-                link.sent(id);
-                // What a standby is asked to hold from here on is of the app as it is now.
-                self.unrelated = self.unrelated && parent.is_some();
-                actions.push(PrimaryAction::SendEpoch { id, sync: capture.sync });
-            }
-            None => actions.push(PrimaryAction::ReturnToLedger { ids: vec![id] }),
+        let takers = self.takers(&capture);
+        if takers.is_empty() {
+            return actions.push(PrimaryAction::ReturnToLedger { ids: vec![id] });
         }
+        if capture.sync == Sync::Full {
+            self.sent.clear();
+        }
+        self.sent.push_back(id);
+        for to in takers {
+            let Some(link) = self.link_mut(&to) else { continue };
+            // What has piled up for one that was behind goes on from what that one has.
+            let sync = match (capture.sync, link.parent()) {
+                (Sync::Since(_), Some(parent)) => Sync::Since(parent),
+                (Sync::Full | Sync::Since(_), _) => Sync::Full,
+            };
+            link.needs_full = false;
+            link.sent(id);
+            actions.push(PrimaryAction::SendEpoch { id, to, sync });
+        }
+    }
+
+    /// Who can go on with it: a connection may be another, or an epoch refused, since the capture began. It carries all
+    /// that changed since its parent, so it is right for whoever has anything newer, too.
+    fn takers(&self, capture: &Capture) -> Vec<Member> {
+        let takes = |link: &&Link| match capture.sync {
+            Sync::Full => capture.sessions.contains(&link.session),
+            Sync::Since(base) => {
+                let fits = !link.needs_full && link.in_flight() < self.config.in_flight_max;
+                fits && link.parent().is_some_and(|parent| parent >= base)
+            }
+        };
+        self.links.iter().filter(takes).map(|link| link.standby.clone()).collect()
     }
 
     fn capture_failed(&mut self, now: Nanos, id: CheckpointId, why: String) {
         let Some(capture) = self.capturing.take_if(|capture| capture.id == id) else { return };
         self.capture_failure = Some(why);
         match capture.sync {
-            Sync::Full => self.capture_due = now + self.config.full_sync_retry,
+            Sync::Full => self.full_due = now + self.config.full_sync_retry,
             Sync::Since(_) => {}
         }
     }
 
     /// From here on the app's memory has nothing to do with what was sent.
     fn begin_unrelated(&mut self, now: Nanos) {
-        self.unrelated = true;
         self.capture_due = now;
-        if let Some(link) = &mut self.link {
-            link.needs_full = true;
-        }
+        self.sent.clear();
+        self.links.iter_mut().for_each(|link| link.needs_full = true);
     }
 
     fn app_exited(&mut self, now: Nanos, exit: AppExit, actions: &mut Vec<PrimaryAction>) {
@@ -461,7 +473,7 @@ impl Primary {
         // so that a word that gets lost is replaced by silence.
         self.set_permit(Permit::Shut, actions);
         self.set_output(Output::Shut, actions);
-        self.tell(Notice::AppCrashed { reign: self.reign(), signal }, actions);
+        self.tell_all(&Notice::AppCrashed { reign: self.reign(), signal }, actions);
         actions.push(PrimaryAction::StopHeartbeats);
     }
 
@@ -469,23 +481,28 @@ impl Primary {
     fn retire(&mut self, now: Nanos, then: Then, actions: &mut Vec<PrimaryAction>) {
         self.life = Life::Retiring { then, until: now + self.config.timing.farewell() };
         match then {
-            Then::End(exit) => self.tell(Notice::AppEnded { reign: self.reign(), exit }, actions),
+            Then::End(exit) => self.tell_all(&Notice::AppEnded { reign: self.reign(), exit }, actions),
             Then::Restart => {}
         }
     }
 
-    fn tell(&self, notice: Notice, actions: &mut Vec<PrimaryAction>) {
-        if let Some(link) = &self.link {
-            actions.push(PrimaryAction::Tell { standby: link.standby.clone(), notice });
+    fn tell_all(&self, notice: &Notice, actions: &mut Vec<PrimaryAction>) {
+        let tell =
+            |link: &Link| PrimaryAction::Tell { standby: link.standby.clone(), notice: notice.clone() };
+        actions.extend(self.links.iter().map(tell));
+    }
+
+    fn end_confirmed(&mut self, now: Nanos, from: Member, actions: &mut Vec<PrimaryAction>) {
+        let Life::Retiring { then: then @ Then::End(_), .. } = self.life else { return };
+        self.confirmed.insert(from);
+        if self.all_confirmed() {
+            self.finish(now, then, actions);
         }
     }
 
-    fn end_confirmed(&mut self, now: Nanos, from: &Member, actions: &mut Vec<PrimaryAction>) {
-        let Life::Retiring { then: then @ Then::End(_), .. } = self.life else { return };
-        if self.desk.rivals().all(|rival| rival == from) {
-            self.end_confirmed = true;
-            self.finish(now, then, actions);
-        }
+    /// Whoever may take over has thrown its copy away.
+    fn all_confirmed(&self) -> bool {
+        !self.confirmed.is_empty() && self.desk.rivals().all(|rival| self.confirmed.contains(rival))
     }
 
     fn shutdown(&mut self, actions: &mut Vec<PrimaryAction>) {
@@ -525,11 +542,12 @@ impl Primary {
                 self.life = Life::Serving;
                 self.forget_syncs();
                 self.begin_unrelated(now);
-                if let Some(link) = &mut self.link {
+                let mut ids = BTreeSet::new();
+                for link in &mut self.links {
                     link.held = None;
-                    let ids = link.take_in_flight();
-                    self.return_to_ledger(ids, actions);
+                    ids.extend(link.take_in_flight());
                 }
+                self.return_to_ledger(ids.into_iter().collect(), actions);
                 actions.push(PrimaryAction::RestartApp);
             }
         }
@@ -543,20 +561,5 @@ impl Primary {
         self.arm_guard(false, actions);
         self.tell_status(Nanos(0), actions);
         actions.push(PrimaryAction::EndPair(ending));
-    }
-
-    /// Whether the connected standby holds a committed epoch and may take over with it.
-    fn eligible(&self) -> bool {
-        let Some(link) = self.link.as_ref().filter(|link| link.held.is_some()) else { return false };
-        match self.config.fencing {
-            Fencing::Register => self.desk.register().is_some_and(|register| register.lists(&link.standby)),
-            Fencing::None | Fencing::Absent => true,
-        }
-    }
-
-    /// Whether it may take over for all we know: an enrolment whose answer was lost may have landed.
-    fn may_be_eligible(&self) -> bool {
-        let Some(link) = self.link.as_ref().filter(|link| link.held.is_some()) else { return false };
-        self.eligible() || self.desk.rivals().any(|rival| *rival == link.standby)
     }
 }

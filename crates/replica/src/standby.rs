@@ -15,6 +15,10 @@
 //! claim waits for T2 anew; should the old swap land meanwhile, the primary learns of it from the register,
 //! and we at the next claim. A swap that is under way is waited for: if it wins, stepping back would only
 //! have made the pause longer.
+//!
+//! Where the register asks for a quorum (`image::Register`), a claim first writes there what is held, and waits until
+//! enough others have done so; then whoever holds the newest swaps. What was written is a promise to take nothing newer:
+//! so stepping back begins with taking it back.
 
 mod copy;
 #[cfg(test)]
@@ -71,6 +75,8 @@ pub struct Standby {
     primary: Option<(Member, Reign)>,
     streaming: bool,
     heard_at: Nanos,
+    /// When the primary was heard although it was given up, and not answered.
+    stirred_at: Option<Nanos>,
     progress: Progress,
     /// After a claim that the register turned down: when the next may begin.
     claim_due: Nanos,
@@ -88,6 +94,7 @@ impl Standby {
             primary: None,
             streaming: false,
             heard_at: Nanos(0),
+            stirred_at: None,
             progress: Progress::default(),
             claim_due: Nanos(0),
             turned_down: None,
@@ -270,7 +277,12 @@ impl Standby {
                 let refusal = Refusal::Serving { term: right.term(), by: self.config.me.clone() };
                 return actions.push(StandbyAction::Refuse(refusal));
             }
-            Life::Claiming { .. } if !self.may_step_back() => return,
+            Life::Claiming { .. } if !self.may_step_back() => {
+                if self.follows(reign) {
+                    self.stirred_at = Some(now);
+                }
+                return;
+            }
             Life::Claiming { .. } | Life::Watching => {}
             Life::Discarded(_) => return,
         }
@@ -284,6 +296,7 @@ impl Standby {
 
     fn hear(&mut self, now: Nanos) {
         self.heard_at = now;
+        self.stirred_at = None;
         self.claim_due = Nanos(0);
         self.turned_down = None;
     }
@@ -291,7 +304,18 @@ impl Standby {
     /// A claim on silence may be given up while no swap is under way; one on somebody's word never.
     fn may_step_back(&self) -> bool {
         let on_silence = matches!(self.life, Life::Claiming { cause: Cause::Silence, .. });
-        on_silence && !self.desk.busy()
+        on_silence && !self.desk.busy() && !self.may_have_spoken_up()
+    }
+
+    /// The others may count on it that we take nothing newer.
+    fn may_have_spoken_up(&self) -> bool {
+        self.desk.possible().any(|register| register.vote_of(&self.config.me).is_some())
+    }
+
+    /// The primary was heard again, a moment ago.
+    fn regrets(&self, now: Nanos) -> bool {
+        let on_silence = matches!(self.life, Life::Claiming { cause: Cause::Silence, .. });
+        on_silence && self.stirred_at.is_some_and(|at| now < at + self.config.timing.suspicion())
     }
 
     fn app_ended(&mut self, reign: Reign, exit: AppExit, actions: &mut Vec<StandbyAction>) {
@@ -368,9 +392,17 @@ impl Standby {
             Some(register) if self.owns(register) => {
                 return self.win(Grounds::Won(register.clone()));
             }
-            Some(register) if self.names_us(register) => {
-                self.desk.swap(register.taken_by(self.config.me.clone()))
-            }
+            Some(register) if self.names_us(register) => match self.next_word(now, register) {
+                Some(new) => {
+                    if !new.votes.is_empty() {
+                        // From here on nothing newer is held.
+                        self.copy.drop_half(actions);
+                    }
+                    self.desk.swap(new)
+                }
+                None if now.since(self.desk.seen_at()) < self.config.timing.heartbeat() => return,
+                None => Question::Read,
+            },
             Some(_) | None if !current => Question::Read,
             Some(register) => return self.turn_down(now, Some(register.clone()), actions),
             None => return self.turn_down(now, None, actions),
@@ -379,6 +411,18 @@ impl Standby {
             let (ask, question) = self.desk.ask(now, question);
             actions.push(StandbyAction::AskArbiter { ask, question });
         }
+    }
+
+    /// What we would have a register hold that names us: nothing else, while the others have to speak.
+    fn next_word(&self, now: Nanos, register: &Register) -> Option<Register> {
+        let (me, held) = (&self.config.me, self.copy.held()?);
+        if register.quorum > 1 && self.regrets(now) {
+            return self.may_have_spoken_up().then(|| register.with_vote(me, None));
+        }
+        if register.lets_take_over(me, held) {
+            return Some(register.taken_by(me.clone()));
+        }
+        (register.vote_of(me) != Some(held)).then(|| register.with_vote(me, Some(held)))
     }
 
     /// Whether the register lets us take over from the primary whose copy we hold.
@@ -467,7 +511,8 @@ impl Standby {
                 (None, None) => StandbyStatus::Following,
             },
             Life::Claiming { .. } => {
-                StandbyStatus::Claiming { trouble: self.desk.trouble().map(str::to_owned) }
+                let trouble = self.desk.trouble().map(str::to_owned);
+                StandbyStatus::Claiming { trouble: trouble.or_else(|| self.unheard()) }
             }
             Life::Finishing { right } | Life::Promoting { right } => {
                 StandbyStatus::Promoting { term: right.term() }
@@ -475,6 +520,21 @@ impl Standby {
             Life::Serving { right } => StandbyStatus::Serving { term: right.term() },
             Life::Discarded(why) => StandbyStatus::Discarded(why.clone()),
         }
+    }
+
+    /// Who has to speak up before anybody takes over.
+    fn unheard(&self) -> Option<String> {
+        let register = self.desk.register().filter(|register| register.quorum > 1)?;
+        let silent = register.members.iter().filter(|member| register.vote_of(member).is_none());
+        let names: Vec<&str> = silent.map(|member| member.name.as_str()).collect();
+        let (said, quorum) = (register.votes.len(), register.quorum);
+        Some(match said < quorum as usize {
+            true => format!(
+                "{said} of {quorum} standbys have spoken up; {} may hold something newer",
+                names.join(" and ")
+            ),
+            false => "another standby holds something newer".to_owned(),
+        })
     }
 
     fn suspicion(&self, now: Nanos) -> Option<Suspicion> {

@@ -5,8 +5,8 @@
 mod chance;
 
 use chance::Chance;
-use image::{CheckpointId, Member, Register, Sync, Term};
-use replica::primary::{AppExit, SyncCall};
+use image::{CheckpointId, Member, Register, Sync, Term, Vote};
+use replica::primary::{AppExit, CommitOn, SyncCall};
 use replica::{
     Answer, Ask, Fencing, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Progress, Reign,
     Standby, StandbyAction, StandbyConfig, StandbyEvent, Timing,
@@ -45,7 +45,10 @@ impl Any {
 
     fn register(&mut self) -> Register {
         let members = (0..self.0.below(3)).map(|_| self.member()).collect();
-        Register { version: self.0.below(5), term: Term(self.0.below(4)), owner: self.member(), members }
+        let votes = (0..self.0.below(3)).map(|_| Vote { member: self.member(), held: self.id() }).collect();
+        let quorum = 1 + self.0.below(2) as u32;
+        let (version, term) = (self.0.below(5), Term(self.0.below(4)));
+        Register { version, term, owner: self.member(), members, quorum, votes }
     }
 
     fn answer(&mut self) -> Answer {
@@ -61,6 +64,11 @@ impl Any {
         [Fencing::Register, Fencing::None, Fencing::Absent][self.0.below(3) as usize]
     }
 
+    fn group(&mut self) -> (u32, CommitOn) {
+        let commit_on = [CommitOn::Any, CommitOn::All, CommitOn::Count(2)][self.0.below(3) as usize];
+        (1 + self.0.below(3) as u32, commit_on)
+    }
+
     fn why(&mut self) -> String {
         "chance".to_owned()
     }
@@ -68,12 +76,12 @@ impl Any {
     fn primary_event(&mut self, now: Nanos, asked: Ask, capturing: CheckpointId) -> PrimaryEvent {
         match self.0.below(26) {
             0..3 => PrimaryEvent::PeerConnected { standby: self.member(), held: self.maybe_id() },
-            3 => PrimaryEvent::PeerLost { why: self.why() },
+            3 => PrimaryEvent::PeerLost { standby: self.member(), why: self.why() },
             4..7 => {
                 PrimaryEvent::HeartbeatAnswered { from: self.member(), sent_at: now, held: self.maybe_id() }
             }
-            7..10 => PrimaryEvent::Acked { id: self.id() },
-            10 => PrimaryEvent::EpochRefused { id: self.id(), why: self.why() },
+            7..10 => PrimaryEvent::Acked { from: self.member(), id: self.id() },
+            10 => PrimaryEvent::EpochRefused { from: self.member(), id: self.id(), why: self.why() },
             11..14 => PrimaryEvent::Captured { id: capturing },
             14 => PrimaryEvent::CaptureFailed { id: capturing, why: self.why() },
             15 => PrimaryEvent::Executed,
@@ -119,7 +127,9 @@ fn a_primary_survives_whatever_it_is_told() {
         let (mut now, mut asked, mut capturing) = (Nanos(0), Ask(0), CheckpointId::default());
         let mut committed = None;
         let fencing = any.fencing();
-        let mut primary = Primary::new(PrimaryConfig::new(Member::new("a", 1), fencing), now);
+        let mut config = PrimaryConfig::new(Member::new("a", 1), fencing);
+        (config.standbys, config.commit_on) = any.group();
+        let mut primary = Primary::new(config, now);
         for _ in 0..STEPS {
             now = now + any.0.micros(0, 60_000);
             let (event, mut actions) = (any.primary_event(now, asked, capturing), Vec::new());

@@ -7,13 +7,16 @@
 
 #[path = "simulation/chance.rs"]
 mod chance;
+#[path = "simulation/common.rs"]
+mod common;
 #[path = "reprotection/world.rs"]
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use replica::Nanos;
-use world::{Fault, Flaw, HOSTS, Rest, World};
+use replica::primary::CommitOn;
+use world::{Fault, Flaw, Rest, Shape, World};
 
 const HEAL: Nanos = Nanos::from_millis(8_000);
 const END: Nanos = Nanos::from_millis(20_000);
@@ -24,7 +27,7 @@ fn trouble(world: &mut World) {
     for _ in 0..3 + world.chance.below(6) {
         let at = world.chance.micros(300_000, 7_500_000);
         let until = at + world.chance.micros(1_000, 700_000);
-        let host = world.chance.below(HOSTS as u64) as usize;
+        let host = world.chance.below(world.hosts() as u64) as usize;
         let (begin, end) = match world.chance.below(15) {
             0..5 => (Fault::ServingManagerDies, None),
             5 | 6 => (Fault::ServingHostDies, None),
@@ -46,8 +49,8 @@ fn trouble(world: &mut World) {
 }
 
 /// One history. Panics where it breaks an invariant.
-fn live_through(seed: u64, flaw: Flaw) -> World {
-    let mut world = World::new(seed, flaw);
+fn live_through(seed: u64, shape: Shape, flaw: Flaw) -> World {
+    let mut world = World::new(seed, shape, flaw);
     trouble(&mut world);
     world.run(HEAL + Nanos::from_millis(200), |_| false);
     world.run(END, |world| world.at_rest().is_ok());
@@ -62,7 +65,7 @@ fn through_one_term_after_the_other_nothing_is_lost_and_the_app_is_protected_aga
     let (mut takeovers, mut third_terms, mut protected, mut moves) = (0, 0, 0, 0);
     let only = std::env::var("CHECKSYNC_SEED").ok().map(|seed| seed.parse().expect("a seed is a number"));
     for seed in only.map_or(0..SEEDS, |seed| seed..seed + 1) {
-        let world = catch_unwind(AssertUnwindSafe(|| live_through(seed, Flaw::None)))
+        let world = catch_unwind(AssertUnwindSafe(|| live_through(seed, Shape::PAIR, Flaw::None)))
             .unwrap_or_else(|_| panic!("seed {seed}: run it alone with CHECKSYNC_SEED={seed}"));
         takeovers += world.takeovers;
         moves += world.moves;
@@ -82,7 +85,7 @@ fn through_one_term_after_the_other_nothing_is_lost_and_the_app_is_protected_aga
 #[test]
 fn deaths_that_await_protection_never_end_the_app() {
     for seed in 0..200 {
-        let mut world = World::new(seed, Flaw::None);
+        let mut world = World::new(seed, Shape::PAIR, Flaw::None);
         for death in 1..=6 {
             let limit = world.now() + Nanos::from_millis(20_000);
             world.run(limit, |world| world.at_rest() == Ok(Rest::Protected));
@@ -100,22 +103,22 @@ fn deaths_that_await_protection_never_end_the_app() {
 }
 
 /// The first complaint that a flaw brings about.
-fn complaint(flaw: Flaw) -> Option<String> {
+fn complaint(shape: Shape, flaw: Flaw) -> Option<String> {
     (0..SEEDS).find_map(|seed| {
-        let panic = catch_unwind(AssertUnwindSafe(|| live_through(seed, flaw))).err()?;
+        let panic = catch_unwind(AssertUnwindSafe(|| live_through(seed, shape, flaw))).err()?;
         panic.downcast::<String>().ok().map(|text| *text)
     })
 }
 
 #[test]
 fn canary_a_restarted_standby_that_is_taken_for_its_earlier_life_is_seen() {
-    let complaint = complaint(Flaw::RemembersItsEarlierLife).expect("the simulation is blind");
+    let complaint = complaint(Shape::PAIR, Flaw::RemembersItsEarlierLife).expect("the simulation is blind");
     assert!(complaint.contains("never came whole") || complaint.contains("was committed"), "{complaint}");
 }
 
 #[test]
 fn canary_a_standby_that_is_enrolled_before_its_first_full_sync_is_seen() {
-    let complaint = complaint(Flaw::EnrolledTooEarly).expect("the simulation is blind");
+    let complaint = complaint(Shape::PAIR, Flaw::EnrolledTooEarly).expect("the simulation is blind");
     assert!(
         complaint.contains("two copies can be heard") || complaint.contains("heard until"),
         "{complaint}"
@@ -124,6 +127,104 @@ fn canary_a_standby_that_is_enrolled_before_its_first_full_sync_is_seen() {
 
 #[test]
 fn canary_a_loser_that_goes_on_is_seen() {
-    let complaint = complaint(Flaw::PermitTooLong).expect("the simulation is blind");
+    let complaint = complaint(Shape::PAIR, Flaw::PermitTooLong).expect("the simulation is blind");
+    assert!(complaint.contains("two copies can be heard"), "{complaint}");
+}
+
+/// The groups that histories are lived through in.
+const GROUPS: [Shape; 5] = [
+    Shape::group(3, CommitOn::All),
+    Shape::group(3, CommitOn::Any),
+    Shape::group(4, CommitOn::Count(2)),
+    Shape::group(4, CommitOn::All),
+    Shape::group(4, CommitOn::Any),
+];
+const GROUP_SEEDS: u64 = 600;
+
+/// All hosts but one protect the app at the same time, under each rule of what is committed.
+#[test]
+fn in_a_group_nothing_is_lost_whoever_wins_and_the_others_follow() {
+    let only = std::env::var("CHECKSYNC_SEED").ok().map(|seed| seed.parse().expect("a seed is a number"));
+    for (number, shape) in GROUPS.into_iter().enumerate() {
+        let (mut takeovers, mut quorums, mut moves, mut protected) = (0, 0, 0, 0);
+        for seed in only.map_or(0..GROUP_SEEDS, |seed| seed..seed + 1) {
+            let world = catch_unwind(AssertUnwindSafe(|| live_through(seed, shape, Flaw::None)))
+                .unwrap_or_else(|_| {
+                    panic!("{shape:?}, seed {seed}: run it alone with CHECKSYNC_SEED={seed}")
+                });
+            takeovers += world.takeovers;
+            quorums += world.quorums;
+            moves += world.moves;
+            protected += u64::from(world.at_rest() == Ok(Rest::Protected));
+        }
+        println!(
+            "group {number}: {takeovers} takeovers, {quorums} by a quorum, {moves} planned; {protected} end well"
+        );
+        if only.is_none() {
+            assert!(takeovers > GROUP_SEEDS as u32 / 2, "only {takeovers} takeovers in {shape:?}");
+            assert!(protected > GROUP_SEEDS / 10, "only {protected} histories of {shape:?} end well");
+            let by_quorum = shape.commit_on != CommitOn::All;
+            assert_eq!(quorums > GROUP_SEEDS as u32 / 20, by_quorum, "{quorums} quorums in {shape:?}");
+        }
+    }
+}
+
+/// Who is left takes over alone and at once, if each holds everything: one death after the other, and nobody comes back
+/// before the next.
+#[test]
+fn where_all_hold_everything_the_last_one_left_still_takes_over() {
+    const SOON: Nanos = Nanos::from_millis(4_000);
+    for seed in 0..100 {
+        let mut world = World::new(seed, Shape::group(4, CommitOn::All), Flaw::None);
+        let limit = Nanos::from_millis(20_000);
+        world.run(limit, |world| world.everybody_is_eligible());
+        assert!(world.everybody_is_eligible(), "seed {seed}");
+        let first = world.now() + Nanos::from_millis(1);
+        world.fault_at(first, Fault::ServingHostDies);
+        world.run(first + SOON, |world| world.takeovers == 1);
+        assert_eq!(world.takeovers, 1, "seed {seed}");
+        let limit = world.now() + Nanos::from_millis(20_000);
+        world.run(limit, |world| world.everybody_is_eligible());
+        assert!(world.everybody_is_eligible(), "seed {seed}: the others and who came back follow the winner");
+    }
+}
+
+#[test]
+fn canary_an_acknowledgement_that_speaks_for_others_is_seen() {
+    let complaint =
+        complaint(Shape::group(3, CommitOn::All), Flaw::OneSpeaksForAll).expect("the simulation is blind");
+    assert!(complaint.contains("was committed") || complaint.contains("heard until"), "{complaint}");
+}
+
+#[test]
+fn canary_a_takeover_that_hears_too_few_is_seen() {
+    let complaint =
+        complaint(Shape::group(3, CommitOn::Any), Flaw::HearsNobody).expect("the simulation is blind");
+    assert!(
+        complaint.contains("was committed")
+            || complaint.contains("heard until")
+            || complaint.contains("two copies can be heard"),
+        "{complaint}"
+    );
+}
+
+#[test]
+fn canary_a_standby_that_takes_more_than_it_has_said_is_seen() {
+    let complaint =
+        complaint(Shape::group(3, CommitOn::Any), Flaw::SpeaksTooEarly).expect("the simulation is blind");
+    assert!(complaint.contains("was committed") || complaint.contains("heard until"), "{complaint}");
+}
+
+#[test]
+fn canary_a_ledger_that_forgets_what_the_slow_one_needs_is_seen() {
+    let complaint =
+        complaint(Shape::group(3, CommitOn::Any), Flaw::ForgetsForTheSlow).expect("the simulation is blind");
+    assert!(complaint.contains("the ledger has forgotten"), "{complaint}");
+}
+
+#[test]
+fn canary_a_permit_in_a_group_that_outlasts_the_suspicion_is_seen() {
+    let complaint =
+        complaint(Shape::group(3, CommitOn::All), Flaw::PermitTooLong).expect("the simulation is blind");
     assert!(complaint.contains("two copies can be heard"), "{complaint}");
 }

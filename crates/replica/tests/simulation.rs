@@ -7,6 +7,8 @@
 
 #[path = "simulation/chance.rs"]
 mod chance;
+#[path = "simulation/common.rs"]
+mod common;
 #[path = "simulation/said.rs"]
 mod said;
 #[path = "simulation/world.rs"]

@@ -1,6 +1,6 @@
 //! What is asked of a witness, and its answers.
 
-use image::{Member, Register, Term};
+use image::{Member, Register, Term, Vote};
 
 use crate::convert::Malformed;
 use crate::message::Refusal;
@@ -23,9 +23,12 @@ pub enum RegisterAnswer {
 const INCOMPLETE: Malformed = Malformed("has a register without an owner or a value");
 
 impl From<Register> for proto::Register {
-    fn from(Register { version, term, owner, members }: Register) -> Self {
+    fn from(Register { version, term, owner, members, quorum, votes }: Register) -> Self {
         let members = members.into_iter().map(Into::into).collect();
-        Self { version, term: term.0, owner: Some(owner.into()), members }
+        // One is what an earlier release writes, which knows of no other.
+        let quorum = if quorum == 1 { 0 } else { quorum };
+        let votes = votes.into_iter().map(Into::into).collect();
+        Self { version, term: term.0, owner: Some(owner.into()), members, quorum, votes }
     }
 }
 
@@ -33,9 +36,25 @@ impl TryFrom<proto::Register> for Register {
     type Error = Malformed;
 
     fn try_from(register: proto::Register) -> Result<Self, Malformed> {
-        let proto::Register { version, term, owner, members } = register;
+        let proto::Register { version, term, owner, members, quorum, votes } = register;
         let owner = owner.ok_or(INCOMPLETE)?.into();
-        Ok(Self { version, term: Term(term), owner, members: members.into_iter().map(Into::into).collect() })
+        let members = members.into_iter().map(Into::into).collect();
+        let votes = votes.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
+        Ok(Self { version, term: Term(term), owner, members, quorum: quorum.max(1), votes })
+    }
+}
+
+impl From<Vote> for proto::Vote {
+    fn from(Vote { member, held }: Vote) -> Self {
+        Self { member: Some(member.into()), held: Some(held.into()) }
+    }
+}
+
+impl TryFrom<proto::Vote> for Vote {
+    type Error = Malformed;
+
+    fn try_from(proto::Vote { member, held }: proto::Vote) -> Result<Self, Malformed> {
+        Ok(Self { member: member.ok_or(INCOMPLETE)?.into(), held: held.ok_or(INCOMPLETE)?.into() })
     }
 }
 

@@ -596,6 +596,8 @@ impl Actor {
             store: None,
             app_pid: self.serving.map(|report| report.pid),
             peer: self.machine.primary().map(|(member, _)| member.name.clone()),
+            commit_on: None,
+            standbys: Vec::new(),
         });
     }
 

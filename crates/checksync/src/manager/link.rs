@@ -12,7 +12,7 @@ use image::frame::FrameKind;
 use image::{CheckpointId, Member};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use wire::{Client, FromPrimary, FromStandby, Hello, Replication, TlsFiles, Welcome, WireError};
 
 use super::candidates::Candidates;
@@ -98,15 +98,23 @@ impl LinkSender {
     }
 
     /// Where a full sync goes. Its last frame is left in `end`: it is what makes the epoch one, and may go
-    /// only when the machine says so.
-    pub fn sink(&self, end: Arc<Mutex<Option<Bytes>>>) -> FrameSink {
+    /// only when the machine says so. Past `patience` without room it takes no more.
+    pub fn sink(&self, end: Arc<Mutex<Option<Bytes>>>, patience: Option<Duration>) -> FrameSink {
         let (queue, room, runtime) = (self.queue.clone(), Arc::clone(&self.room), self.runtime.clone());
         Box::new(move |frame| {
             if kind_of(&frame) == Some(FrameKind::End as u16) {
                 *end.lock().unwrap_or_else(PoisonError::into_inner) = Some(frame);
                 return !queue.is_closed();
             }
-            let Ok(room) = runtime.block_on(Arc::clone(&room).acquire_owned()) else { return false };
+            let room = Arc::clone(&room).acquire_owned();
+            let room = match patience {
+                None => runtime.block_on(room).ok(),
+                Some(patience) => {
+                    let room = runtime.block_on(async { timeout(patience, room).await });
+                    room.ok().and_then(Result::ok)
+                }
+            };
+            let Some(room) = room else { return false };
             queue.send(Out { message: FromPrimary::Frame(frame), _room: Some(room) }).is_ok()
         })
     }

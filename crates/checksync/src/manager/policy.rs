@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use image::frame::{self, FrameError};
 use replica::Timing;
-use replica::primary::{Consistency, OnCrash};
+use replica::primary::{CommitOn, Consistency, OnCrash};
 use serde::{Deserialize, Serialize};
 use wire::Hello;
 
@@ -20,6 +20,9 @@ pub struct Policy {
     interval_us: u64,
     on_crash: OnCrash,
     consistency: Consistency,
+    /// An earlier release knows of one standby only.
+    #[serde(default)]
+    commit_on: CommitOn,
     grace_ms: u64,
     shadow_bytes: u64,
 }
@@ -43,6 +46,7 @@ impl Policy {
             interval_us: u64::try_from(interval).unwrap_or(u64::MAX),
             on_crash: settings.on_crash,
             consistency: settings.consistency,
+            commit_on: settings.commit_on,
             grace_ms: u64::try_from(grace).unwrap_or(u64::MAX),
             shadow_bytes: settings.shadow_bytes,
         }
@@ -89,6 +93,7 @@ impl Policy {
                 on_crash @ (OnCrash::Restart | OnCrash::Failover | OnCrash::Stop) => on_crash,
             },
             consistency: self.consistency,
+            commit_on: self.commit_on,
             structures,
             abandon_standby: false,
             network,
@@ -111,6 +116,7 @@ mod tests {
             interval_us: 5_000,
             on_crash: OnCrash::Stop,
             consistency: Consistency::default(),
+            commit_on: CommitOn::Any,
             grace_ms: 10_000,
             shadow_bytes: 1 << 20,
         };

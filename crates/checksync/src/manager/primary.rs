@@ -11,6 +11,7 @@ mod peer;
 mod progress;
 mod report;
 mod restarts;
+mod seats;
 mod succession;
 
 use std::collections::VecDeque;
@@ -26,22 +27,21 @@ use image::{CheckpointId, Member, Term};
 use replica::primary::{AppExit, Ending, Permit, Status, SyncCall};
 use replica::{Answer, Ask, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 use wire::{GuardToken, HeartbeatAnswer, Hello};
 
 use self::moving::Moving;
 use self::outreach::Outreach;
 use self::progress::Progress;
 use self::restarts::Restarts;
+use self::seats::{Seat, Seats};
 pub use self::succession::{ENGINE, Estate, Succession};
 use super::app_socket::AppSocket;
-use super::candidates::Candidates;
 use super::cell::{CellKit, GuardLine};
 use super::control::{Listener, Order as Asked};
 use super::fence::Fence;
 use super::heart::Heart;
 use super::host::HostFacts;
-use super::link::{self, Dialling, LinkEvent, LinkSender};
+use super::link::{self, Dialling, LinkEvent};
 use super::network::AppNetwork;
 use super::output::Forwarding;
 use super::register::RegisterDesk;
@@ -69,8 +69,10 @@ pub enum Target {
 pub enum Input {
     /// Of the engine with this number: a restarted app has another.
     Engine(u64, Event),
-    Link(u64, LinkEvent),
+    /// Of this seat's session.
+    Link(usize, u64, LinkEvent),
     Heart {
+        seat: usize,
         from: String,
         answer: HeartbeatAnswer,
     },
@@ -83,6 +85,8 @@ pub enum Input {
     Arrived(gate::Batch),
     /// The engine has let go of this full sync's sink.
     SyncOver(CheckpointId),
+    /// This one took a full sync so slowly that the others had to wait.
+    TooSlow(Member),
     /// The operator asks us to stop.
     Stop,
     /// The operator asks for something else, and hears what comes of it.
@@ -99,13 +103,6 @@ pub enum Outcome {
     Ended(Ending),
     /// The app never began, or can't be started.
     Failed(String),
-}
-
-/// A session as the machine sees it.
-struct Session {
-    number: u64,
-    standby: Member,
-    sender: LinkSender,
 }
 
 pub struct Actor {
@@ -129,28 +126,26 @@ pub struct Actor {
     hello: Arc<Mutex<Hello>>,
     forwarding: Option<Forwarding>,
     register: Option<RegisterDesk>,
-    candidates: Arc<Candidates>,
-    heart: Heart,
+    seats: Seats,
     /// The term is ours, and the app was told to begin.
     begun: bool,
-    dialling: Option<JoinHandle<()>>,
-    session: Option<Session>,
     /// The full sync that the engine owes an answer for.
     syncing: Option<CheckpointId>,
+    /// What the capture under way, or the last one, builds on.
+    parent: Option<CheckpointId>,
     captured: Option<(CheckpointId, Vec<Bytes>)>,
     /// The last frame of a full sync, until it may go.
     end_frame: Arc<Mutex<Option<Bytes>>>,
-    /// When each captured checkpoint's state was true, until it is committed.
+    /// When each captured checkpoint's state was true, until everybody has it.
     frozen: VecDeque<(CheckpointId, u64)>,
     committed_at_ns: Option<u64>,
     pauses: PauseRing,
     passage: Passage,
     store: Option<StoreFeed>,
+    /// The newest that the store was given.
+    stored: Option<CheckpointId>,
     progress: Progress,
     status: Option<Status>,
-    link_trouble: Option<String>,
-    /// Where the standby listens that is connected, or was last, as a number.
-    standby_address: Option<String>,
     app_pid: Option<i32>,
     /// For whoever comes after us, should we die.
     note: Option<Note>,
@@ -159,7 +154,6 @@ pub struct Actor {
     /// The standby was told to take over.
     handed_over: bool,
     moving: Moving,
-    end_confirmed: bool,
     stops: u32,
     failure: Option<String>,
     ending: Option<Ending>,
@@ -215,7 +209,7 @@ impl Actor {
         board: Board,
         runtime: Handle,
     ) -> Self {
-        let Outreach { post, inbox, register, candidates, heart, hello } = outreach;
+        let Outreach { post, inbox, register, seats, hello } = outreach;
         Self {
             settings,
             target,
@@ -235,12 +229,10 @@ impl Actor {
             hello,
             forwarding: None,
             register,
-            candidates,
-            heart,
+            seats,
             begun: false,
-            dialling: None,
-            session: None,
             syncing: None,
+            parent: None,
             captured: None,
             end_frame: Arc::default(),
             frozen: VecDeque::new(),
@@ -248,17 +240,15 @@ impl Actor {
             pauses: PauseRing::default(),
             passage: Passage::default(),
             store: None,
+            stored: None,
             progress: Progress::default(),
             status: None,
-            link_trouble: None,
-            standby_address: None,
             app_pid: None,
             note: None,
             exited: false,
             restarts: Restarts::default(),
             handed_over: false,
             moving: Moving::default(),
-            end_confirmed: false,
             stops: 0,
             failure: None,
             ending: None,
@@ -376,8 +366,8 @@ impl Actor {
         match input {
             Input::Engine(number, event) if number == self.engines => self.take_engine(event),
             Input::Engine(..) => {} // Of an app that was restarted.
-            Input::Link(number, event) => self.take_link(number, event),
-            Input::Heart { from, answer } => self.take_answer(from, answer),
+            Input::Link(seat, number, event) => self.take_link(seat, number, event),
+            Input::Heart { seat, from, answer } => self.take_answer(seat, from, answer),
             Input::Register(ask, answer) => self.step(PrimaryEvent::RegisterAnswer { ask, answer }),
             Input::OutputWaits(gate::Waiting { since, all }) => {
                 self.passage.output_waits(since);
@@ -389,6 +379,7 @@ impl Actor {
             }
             Input::Arrived(packets) => self.pass_on(packets),
             Input::SyncOver(id) => self.sync_over(id),
+            Input::TooSlow(standby) => self.let_go(&standby, "it takes a full sync too slowly"),
             Input::Stop => self.stop(),
             Input::Order(order, listener) => self.take_order(order, listener),
             Input::Withdrawn => self.withdraw(),
@@ -462,17 +453,19 @@ impl Actor {
     fn act(&mut self, action: PrimaryAction) {
         match action {
             PrimaryAction::StartApp { term } => self.start_app(term),
-            PrimaryAction::StartFullSync { id, eligible: _ } => self.start_full_sync(id),
+            PrimaryAction::StartFullSync { id, to, eligible: _ } => self.start_full_sync(id, &to),
             PrimaryAction::CaptureNow { id, parent } => self.capture(id, parent),
             PrimaryAction::CaptureLast { id, parent } => self.capture_last(id, parent),
             PrimaryAction::Thaw => self.thaw(),
             PrimaryAction::Switchover(news) => self.tell_operator(news),
-            PrimaryAction::SendEpoch { id, sync: _ } => self.send_epoch(id),
+            PrimaryAction::SendEpoch { id, to, sync } => self.send_epoch(id, &to, sync),
             PrimaryAction::Committed(committed) => self.committed(committed.id()),
-            PrimaryAction::ReturnToLedger { ids: _ } => {
+            PrimaryAction::Forget(id) => self.forget(id),
+            PrimaryAction::ReturnToLedger { ids } => {
                 self.captured = None;
-                self.frozen.clear();
+                self.frozen.retain(|(id, _)| !ids.contains(id));
                 self.store.iter_mut().for_each(StoreFeed::given_up);
+                self.stored = None;
                 self.passage.given_up();
                 self.command(Command::ReturnToLedger);
             }
@@ -491,10 +484,10 @@ impl Actor {
                 }
             }
             PrimaryAction::Tell { standby, notice } => self.tell(&standby, &notice),
-            PrimaryAction::StopHeartbeats => self.heart.stop(),
-            PrimaryAction::DropPeer { why } => {
-                tracing::warn!("let the standby go: {why}");
-                self.session = None;
+            PrimaryAction::StopHeartbeats => self.seats.stop_hearts(),
+            PrimaryAction::DropPeer { standby, why } => {
+                tracing::warn!(%standby, "let a standby go: {why}");
+                self.seats.dismiss(&standby);
             }
             PrimaryAction::Synced { call, id } => {
                 if let Some(socket) = &self.socket {
@@ -506,7 +499,7 @@ impl Actor {
                     socket.refuse(call, self.why_not(&why));
                 }
             }
-            PrimaryAction::Report(progress) => self.heart.report(progress),
+            PrimaryAction::Report(progress) => self.seats.iter().for_each(|seat| seat.heart.report(progress)),
             PrimaryAction::Status(status) => self.say_status(status),
             PrimaryAction::StopApp => self.stop_app(),
             PrimaryAction::RestartApp => self.restart_app(),
@@ -547,26 +540,32 @@ impl Actor {
         self.command(Command::Start);
         self.restarts.begun(Instant::now());
         tracing::info!(%term, app = self.settings.app, "serving");
-        self.heart.begin(term);
+        self.seats.iter().for_each(|seat| seat.heart.begin(term));
         self.begun = true;
         self.dial();
     }
 
-    /// Looks for a standby, once there is something to protect.
+    /// Looks for standbys, once there is something to protect.
     fn dial(&mut self) {
-        if !self.begun || self.app_pid.is_none() || self.dialling.is_some() {
+        if !self.begun || self.app_pid.is_none() {
             return;
         }
-        let post = self.post.clone();
-        let dialling = Dialling {
-            candidates: Arc::clone(&self.candidates),
-            tls: self.settings.shared.tls.clone(),
-            // It was read before.
-            facts: Some(HostFacts::decode(&self.hello().host_facts).expect("our own encoding")),
-            hello: Arc::clone(&self.hello),
-            on_link: Arc::new(move |session, event| drop(post.send(Input::Link(session, event)))),
-        };
-        self.dialling = Some(self.runtime.spawn(link::keep_connected(dialling)));
+        let hello = Arc::clone(&self.hello);
+        // They were read before.
+        let facts = HostFacts::decode(&self.hello().host_facts).expect("our own encoding");
+        for (number, seat) in self.seats.iter_mut().enumerate().filter(|(_, seat)| seat.dialling.is_none()) {
+            let post = self.post.clone();
+            let dialling = Dialling {
+                candidates: Arc::clone(&seat.candidates),
+                tls: self.settings.shared.tls.clone(),
+                facts: Some(facts.clone()),
+                hello: Arc::clone(&hello),
+                on_link: Arc::new(move |session, event| {
+                    drop(post.send(Input::Link(number, session, event)));
+                }),
+            };
+            seat.dialling = Some(self.runtime.spawn(link::keep_connected(dialling)));
+        }
     }
 
     fn set_permit(&mut self, permit: Permit) {
@@ -577,13 +576,19 @@ impl Actor {
     }
 
     fn arm_guard(&mut self) {
-        let standby = self.standby_address.clone().unwrap_or_else(|| self.candidates.current());
+        // Whoever is connected; else who was, or would be asked next.
+        let here = self.seats.iter().filter(|seat| seat.session.is_some());
+        let mut standbys: Vec<String> = here.filter_map(|seat| seat.address.clone()).collect();
+        if standbys.is_empty() {
+            let known = |seat: &Seat| seat.address.clone().unwrap_or_else(|| seat.candidates.current());
+            standbys = self.seats.iter().map(known).collect();
+        }
         let shared = &self.settings.shared;
         let arm = Arm {
             app: self.settings.app.clone(),
             term: self.machine.reign().term.0,
             token: *self.token.as_bytes(),
-            standby,
+            standbys,
             pki: shared.pki.clone(),
             host: shared.host().to_owned(),
         };
@@ -614,6 +619,8 @@ fn config(settings: &PrimarySettings, me: &Member) -> PrimaryConfig {
     config.on_crash = settings.on_crash;
     config.interval = nanos(settings.interval);
     config.consistency = settings.consistency;
+    config.standbys = u32::try_from(settings.seats().len()).unwrap_or(u32::MAX);
+    config.commit_on = settings.commit_on;
     config.abandon_standby = settings.abandon_standby;
     config
 }

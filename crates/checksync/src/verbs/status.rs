@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::arguments::{Format, StatusArgs};
 use crate::exit::Exit;
 use crate::manager::store::StoreReport;
-use crate::status::{self, AppReport, ManagerReport, SCHEMA};
+use crate::status::{self, AppReport, ManagerReport, SCHEMA, StandbyReport};
 
 #[derive(Serialize)]
 struct Answer {
@@ -48,7 +48,12 @@ fn print_text(managers: &[ManagerReport]) {
             let address = manager.address.as_deref().unwrap_or("nowhere");
             println!("standby on {address}: no app yet (fencing: {})", manager.fencing);
         }
-        manager.apps.iter().for_each(|app| println!("{}", line(app, &manager.fencing)));
+        for app in &manager.apps {
+            println!("{}", line(app, &manager.fencing));
+            if app.standbys.len() > 1 {
+                app.standbys.iter().for_each(|standby| println!("  {}", standby_line(standby)));
+            }
+        }
     }
 }
 
@@ -62,8 +67,21 @@ fn line(app: &AppReport, fencing: &str) -> String {
     let pauses = app.pause_us.map(|pauses| format!("pause p50 {} µs, p99 {} µs", pauses.p50, pauses.p99));
     parts.extend(pauses);
     parts.extend(app.peer.as_ref().map(|peer| format!("peer {peer}")));
+    parts.extend(app.commit_on.as_ref().map(|rule| format!("commit on {rule}")));
     parts.extend(app.store.as_ref().map(store));
     parts.push(format!("fencing {fencing}"));
+    parts.join(", ").replacen(", (", " (", 1)
+}
+
+fn standby_line(standby: &StandbyReport) -> String {
+    let host = standby.host.as_deref().unwrap_or("?");
+    let state = if standby.eligible { "ELIGIBLE" } else { "NOT ELIGIBLE" };
+    let mut parts = vec![format!("{host} at {}: {state}", standby.address)];
+    parts.extend(standby.why_not.as_ref().map(|why| format!("({why})")));
+    let name = standby.term.zip(standby.epoch).map(|(term, epoch)| format!("checkpoint {term}/{epoch}"));
+    parts.extend(name);
+    parts.extend(standby.lag_ms.map(|lag| format!("lag {lag} ms")));
+    parts.extend((standby.in_flight > 0).then(|| format!("{} on their way", standby.in_flight)));
     parts.join(", ").replacen(", (", " (", 1)
 }
 

@@ -32,7 +32,7 @@ use wires::PREFIX;
 pub const SOON: Duration = Duration::from_secs(30);
 pub const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 9);
 const CLIENTS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 100);
-const NAMES: [&str; 3] = ["a", "b", "c"];
+pub const NAMES: [&str; 3] = ["a", "b", "c"];
 const PORT: u16 = 7400;
 const APP: &str = "kv";
 
@@ -97,7 +97,7 @@ impl Street {
         self.hosts[host].daemon = Some(daemon);
     }
 
-    /// Starts the program on host 0, protected by one of `others`.
+    /// Starts the program on host 0, protected by all of `others`.
     pub fn start_primary(&mut self, others: &[usize], address: &str, options: &[&str], program: &[String]) {
         let mut command = self.command(0, "run");
         command.args(["--app", APP, "--link", "br0", "--address", address]).args(standbys(others));
@@ -159,13 +159,25 @@ impl Street {
 
     /// Moves the app as an operator does, and answers how long nobody was answered.
     pub fn switch_over(&self, host: usize) -> Duration {
+        self.try_to_switch_over(host, None).unwrap_or_else(|news| panic!("{news}\n{}", self.logs()))
+    }
+
+    pub fn switch_over_to(&self, host: usize, to: &str) -> Duration {
+        self.try_to_switch_over(host, Some(to)).unwrap_or_else(|news| panic!("{news}\n{}", self.logs()))
+    }
+
+    /// An error is what was said instead.
+    pub fn try_to_switch_over(&self, host: usize, to: Option<&str>) -> Result<Duration, String> {
         let mut command = checksync();
         command.env("CHECKSYNC_RUN_DIR", self.run_dir(host)).args(["switchover", "-o", "json"]);
+        command.args(to.into_iter().flat_map(|to| ["--to", to]));
         let done = command.output().unwrap();
         let news = String::from_utf8(done.stdout).unwrap();
-        assert!(done.status.success(), "{news}\n{}", self.logs());
+        if !done.status.success() {
+            return Err(news);
+        }
         let moved: Value = serde_json::from_str(news.lines().last().unwrap()).unwrap();
-        Duration::from_micros(moved["pause_us"].as_u64().unwrap())
+        Ok(Duration::from_micros(moved["pause_us"].as_u64().unwrap()))
     }
 
     /// What all managers of a host say.

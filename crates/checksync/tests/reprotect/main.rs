@@ -8,6 +8,7 @@ mod asker;
 #[allow(dead_code, reason = "only one of its clients is used here")]
 mod clients;
 mod gaps;
+mod group;
 mod prefix;
 mod street;
 
@@ -93,35 +94,6 @@ fn the_same_sessions_live_through_moves_there_and_back() {
         load.wait_for_answers();
         load.finish().assert_nothing_happened();
     }
-}
-
-/// With a third host nobody has to come back: it is the spare.
-#[test]
-fn a_spare_protects_the_winner_while_the_loser_stays_away() {
-    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
-    const A: usize = 0;
-    const B: usize = 1;
-    const C: usize = 2;
-    let mut group = Group::protecting(3, STRONG, &Store::Kv.command_line());
-    let load = Load::start(&group.clients, group.dir.path(), Store::Kv, WORDS);
-    load.wait_for_answers();
-    group.kill(A);
-    assert_eq!(group.takeover(2).0, B);
-    assert_eq!(group.wait_until_protected(B)["peer"], "c");
-    load.wait_for_answers();
-    group.kill(B);
-    assert_eq!(group.takeover(3).0, C);
-    load.wait_for_answers();
-    group.start_daemon(A);
-    assert_eq!(group.wait_until_protected(C)["peer"], "a");
-    // And a standby that is lost is replaced as well.
-    group.start_daemon(B);
-    group.kill(A);
-    group.wait("protection by the other", || {
-        group.served_app(C).filter(|app| app["state"] == "protected" && app["peer"] == "b")
-    });
-    load.wait_for_answers();
-    load.finish().assert_nothing_happened();
 }
 
 /// Redis, whose memory is written to by background jobs of its own.

@@ -9,7 +9,7 @@ use std::ops::{Deref, DerefMut};
 use rustix::process::Signal;
 use serde_json::Value;
 
-pub use hosts::{SERVICE, SOON, start_on};
+pub use hosts::{NAMES, SERVICE, SOON, start_on};
 use hosts::{Street, service};
 
 /// Hosts by number, from 0.
@@ -24,7 +24,7 @@ impl Group {
         group
     }
 
-    /// The app runs on host 0, protected by host 1.
+    /// The app runs on host 0, protected by all others.
     pub fn protecting(count: usize, options: &[&str], program: &[String]) -> Self {
         let mut group = Self::of(count);
         let others = group.others(0);
@@ -42,6 +42,11 @@ impl Group {
     fn others(&self, host: usize) -> Vec<usize> {
         let count = self.hosts.len();
         (1..count).map(|step| (host + step) % count).collect()
+    }
+
+    /// The daemon of a host stands still, and what it serves falls silent in time.
+    pub fn stop_daemon(&mut self, host: usize) {
+        self.hosts[host].daemon.as_mut().expect("a daemon was started, and not killed").signal(Signal::STOP);
     }
 
     /// Kills the daemon of a host, and leaves the first primary alone.

@@ -1,4 +1,4 @@
-//! The connected standby: what it holds, what is on its way to it, and when it last answered.
+//! A connected standby: what it holds, what is on its way to it, and when it last answered.
 
 use std::collections::VecDeque;
 
@@ -24,11 +24,17 @@ pub(super) struct Link {
     /// The newest epoch of the running app that this standby is known to hold.
     pub(super) held: Option<CheckpointId>,
     pub(super) needs_full: bool,
+    /// What it holds could be built on, were it not for another that has to be synced in full.
+    pub(super) waits_for_others: bool,
     in_flight: VecDeque<CheckpointId>,
     /// The send time of the last heartbeat that it answered.
     pub(super) answered: Option<Nanos>,
     /// Why it refused the last epoch, until it takes one.
     pub(super) refused: Option<String>,
+    /// Since when captures that were due went without it, because it has acknowledged too little.
+    pub(super) crowded_since: Option<Nanos>,
+    /// It was told that the register names it.
+    pub(super) told: bool,
 }
 
 impl Link {
@@ -38,14 +44,26 @@ impl Link {
             session,
             held,
             needs_full: held.is_none(),
+            waits_for_others: false,
             in_flight: VecDeque::new(),
             answered: None,
             refused: None,
+            crowded_since: None,
+            told: false,
         }
     }
 
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    pub(super) fn holds(&self, id: CheckpointId) -> bool {
+        self.held >= Some(id)
+    }
+
+    /// It has `id`, or is about to.
+    pub(super) fn is_sent(&self, id: CheckpointId) -> bool {
+        self.holds(id) || self.in_flight.contains(&id)
     }
 
     /// What the next epoch builds on.
@@ -69,6 +87,7 @@ impl Link {
         self.in_flight.retain(|&flying| flying > id);
         self.held = Some(id);
         self.refused = None;
+        self.crowded_since = None;
         Acked::New
     }
 

@@ -1,21 +1,29 @@
 //! The second half of a step: what follows from the state alone. The order of the actions matters and is
 //! argued at each place.
 
-use image::{CheckpointId, Member, Register, Sync, Term};
+use image::{CheckpointId, Register, Sync, Term};
 
+use super::link::Link;
 use super::{
-    Capture, Consistency, Ending, Life, Notice, Permit, Primary, PrimaryAction, Reason, Status, Then, Waiting,
+    Capture, Consistency, Ending, Life, Notice, OnStandbyLoss, Permit, Primary, PrimaryAction, Reason,
+    Status, Then, Waiting,
 };
 use crate::{Fencing, Nanos, Progress, Question};
+
+/// From a full sync that one standby needed to the next, in times of what is waited after a refused one.
+const JOIN_PAUSES: u32 = 10;
 
 impl Primary {
     pub(super) fn settle(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
         self.settle_term(now, actions);
+        if self.is_over() {
+            return;
+        }
+        // Not before it is known whose the register is.
+        self.settle_commit(now, actions);
         self.settle_leaving(now, actions);
-        match self.life {
-            Life::Ended | Life::Fenced { .. } => return,
-            Life::Registering { .. } | Life::Serving | Life::Retiring { .. } => {}
-            Life::HandingOver { .. } | Life::Moving { .. } => {}
+        if self.is_over() {
+            return;
         }
         self.settle_patience(now, actions);
         let question = self.question(now);
@@ -31,6 +39,10 @@ impl Primary {
         self.settle_capture(now, actions);
         self.report(now, actions);
         self.tell_status(now, actions);
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.life, Life::Ended | Life::Fenced { .. })
     }
 
     /// Takes the term, or loses it, as the register was last seen.
@@ -115,27 +127,15 @@ impl Primary {
                     (over || self.config.abandon_standby).then(|| earlier.taken_by(me.clone()))
                 }
             },
-            Life::Serving => self.with_members(known?, self.entitled(now)),
-            Life::Retiring { .. } => self.with_members(known?, Vec::new()),
-            Life::Moving { .. } => self.with_members(known?, self.moving_members(now)?),
+            Life::Serving => self.next_members(now, known?),
+            Life::Retiring { .. } => self.without_members(known?),
+            Life::Moving { .. } => self.moving_is_over(now).then(|| self.without_members(known?)).flatten(),
             Life::HandingOver { .. } | Life::Fenced { .. } | Life::Ended => None,
         }
     }
 
-    /// A doubt is ended by writing even what already stands: the new version outruns the swap that may
-    /// still land.
-    fn with_members(&self, known: &Register, members: Vec<Member>) -> Option<Register> {
-        (known.members != members || self.desk.in_doubt()).then(|| known.with_members(members))
-    }
-
-    /// Who ought to be able to take over: a standby that holds our epochs and answers.
-    fn entitled(&self, now: Nanos) -> Vec<Member> {
-        let permit = self.config.timing.permit();
-        if !self.covered(now) || now < self.paused_until {
-            return Vec::new();
-        }
-        let entitled = self.link.iter().filter(|link| link.held.is_some() && link.answers(now, permit));
-        entitled.map(|link| link.standby.clone()).collect()
+    fn without_members(&self, known: &Register) -> Option<Register> {
+        (!known.members.is_empty() || self.desk.in_doubt()).then(|| known.with_members(Vec::new()))
     }
 
     /// The most that the app may be allowed while the register says, or may come to say, what it does.
@@ -145,17 +145,13 @@ impl Primary {
             Life::Fenced { .. } | Life::Ended => return Permit::Shut,
             Life::Serving | Life::Retiring { .. } => {}
         }
-        let mut rivals = self.desk.rivals().peekable();
-        if rivals.peek().is_none() {
-            return Permit::Open;
-        }
+        let limits = self.desk.possible().filter(|register| !register.members.is_empty());
+        let leases = limits.map(|register| self.lease(&register.members, register.quorum));
+        let Some(lease) = leases.min() else { return Permit::Open };
         let before = match self.permit {
             Permit::Until(deadline) => Some(deadline),
             Permit::Open | Permit::Shut => None,
         };
-        // Only the answers of the one who can take over count: another's say nothing of its silence.
-        let lease = self.link.as_ref().filter(|link| rivals.all(|rival| *rival == link.standby));
-        let lease = lease.and_then(|link| link.answered).map(|sent_at| sent_at + self.config.timing.permit());
         lease.max(before).map_or(Permit::Shut, Permit::Until)
     }
 
@@ -172,10 +168,18 @@ impl Primary {
         let serving = matches!(self.life, Life::Serving | Life::Moving { .. });
         let rivals = self.desk.rivals().next().is_some();
         let arm = serving && (self.eligible() || (self.guard_armed && rivals));
-        let newly = arm && !self.guard_armed;
+        if arm && !self.guard_armed {
+            self.links.iter_mut().for_each(|link| link.told = false);
+        }
         self.arm_guard(arm, actions);
-        if newly && let Some(register) = self.desk.register() {
-            self.tell(Notice::Enrolled(register.clone()), actions);
+        let Some(register) = self.desk.register().filter(|_| arm) else { return };
+        for link in &mut self.links {
+            let named = register.lists(&link.standby);
+            if named && !link.told {
+                let (standby, notice) = (link.standby.clone(), Notice::Enrolled(register.clone()));
+                actions.push(PrimaryAction::Tell { standby, notice });
+            }
+            link.told = named;
         }
     }
 
@@ -187,38 +191,75 @@ impl Primary {
     }
 
     fn settle_capture(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
-        let due = matches!(self.life, Life::Serving)
-            && (now >= self.capture_due || self.output_is_due(now) || self.sync_waits())
+        let able = matches!(self.life, Life::Serving)
             && self.capturing.is_none()
             && self.planned.is_none()
             && self.children.is_empty();
-        let Some(link) = self.link.as_ref().filter(|_| due) else { return };
-        if link.in_flight() >= self.config.in_flight_max {
-            self.crowded_since.get_or_insert(now);
+        if !able || self.begins_full_sync(now, actions) {
             return;
         }
-        self.crowded_since = None;
-        let (session, parent) = (link.session, link.parent().filter(|_| !link.needs_full));
+        if now >= self.capture_due || self.output_is_due(now) || self.sync_waits() {
+            self.capture_for_whoever_has_room(now, actions);
+        }
+    }
+
+    /// All take part in a full sync: it takes the base away that the others could have gone on from. So those that are
+    /// in step have it for the sake of another only now and then.
+    fn begins_full_sync(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) -> bool {
+        let waiting = self.links.iter().filter(|link| link.needs_full).count();
+        let joins = waiting < self.links.len();
+        let complete = self.links.len() >= self.config.standbys as usize;
+        // Who waits alone waits for others to come at most until `full_due`.
+        let due =
+            now >= self.full_due || (complete && self.sent.is_empty() && self.capture_failure.is_none());
+        let room = self.links.iter().all(|link| link.in_flight() < self.config.in_flight_max);
+        if waiting == 0 || !due || !room || (joins && now < self.join_due) {
+            return false;
+        }
         let eligible = self.may_be_eligible();
-        let id = self.begin_capture(now, parent.map_or(Sync::Full, Sync::Since), session);
-        actions.push(match parent {
-            None => PrimaryAction::StartFullSync { id, eligible },
-            Some(parent) => PrimaryAction::CaptureNow { id, parent },
-        });
+        let (to, sessions) = self.links.iter().map(|link| (link.standby.clone(), link.session)).unzip();
+        for link in &mut self.links {
+            link.waits_for_others = !std::mem::replace(&mut link.needs_full, true);
+        }
+        if joins {
+            self.join_due = now + self.config.full_sync_retry * JOIN_PAUSES;
+        }
+        self.sent.clear();
+        let id = self.begin_capture(now, Sync::Full, sessions);
+        actions.push(PrimaryAction::StartFullSync { id, to, eligible });
+        true
+    }
+
+    /// Who has no room is passed over, and what it misses goes with a later epoch.
+    fn capture_for_whoever_has_room(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
+        let most = self.config.in_flight_max;
+        let mut parents = Vec::new();
+        for link in self.links.iter_mut().filter(|link| !link.needs_full) {
+            if link.in_flight() >= most {
+                link.crowded_since.get_or_insert(now);
+            } else {
+                link.crowded_since = None;
+                parents.extend(link.parent());
+            }
+        }
+        if let Some(parent) = parents.into_iter().min() {
+            let id = self.begin_capture(now, Sync::Since(parent), Vec::new());
+            actions.push(PrimaryAction::CaptureNow { id, parent });
+        }
     }
 
     /// The name of the next checkpoint, which is under way from now on.
-    pub(super) fn begin_capture(&mut self, now: Nanos, sync: Sync, session: u64) -> CheckpointId {
+    pub(super) fn begin_capture(&mut self, now: Nanos, sync: Sync, sessions: Vec<u64>) -> CheckpointId {
         self.newest = self.newest.next();
         let id = CheckpointId { term: self.term, epoch: self.newest };
-        self.capturing = Some(Capture { id, sync, session, begun_at: now });
+        self.capturing = Some(Capture { id, sync, sessions, begun_at: now });
         self.capture_due = now + self.config.interval;
         self.waiting = Waiting::Nothing;
         id
     }
 
     pub(super) fn stalled(&self, now: Nanos) -> bool {
-        self.capturing.is_some_and(|capture| match capture.sync {
+        self.capturing.as_ref().is_some_and(|capture| match capture.sync {
             Sync::Full => false, // As long as it takes; the engine shows its progress.
             Sync::Since(_) => now >= capture.begun_at + self.config.stalled_after,
         })
@@ -260,11 +301,11 @@ impl Primary {
             Life::Fenced { by } => Some(Reason::Fenced(by.clone())),
         };
         let patience = self.config.interval * 4;
-        let crowded = self.crowded_since.is_some_and(|since| now >= since + patience);
-        let resyncing = self.link.as_ref().is_some_and(|link| link.needs_full);
+        let late = |link: &Link| link.crowded_since.is_some_and(|since| now >= since + patience);
+        let behind = |link: &Link| self.is_eligible(link) && (link.needs_full || late(link));
         match reason {
             Some(reason) => Status::Unprotected(reason),
-            None if crowded || resyncing => Status::CatchingUp,
+            None if self.links.iter().any(behind) => Status::CatchingUp,
             None => Status::Protected,
         }
     }
@@ -274,21 +315,21 @@ impl Primary {
         if now < self.paused_until {
             return Some(Reason::Paused);
         }
-        let Some(link) = &self.link else { return Some(Reason::NoStandby { why: self.lost.clone() }) };
+        if self.links.is_empty() {
+            return Some(Reason::NoStandby { why: self.lost.clone() });
+        }
         if let Some(child) = self.children.first() {
             return Some(Reason::Child(*child));
         }
         if let Some(why) = &self.capture_failure {
             return Some(Reason::CaptureFailed(why.clone()));
         }
-        if let Some(why) = &link.refused {
-            return Some(Reason::EpochRefused(why.clone()));
-        }
-        if link.held.is_none() {
-            return Some(Reason::FullSync);
-        }
-        if !link.answers(now, self.config.timing.permit()) {
-            return Some(Reason::StandbySilent);
+        let ailments: Vec<Reason> = self.links.iter().filter_map(|link| self.ailment(now, link)).collect();
+        let well = self.links.len() - ailments.len();
+        if well < self.quorum()
+            && let Some(first) = ailments.into_iter().next()
+        {
+            return Some(first);
         }
         if let Some(why) = self.desk.trouble() {
             return Some(Reason::RegisterUnreachable(why.to_owned()));
@@ -298,6 +339,11 @@ impl Primary {
         }
         if self.stalled(now) {
             return Some(Reason::EngineStalled);
+        }
+        let (there, wanted) = (u32::try_from(well).unwrap_or(u32::MAX), self.holders_asked_for());
+        let waits = Consistency::Strong { on_standby_loss: OnStandbyLoss::Stop };
+        if self.config.consistency == waits && there < wanted {
+            return Some(Reason::TooFewStandbys { there, wanted });
         }
         (self.config.fencing == Fencing::Absent).then_some(Reason::NoFencing)
     }

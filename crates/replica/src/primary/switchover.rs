@@ -11,42 +11,69 @@
 
 use image::{CheckpointId, Member};
 
-use super::{Life, Notice, Output, Permit, Primary, PrimaryAction, Switchover};
+use super::link::Link;
+use super::{Life, Notice, Output, Permit, Primary, PrimaryAction, Reason, Switchover};
 use crate::{Fencing, Nanos};
 
 /// What is planned, while the standby has not been told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Planned {
-    /// What is on its way is to arrive first, so that the last epoch is all that clients wait for.
-    Draining { until: Nanos },
+    /// What is on its way is to arrive first, so that the last epoch is all that clients wait for. Of several standbys
+    /// only this one may take over from now on, by itself.
+    Draining { to: Member, until: Nanos },
     /// The app stands still, or is about to.
-    Last { id: CheckpointId, until: Nanos },
+    Last { to: Member, id: CheckpointId, until: Nanos },
+}
+
+impl Planned {
+    pub(super) fn to(&self) -> &Member {
+        match self {
+            Self::Draining { to, .. } | Self::Last { to, .. } => to,
+        }
+    }
 }
 
 impl Primary {
     pub(super) fn switch_over(&mut self, now: Nanos, to: Option<&str>, actions: &mut Vec<PrimaryAction>) {
-        match self.obstacle(now, to) {
-            None => self.planned = Some(Planned::Draining { until: now + self.config.timing.farewell() }),
-            Some(why) => actions.push(PrimaryAction::Switchover(Switchover::CalledOff { why })),
+        match self.destination(now, to) {
+            Ok(to) => {
+                let until = now + self.config.timing.farewell();
+                self.planned = Some(Planned::Draining { to, until });
+            }
+            Err(why) => actions.push(PrimaryAction::Switchover(Switchover::CalledOff { why })),
         }
     }
 
-    fn obstacle(&self, now: Nanos, to: Option<&str>) -> Option<String> {
+    /// Who is to go on with the app: the one that was named, or of those that could the one that holds most.
+    fn destination(&self, now: Nanos, to: Option<&str>) -> Result<Member, String> {
         if self.planned.is_some() || self.life != Life::Serving || self.stopping {
-            return Some("the app is being moved or ended already".to_owned());
+            return Err("the app is being moved or ended already".to_owned());
         }
         if self.config.fencing != Fencing::Register {
-            return Some(
+            return Err(
                 "a move that the standby dies in can be called off by a register only; give --arbiter"
                     .to_owned(),
             );
         }
         if let Some(why) = self.weakness(now) {
-            return Some(format!("the standby could not take over: {why}"));
+            return Err(format!("the standby could not take over: {why}"));
         }
-        let standby = self.link.as_ref().map(|link| link.standby.name.as_str());
-        to.filter(|to| Some(*to) != standby)
-            .map(|to| format!("{to} is not its standby, {} is", standby.unwrap_or("nobody")))
+        let able = |link: &&Link| self.is_eligible(link) && self.ailment(now, link).is_none();
+        let Some(to) = to else {
+            let newest = self.links.iter().filter(able).max_by_key(|link| link.held);
+            return newest
+                .map(|link| link.standby.clone())
+                .ok_or_else(|| "nobody could take over".to_owned());
+        };
+        let Some(link) = self.links.iter().find(|link| link.standby.name == to) else {
+            let names: Vec<&str> = self.links.iter().map(|link| link.standby.name.as_str()).collect();
+            return Err(format!("{to} is not its standby, {} is", names.join(" or ")));
+        };
+        if !able(&link) {
+            let why = self.ailment(now, link).unwrap_or(Reason::NotEnrolled);
+            return Err(format!("{to} could not take over: {why}"));
+        }
+        Ok(link.standby.clone())
     }
 
     pub(super) fn cancel_switchover(&mut self, actions: &mut Vec<PrimaryAction>) {
@@ -65,47 +92,60 @@ impl Primary {
 
     /// The next step of what is planned, as far as the state allows one.
     pub(super) fn settle_switchover(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
-        let Some(planned) = self.planned else { return self.settle_moving(now, actions) };
-        let (Planned::Draining { until } | Planned::Last { until, .. }) = planned;
+        let Some(planned) = self.planned.clone() else { return self.settle_moving(now, actions) };
+        let (Planned::Draining { to, until } | Planned::Last { to, until, .. }) = &planned;
+        let Some(link) = self.link(to) else {
+            return self.call_off(format!("{to} is not there any more"), actions);
+        };
         if self.life != Life::Serving || self.stopping {
             return self.call_off("the app is ending".to_owned(), actions);
         }
         if let Some(why) = self.weakness(now) {
             return self.call_off(why.to_string(), actions);
         }
-        if now >= until {
+        if now >= *until {
             return self.call_off("the standby did not acknowledge in time".to_owned(), actions);
         }
         match planned {
-            Planned::Draining { .. } => self.capture_last(now, actions),
-            Planned::Last { id, .. } if self.committed == Some(id) => self.hand_to_standby(now, actions),
+            Planned::Draining { to, .. } => self.capture_last(now, to, actions),
+            Planned::Last { to, id, .. } if link.holds(id) && self.committed == Some(id) => {
+                self.hand_to_standby(now, to, actions);
+            }
             Planned::Last { .. } => {}
         }
     }
 
-    fn capture_last(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
-        let Some(link) = self.link.as_ref().filter(|link| link.in_flight() == 0 && !link.needs_full) else {
+    fn capture_last(&mut self, now: Nanos, to: Member, actions: &mut Vec<PrimaryAction>) {
+        if !self.only_rival_is(&to) || self.capturing.is_some() {
             return;
-        };
-        let Some(parent) = link.parent().filter(|_| self.capturing.is_none()) else { return };
-        let id = self.begin_capture(now, image::Sync::Since(parent), link.session);
-        self.planned = Some(Planned::Last { id, until: now + self.config.timing.register_timeout() });
+        }
+        let ready = self.link(&to).filter(|link| link.in_flight() == 0 && !link.needs_full);
+        let Some(parent) = ready.and_then(Link::parent) else { return };
+        let id = self.begin_capture(now, image::Sync::Since(parent), Vec::new());
+        self.planned = Some(Planned::Last { to, id, until: now + self.config.timing.register_timeout() });
         actions.push(PrimaryAction::CaptureLast { id, parent });
         actions.push(PrimaryAction::Switchover(Switchover::Begun));
     }
 
+    /// The register is known to let this one take over, by itself, and nobody else.
+    fn only_rival_is(&self, to: &Member) -> bool {
+        self.desk.register().is_some_and(|register| register.lists(to))
+            && self.desk.possible().all(|register| register.quorum <= 1)
+            && self.desk.rivals().all(|rival| rival == to)
+    }
+
     /// The standby holds everything. What that covers has left by now; nothing more does.
-    fn hand_to_standby(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
-        let Some(to) = self.link.as_ref().map(|link| link.standby.clone()) else { return };
-        if self.desk.rivals().any(|rival| *rival != to) || self.release_due.is_some() || self.desk.busy() {
+    fn hand_to_standby(&mut self, now: Nanos, to: Member, actions: &mut Vec<PrimaryAction>) {
+        if !self.only_rival_is(&to) || self.desk.busy() {
             return;
         }
         self.planned = None;
         let until = now + self.config.timing.register_timeout() * 2;
-        self.life = Life::Moving { to, until, exit: None };
+        self.life = Life::Moving { to: to.clone(), until, exit: None };
         self.set_permit(Permit::Shut, actions);
         self.set_output(Output::Muted, actions);
-        self.tell(Notice::HandedOver { reign: self.reign() }, actions);
+        let notice = Notice::HandedOver { reign: self.reign() };
+        actions.push(PrimaryAction::Tell { standby: to, notice });
         actions.push(PrimaryAction::Switchover(Switchover::Told));
     }
 
@@ -118,10 +158,10 @@ impl Primary {
         if self.desk.rivals().next().is_some() {
             return;
         }
-        let (why, exit) = (format!("{to} did not take over in time"), *exit);
+        let (why, exit, to) = (format!("{to} did not take over in time"), *exit, to.clone());
         self.life = Life::Serving;
         self.moved_with = Some(self.newest);
-        self.drop_peer(why.clone(), actions);
+        self.drop_peer(&to, why.clone(), actions);
         let permit = self.safe_permit();
         self.set_permit(permit, actions);
         // The app has its address back before it can ask for it.
@@ -136,11 +176,8 @@ impl Primary {
         actions.push(PrimaryAction::Switchover(Switchover::CalledOff { why }));
     }
 
-    /// Who may take over in a move that has lasted long enough: nobody.
-    pub(super) fn moving_members(&self, now: Nanos) -> Option<Vec<Member>> {
-        match &self.life {
-            Life::Moving { until, .. } if now >= *until => Some(Vec::new()),
-            _ => None,
-        }
+    /// It has lasted long enough: nobody is to take over any more.
+    pub(super) fn moving_is_over(&self, now: Nanos) -> bool {
+        matches!(&self.life, Life::Moving { until, .. } if now >= *until)
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A call is covered by the first epoch that is named after it came, since only that one's freeze is certain to lie
 //! behind it. It makes that epoch due at once, and every call that comes before the naming shares it. The answer is a
-//! promise that the death of this host costs nothing of what was before the call: so it is given only while the
-//! standby that acknowledged is the one, and the only one, that may take over.
+//! promise that the death of this host costs nothing of what was before the call: so it is given only while somebody may
+//! take over, and nobody from before it.
 
 use image::{CheckpointId, Epoch};
 
@@ -61,12 +61,9 @@ impl Primary {
         actions.extend(calls.map(|call| PrimaryAction::SyncRefused { call, why: why.clone() }));
     }
 
-    /// What nobody who may take over can be behind of.
+    /// What nobody who may take over can be behind of, if there is somebody.
     fn safely_committed(&self) -> Option<CheckpointId> {
-        let link =
-            self.link.as_ref().filter(|_| self.eligible() && self.config.fencing != Fencing::Absent)?;
-        let alone = self.desk.rivals().all(|rival| *rival == link.standby);
-        link.held.filter(|_| alone)
+        self.committed.filter(|_| self.eligible() && self.config.fencing != Fencing::Absent)
     }
 
     /// Since when the app would not survive its host, and why.

@@ -1,10 +1,11 @@
+mod group;
 mod moves;
 mod strong;
 
 use image::Register;
 
 use super::*;
-use crate::{Answer, Ask, Question};
+use crate::{Answer, Ask, Committed, Fencing, Question};
 
 const HEARTBEAT: Nanos = Nanos::from_millis(20);
 
@@ -42,7 +43,7 @@ impl Bench {
         bench.connect(at(0), None);
         bench.answer_heartbeat(at(90));
         bench.step(at(90), PrimaryEvent::Captured { id: CheckpointId::new(1, 1) });
-        bench.step(at(100), PrimaryEvent::Acked { id: CheckpointId::new(1, 1) });
+        bench.step(at(100), PrimaryEvent::Acked { from: standby(), id: CheckpointId::new(1, 1) });
         assert_eq!(bench.primary.phase(), Phase::Protected);
         bench
     }
@@ -139,7 +140,7 @@ fn the_permit_counts_from_the_send_time_of_the_heartbeat_and_never_goes_back() {
 fn a_lost_standby_is_struck_from_the_register_before_the_permit_opens() {
     let mut bench = Bench::protected(|_| {});
     bench.reachable = false;
-    bench.step(at(110), PrimaryEvent::PeerLost { why: "reset".to_owned() });
+    bench.step(at(110), PrimaryEvent::PeerLost { standby: standby(), why: "reset".to_owned() });
     assert_eq!(
         bench.primary.permit(),
         Permit::Until(at(170)),
@@ -178,8 +179,8 @@ fn an_enrolment_that_may_still_land_is_outrun_before_the_permit_opens() {
     bench.answer_heartbeat(at(90));
     bench.step(at(90), PrimaryEvent::Captured { id: CheckpointId::new(1, 1) });
     bench.reachable = false;
-    bench.step(at(100), PrimaryEvent::Acked { id: CheckpointId::new(1, 1) });
-    bench.step(at(101), PrimaryEvent::PeerLost { why: "reset".to_owned() });
+    bench.step(at(100), PrimaryEvent::Acked { from: standby(), id: CheckpointId::new(1, 1) });
+    bench.step(at(101), PrimaryEvent::PeerLost { standby: standby(), why: "reset".to_owned() });
     assert_eq!(bench.primary.permit(), Permit::Until(at(170)));
     let delayed = bench.register.clone().unwrap();
     bench.reachable = true;
@@ -196,7 +197,7 @@ fn an_enrolment_that_may_still_land_is_outrun_before_the_permit_opens() {
 fn losing_the_term_kills_the_app_and_ends_the_pair() {
     let mut bench = Bench::protected(|_| {});
     bench.register = bench.register.as_ref().map(|register| register.taken_by(standby()));
-    let actions = bench.step(at(110), PrimaryEvent::PeerLost { why: "reset".to_owned() });
+    let actions = bench.step(at(110), PrimaryEvent::PeerLost { standby: standby(), why: "reset".to_owned() });
     assert!(actions.contains(&PrimaryAction::KillApp));
     assert_eq!(ended(&actions), Some(&Ending::Fenced { by: "b#1".to_owned() }));
     assert_eq!((bench.primary.phase(), bench.primary.permit()), (Phase::Fenced, Permit::Shut));
@@ -220,7 +221,7 @@ fn at_most_two_epochs_are_in_flight_and_the_rest_waits_in_the_ledger() {
     }
     assert_eq!(captures(&bench), [2, 3]);
     assert_eq!(bench.primary.told, Some(Status::CatchingUp));
-    bench.step(at(600), PrimaryEvent::Acked { id: CheckpointId::new(1, 3) });
+    bench.step(at(600), PrimaryEvent::Acked { from: standby(), id: CheckpointId::new(1, 3) });
     let merged = PrimaryAction::CaptureNow { id: CheckpointId::new(1, 4), parent: CheckpointId::new(1, 3) };
     assert!(bench.actions.contains(&merged), "one capture carries all that waited");
     assert_eq!(bench.primary.told, Some(Status::Protected));
@@ -231,7 +232,7 @@ fn unacknowledged_epochs_go_back_to_the_ledger_and_a_known_copy_is_built_on() {
     let mut bench = Bench::protected(|_| {});
     let second = CheckpointId::new(1, 2);
     bench.step(at(110), PrimaryEvent::Captured { id: second });
-    let actions = bench.step(at(111), PrimaryEvent::PeerLost { why: "reset".to_owned() });
+    let actions = bench.step(at(111), PrimaryEvent::PeerLost { standby: standby(), why: "reset".to_owned() });
     assert!(actions.contains(&PrimaryAction::ReturnToLedger { ids: vec![second] }));
     // Its acknowledgement was lost with the stream: it holds what we believed lost.
     let actions = bench.connect(at(120), Some(second));
@@ -250,7 +251,7 @@ fn a_copy_of_something_else_is_synced_in_full() {
     }
     let mut bench = Bench::protected(|_| {});
     bench.step(at(105), PrimaryEvent::CaptureFailed { id, why: "stopped".to_owned() });
-    bench.step(at(105), PrimaryEvent::PeerLost { why: "reset".to_owned() });
+    bench.step(at(105), PrimaryEvent::PeerLost { standby: standby(), why: "reset".to_owned() });
     bench.step(at(106), PrimaryEvent::Executed);
     let actions = bench.connect(at(110), Some(CheckpointId::new(1, 1)));
     position(&actions, |action| matches!(action, PrimaryAction::StartFullSync { .. }));
@@ -271,11 +272,11 @@ fn what_was_captured_for_one_connection_is_not_sent_on_the_next() {
 #[test]
 fn an_acknowledgement_of_what_was_never_sent_drops_the_peer() {
     let mut bench = Bench::protected(|_| {});
-    let actions = bench.step(at(110), PrimaryEvent::Acked { id: CheckpointId::new(1, 9) });
+    let actions = bench.step(at(110), PrimaryEvent::Acked { from: standby(), id: CheckpointId::new(1, 9) });
     position(&actions, |action| matches!(action, PrimaryAction::DropPeer { .. }));
     assert_eq!(bench.primary.committed(), Some(CheckpointId::new(1, 1)));
     let mut bench = Bench::protected(|_| {});
-    let actions = bench.step(at(110), PrimaryEvent::Acked { id: CheckpointId::new(1, 1) });
+    let actions = bench.step(at(110), PrimaryEvent::Acked { from: standby(), id: CheckpointId::new(1, 1) });
     assert_eq!(actions, [], "a late duplicate");
 }
 
@@ -288,7 +289,10 @@ fn a_refused_epoch_a_failed_capture_and_a_child_leave_the_copy_standing_and_say_
     assert_eq!((bench.members(), bench.primary.phase()), (1, Phase::Protected));
     let mut bench = Bench::protected(|_| {});
     bench.step(at(110), PrimaryEvent::Captured { id: CheckpointId::new(1, 2) });
-    bench.step(at(111), PrimaryEvent::EpochRefused { id: CheckpointId::new(1, 2), why: why.clone() });
+    bench.step(
+        at(111),
+        PrimaryEvent::EpochRefused { from: standby(), id: CheckpointId::new(1, 2), why: why.clone() },
+    );
     assert_eq!(bench.primary.told, Some(Status::Unprotected(Reason::EpochRefused(why))));
     let mut bench = Bench::protected(|_| {});
     bench.step(at(110), PrimaryEvent::ChildSeen { pid: 7 });
@@ -380,7 +384,7 @@ fn without_a_register_the_permit_stays_open_and_the_status_says_what_is_missing(
 fn a_register_that_went_back_is_not_believed() {
     let mut bench = Bench::protected(|_| {});
     bench.register = None;
-    bench.step(at(110), PrimaryEvent::PeerLost { why: "reset".to_owned() });
+    bench.step(at(110), PrimaryEvent::PeerLost { standby: standby(), why: "reset".to_owned() });
     assert_eq!(bench.primary.permit(), Permit::Until(at(170)));
     assert_eq!(bench.primary.phase(), Phase::StandbyLost);
 }
@@ -398,7 +402,11 @@ fn the_winner_of_a_takeover_goes_on_as_a_primary_with_newer_epochs() {
     let joined =
         PrimaryEvent::PeerConnected { standby: Member::new("c", 1), held: Some(CheckpointId::new(1, 41)) };
     let actions = bench.step(at(1), joined);
-    let full = PrimaryAction::StartFullSync { id: CheckpointId::new(2, 42), eligible: false };
+    let full = PrimaryAction::StartFullSync {
+        id: CheckpointId::new(2, 42),
+        to: vec![Member::new("c", 1)],
+        eligible: false,
+    };
     assert!(actions.contains(&full), "{actions:#?}");
 }
 
@@ -406,7 +414,11 @@ fn the_winner_of_a_takeover_goes_on_as_a_primary_with_newer_epochs() {
 fn the_answer_to_an_earlier_question_is_not_the_answer_to_this_one() {
     let mut bench = Bench::protected(|_| {});
     let mut actions = Vec::new();
-    bench.primary.step(at(110), PrimaryEvent::PeerLost { why: "reset".to_owned() }, &mut actions);
+    bench.primary.step(
+        at(110),
+        PrimaryEvent::PeerLost { standby: standby(), why: "reset".to_owned() },
+        &mut actions,
+    );
     let late = PrimaryEvent::RegisterAnswer { ask: Ask(1), answer: Answer::Won };
     bench.primary.step(at(111), late, &mut actions);
     assert_eq!(bench.primary.permit(), Permit::Until(at(170)));
@@ -431,7 +443,7 @@ fn a_standby_that_may_have_been_enrolled_is_told_to_keep_its_copy_during_a_full_
     bench.step(at(90), PrimaryEvent::Captured { id: CheckpointId::new(1, 1) });
     bench.reachable = false;
     bench.step(at(100), PrimaryEvent::Executed);
-    let actions = bench.step(at(101), PrimaryEvent::Acked { id: CheckpointId::new(1, 1) });
+    let actions = bench.step(at(101), PrimaryEvent::Acked { from: standby(), id: CheckpointId::new(1, 1) });
     assert!(actions.iter().any(|action| matches!(action, PrimaryAction::AskArbiter { .. })));
     let failed = PrimaryEvent::CaptureFailed { id: CheckpointId::new(1, 2), why: "exec".to_owned() };
     let actions = bench.step(at(102), failed);
@@ -481,7 +493,7 @@ fn sync_makes_an_epoch_due_at_once_and_is_answered_by_its_commit() {
     let asked = bench.step(at(102), sync(1));
     assert!(asked.contains(&PrimaryAction::CaptureNow { id, parent: first }), "{asked:#?}");
     assert_eq!(synced(&bench.step(at(103), PrimaryEvent::Captured { id })), []);
-    assert_eq!(synced(&bench.step(at(104), PrimaryEvent::Acked { id })), [(1, id)]);
+    assert_eq!(synced(&bench.step(at(104), PrimaryEvent::Acked { from: standby(), id })), [(1, id)]);
 }
 
 #[test]
@@ -494,9 +506,15 @@ fn a_call_that_comes_during_a_capture_is_answered_by_the_next_and_shares_it() {
     // The freeze may have been before the later two.
     let captured = bench.step(at(105), PrimaryEvent::Captured { id: second });
     assert!(captured.contains(&PrimaryAction::CaptureNow { id: third, parent: second }), "{captured:#?}");
-    assert_eq!(synced(&bench.step(at(106), PrimaryEvent::Acked { id: second })), [(1, second)]);
+    assert_eq!(
+        synced(&bench.step(at(106), PrimaryEvent::Acked { from: standby(), id: second })),
+        [(1, second)]
+    );
     bench.step(at(107), PrimaryEvent::Captured { id: third });
-    assert_eq!(synced(&bench.step(at(108), PrimaryEvent::Acked { id: third })), [(2, third), (3, third)]);
+    assert_eq!(
+        synced(&bench.step(at(108), PrimaryEvent::Acked { from: standby(), id: third })),
+        [(2, third), (3, third)]
+    );
 }
 
 #[test]
@@ -509,7 +527,7 @@ fn sync_waits_until_the_standby_that_holds_it_is_the_one_that_may_take_over() {
     bench.reachable = false;
     let id = CheckpointId::new(1, 1);
     bench.step(at(90), PrimaryEvent::Captured { id });
-    let acked = bench.step(at(100), PrimaryEvent::Acked { id });
+    let acked = bench.step(at(100), PrimaryEvent::Acked { from: standby(), id });
     assert_eq!(synced(&acked), [], "committed, but the register does not name it yet");
     bench.reachable = true;
     bench.answer_heartbeat(at(600));
@@ -520,7 +538,7 @@ fn sync_waits_until_the_standby_that_holds_it_is_the_one_that_may_take_over() {
 #[test]
 fn an_unprotected_app_is_told_so_after_the_usual_patience_and_at_once_when_that_is_long_over() {
     let mut bench = Bench::protected(|config| config.sync_patience = at(1_000));
-    bench.step(at(200), PrimaryEvent::PeerLost { why: "reset".to_owned() });
+    bench.step(at(200), PrimaryEvent::PeerLost { standby: standby(), why: "reset".to_owned() });
     assert_eq!(refused(&bench.step(at(300), sync(1))), [], "it may come back");
     assert_eq!(refused(&bench.step(at(1_199), PrimaryEvent::Tick)), []);
     let why = Reason::NoStandby { why: Some("reset".to_owned()) };
@@ -543,7 +561,7 @@ fn a_call_with_a_patience_of_its_own_waits_for_it_and_is_answered_when_a_standby
     bench.answer_heartbeat(at(6_010));
     let id = CheckpointId::new(1, 1);
     bench.step(at(6_010), PrimaryEvent::Captured { id });
-    bench.step(at(6_020), PrimaryEvent::Acked { id });
+    bench.step(at(6_020), PrimaryEvent::Acked { from: standby(), id });
     assert_eq!(synced(&bench.actions), [(3, id)]);
 }
 
@@ -553,7 +571,7 @@ fn calls_of_an_app_that_is_started_afresh_are_forgotten() {
     bench.step(at(110), sync(1));
     let died = bench.step(at(111), PrimaryEvent::AppExited(AppExit::Signal(11)));
     assert!(died.contains(&PrimaryAction::RestartApp), "{died:#?}");
-    bench.step(at(5_000), PrimaryEvent::PeerLost { why: "reset".to_owned() });
+    bench.step(at(5_000), PrimaryEvent::PeerLost { standby: standby(), why: "reset".to_owned() });
     bench.step(at(9_000), PrimaryEvent::Tick);
     assert_eq!((synced(&bench.actions), refused(&bench.actions)), (vec![], vec![]));
 }
@@ -586,11 +604,11 @@ fn holding() -> Bench {
     bench.connect(at(0), None);
     bench.answer_heartbeat(at(90));
     bench.step(at(90), PrimaryEvent::Captured { id: CheckpointId::new(1, 1) });
-    bench.step(at(100), PrimaryEvent::Acked { id: CheckpointId::new(1, 1) });
+    bench.step(at(100), PrimaryEvent::Acked { from: standby(), id: CheckpointId::new(1, 1) });
     // The first that is captured behind a shut gate is the second.
     assert!(captures(&bench.step(at(105), PrimaryEvent::OutputWaits { all: true })));
     bench.step(at(107), PrimaryEvent::Captured { id: CheckpointId::new(1, 2) });
-    bench.step(at(110), PrimaryEvent::Acked { id: CheckpointId::new(1, 2) });
+    bench.step(at(110), PrimaryEvent::Acked { from: standby(), id: CheckpointId::new(1, 2) });
     assert_eq!(bench.primary.phase(), Phase::Protected);
     bench
 }
@@ -628,7 +646,7 @@ fn who_waits_while_an_epoch_travels_shares_the_next_with_those_that_it_answers()
     bench.step(at(122), PrimaryEvent::Captured { id: CheckpointId::new(1, 3) });
     assert!(!captures(&bench.step(at(123), PrimaryEvent::OutputWaits { all: true })));
     assert_eq!(bench.primary.wake_at(), Some(at(126)), "a standby that is slow is not waited for");
-    let acked = bench.step(at(124), PrimaryEvent::Acked { id: CheckpointId::new(1, 3) });
+    let acked = bench.step(at(124), PrimaryEvent::Acked { from: standby(), id: CheckpointId::new(1, 3) });
     assert!(!captures(&acked), "those who are answered now would miss it");
     let release = position(&acked, |action| matches!(action, PrimaryAction::Release(_)));
     let committed = position(&acked, |action| matches!(action, PrimaryAction::Committed(_)));
@@ -643,7 +661,9 @@ fn output_that_the_capture_covers_asks_for_no_other() {
     bench.step(at(120), PrimaryEvent::OutputWaits { all: true });
     bench.step(at(122), PrimaryEvent::NothingWaits);
     bench.step(at(122), PrimaryEvent::Captured { id: CheckpointId::new(1, 3) });
-    assert!(!captures(&bench.step(at(123), PrimaryEvent::Acked { id: CheckpointId::new(1, 3) })));
+    assert!(!captures(
+        &bench.step(at(123), PrimaryEvent::Acked { from: standby(), id: CheckpointId::new(1, 3) })
+    ));
     assert_eq!(bench.primary.wake_at(), None);
 }
 

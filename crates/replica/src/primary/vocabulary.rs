@@ -3,7 +3,7 @@
 use image::{CheckpointId, Member, Register, Sync, Term};
 use serde::{Deserialize, Serialize};
 
-use super::SyncCall;
+use super::{CommitOn, SyncCall};
 use crate::{Answer, Ask, Committed, Fencing, Nanos, Progress, Question, Reign, Timing};
 
 /// `--on-crash`: what follows when the app dies by a signal that nobody asked for.
@@ -44,6 +44,9 @@ pub struct PrimaryConfig {
     pub fencing: Fencing,
     pub on_crash: OnCrash,
     pub consistency: Consistency,
+    /// How many standbys are kept up to date at once, if so many are there. Several take a register.
+    pub standbys: u32,
+    pub commit_on: CommitOn,
     /// Start although an earlier run's standby may hold what clients were answered: that is lost.
     pub abandon_standby: bool,
     /// From one capture to the next, at most: output that waits asks for one earlier.
@@ -67,6 +70,8 @@ impl PrimaryConfig {
             fencing,
             on_crash: OnCrash::default(),
             consistency: Consistency::default(),
+            standbys: 1,
+            commit_on: CommitOn::default(),
             abandon_standby: false,
             interval: Nanos::from_millis(50),
             in_flight_max: 2,
@@ -94,6 +99,7 @@ pub enum PrimaryEvent {
     },
     /// The page stream ended, or an epoch could not be sent.
     PeerLost {
+        standby: Member,
         why: String,
     },
     /// `sent_at` is when *we sent* the heartbeat that was answered; `held` the newest epoch acknowledged.
@@ -104,10 +110,12 @@ pub enum PrimaryEvent {
     },
     /// The standby holds `id`, prepared, and everything before it.
     Acked {
+        from: Member,
         id: CheckpointId,
     },
     /// The standby can't take this epoch. It still holds what it held.
     EpochRefused {
+        from: Member,
         id: CheckpointId,
         why: String,
     },
@@ -213,10 +221,11 @@ pub enum PrimaryAction {
     StartApp {
         term: Term,
     },
-    /// Capture everything as epoch `id`, streaming while the app runs. `eligible`: the standby may still
+    /// Capture everything as epoch `id`, streaming to all of these while the app runs. `eligible`: a standby may still
     /// take over with what it holds, and is to keep that until `id` is whole.
     StartFullSync {
         id: CheckpointId,
+        to: Vec<Member>,
         eligible: bool,
     },
     /// Capture what changed since `parent`. If that is not the last epoch captured, pages must go whole.
@@ -232,12 +241,16 @@ pub enum PrimaryAction {
     /// The app goes on here.
     Thaw,
     Switchover(Switchover),
-    /// `id` may go out (of a full sync: its end).
+    /// `id` may go out (of a full sync: its end). It goes on from what this standby has, which may be newer than what
+    /// it was captured since.
     SendEpoch {
         id: CheckpointId,
+        to: Member,
         sync: Sync,
     },
     Committed(Committed),
+    /// Every standby that goes on from what it holds has this: the ledger need not remember more.
+    Forget(CheckpointId),
     /// Everything before this call is in `id` or older, which whoever takes over holds.
     Synced {
         call: SyncCall,
@@ -274,6 +287,7 @@ pub enum PrimaryAction {
     StopHeartbeats,
     /// Close the page stream; `PeerLost` was taken care of.
     DropPeer {
+        standby: Member,
         why: String,
     },
     /// What the next heartbeats say.
@@ -346,6 +360,10 @@ pub enum Reason {
     NotEnrolled,
     #[error("cannot fail over: {0}")]
     RegisterUnreachable(String),
+    #[error(
+        "{there} of the {wanted} standbys that are to hold each answer are there; answers wait for the others"
+    )]
+    TooFewStandbys { there: u32, wanted: u32 },
     #[error("takeover on silence needs --arbiter or --fencing none")]
     NoFencing,
     #[error("the app has ended")]

@@ -226,7 +226,7 @@ fn a_swap_whose_answer_was_lost_is_found_won() {
 #[test]
 fn a_term_that_it_owned_long_ago_is_no_right() {
     let mut bench = Bench::following(Fencing::Register);
-    let long_ago = Register { version: 9, term: Term(1), owner: me(), members: Vec::new() };
+    let long_ago = Register { version: 9, ..Register::first(me()) };
     bench.step(at(100), StandbyEvent::Enrolled { register: long_ago });
     let actions = bench.step(at(200), StandbyEvent::Tick);
     assert_eq!(promotes(&actions), None);
@@ -346,4 +346,91 @@ fn a_claim_swaps_at_once_when_the_register_was_seen_to_name_us() {
     bench.answer(at(1_001), &asked, Answer::Value(Some(paired())));
     let claim = bench.step(at(1_200), StandbyEvent::Tick);
     assert!(matches!(asked_of(&claim), Some((_, Question::Swap { .. }))), "{claim:?}");
+}
+
+/// One of two, of whom both have to speak up.
+fn of_two() -> Register {
+    Register::first(primary()).with_quorum(vec![me(), Member::new("c", 1)], 2)
+}
+
+/// It holds 1/1, is silent with the primary, and has been told that it may speak up.
+fn suspecting() -> (Bench, Vec<StandbyAction>) {
+    let mut bench = Bench::following(Fencing::Register);
+    bench.step(at(110), StandbyEvent::Enrolled { register: of_two() });
+    let asked = bench.step(at(200), StandbyEvent::Tick);
+    (bench, asked)
+}
+
+fn swap_of(actions: &[StandbyAction]) -> Option<Register> {
+    match asked_of(actions)?.1 {
+        Question::Swap { new, .. } => Some(new),
+        Question::Read => None,
+    }
+}
+
+#[test]
+fn where_a_quorum_is_asked_for_it_speaks_up_and_promotes_only_when_the_others_have() {
+    let (mut bench, asked) = suspecting();
+    let spoken = of_two().with_vote(&me(), Some(id(1)));
+    assert_eq!(swap_of(&asked), Some(spoken.clone()));
+    let after = bench.answer(at(201), &asked, Answer::Won);
+    assert_eq!((asked_of(&after), promotes(&after)), (None, None), "c may hold more");
+    let StandbyStatus::Claiming { trouble: Some(why) } = bench.standby.status(at(202)) else { panic!() };
+    assert!(why.contains("1 of 2") && why.contains('c'), "{why}");
+    let asked = bench.step(at(225), StandbyEvent::Tick);
+    assert_eq!(asked_of(&asked).map(|asked| asked.1), Some(Question::Read));
+    let both = spoken.with_vote(&Member::new("c", 1), Some(id(1)));
+    let asked = bench.answer(at(226), &asked, Answer::Value(Some(both.clone())));
+    assert_eq!(swap_of(&asked), Some(both.taken_by(me())));
+    assert!(promotes(&bench.answer(at(227), &asked, Answer::Won)).is_some());
+}
+
+#[test]
+fn it_lets_another_go_first_that_holds_more() {
+    let (mut bench, asked) = suspecting();
+    let newer = of_two().with_vote(&Member::new("c", 1), Some(id(2)));
+    let asked = bench.answer(at(201), &asked, Answer::Lost(Some(newer.clone())));
+    let spoken = newer.with_vote(&me(), Some(id(1)));
+    assert_eq!(swap_of(&asked), Some(spoken.clone()));
+    let after = bench.answer(at(202), &asked, Answer::Won);
+    assert_eq!((asked_of(&after), promotes(&after)), (None, None));
+    let asked = bench.step(at(230), StandbyEvent::Tick);
+    let winner = Member::new("c", 1);
+    let lost = bench.answer(at(231), &asked, Answer::Value(Some(spoken.taken_by(winner.clone()))));
+    let discarded = Discarded::Lost { winner, term: Term(2) };
+    assert!(lost.contains(&StandbyAction::Discard(discarded)), "{lost:#?}");
+}
+
+/// Who goes on taking epochs after it has said what it holds would make a liar of whoever counted on that.
+#[test]
+fn it_takes_its_word_back_before_it_answers_a_primary_again() {
+    let (mut bench, asked) = suspecting();
+    bench.answer(at(201), &asked, Answer::Won);
+    let asked = bench.heartbeat(at(210));
+    assert!(!answers(&asked));
+    assert_eq!(
+        bench.begin(at(211), id(2), Sync::Since(id(1)))[0],
+        StandbyAction::RefuseEpoch { id: id(2), why: EpochRefusal::NoStream { id: id(2) } }
+    );
+    let back = of_two().with_vote(&me(), Some(id(1))).with_vote(&me(), None);
+    assert_eq!(swap_of(&asked), Some(back));
+    assert!(!answers(&bench.heartbeat(at(213))), "it stands there still");
+    bench.answer(at(214), &asked, Answer::Won);
+    assert!(answers(&bench.heartbeat(at(215))));
+    assert_eq!(bench.standby.status(at(215)), StandbyStatus::Following);
+}
+
+#[test]
+fn half_an_epoch_is_thrown_away_before_it_speaks_up() {
+    let mut bench = Bench::following(Fencing::Register);
+    bench.step(at(110), StandbyEvent::Enrolled { register: of_two() });
+    bench.begin(at(120), id(2), Sync::Since(id(1)));
+    let asked = bench.step(at(200), StandbyEvent::Tick);
+    assert!(asked.contains(&StandbyAction::DropHalf { id: id(2) }), "{asked:#?}");
+    assert!(
+        !bench
+            .step(at(201), StandbyEvent::Prepared { id: id(2) })
+            .contains(&StandbyAction::Ack { id: id(2) })
+    );
+    assert_eq!(swap_of(&asked).unwrap().vote_of(&me()), Some(id(1)));
 }

@@ -1,35 +1,55 @@
 //! The machines' steps, and what their actions come to.
 
-use image::{CheckpointId, Member};
-use replica::primary::{AppExit, Notice, Output, Permit, Switchover};
-use replica::standby::Refusal;
-use replica::{Primary, PrimaryAction, PrimaryEvent, Right, StandbyAction, StandbyEvent};
+use image::{CheckpointId, Member, Sync};
+use replica::primary::{AppExit, Output, Permit, Switchover};
+use replica::{Grounds, Primary, PrimaryAction, PrimaryEvent, Right, StandbyAction, StandbyEvent};
 
-use super::{Consistency, Event, Flaw, Message, NAMES, Whom, World};
+use super::{Consistency, Event, Flaw, Message, NAMES, Ruler, Whom, World};
+
+impl Ruler {
+    /// The engine carries what changed since `parent`, if its ledger goes back so far.
+    fn note_base(&mut self, id: CheckpointId, parent: CheckpointId) {
+        assert!(
+            Some(parent) >= self.forgotten,
+            "{id} is to go on from {parent}, which the ledger has forgotten"
+        );
+        assert!(Some(parent) >= self.based_on, "{id} is to go on from {parent}, before the last full sync");
+        self.bases.insert(id, parent);
+    }
+}
 
 impl World {
     pub(super) fn primary_receives(&mut self, host: usize, message: &Message) {
         let Some(ruler) = &mut self.hosts[host].ruler else { return };
-        let current = |session: u64| session == ruler.session;
+        let current = |session: u64| ruler.seats.iter().find(|seat| seat.session == session);
+        let taken_by = |session: u64| current(session).and_then(|seat| seat.taken_by.clone());
         let event = match message {
-            Message::Welcome { session, standby, held } if current(*session) && !ruler.connected => {
-                ruler.connected = true;
+            Message::Welcome { session, standby, held } => {
+                let Some(seat) = ruler.seat_in(*session).filter(|seat| seat.taken_by.is_none()) else {
+                    return;
+                };
+                seat.taken_by = Some(standby.clone());
                 PrimaryEvent::PeerConnected { standby: standby.clone(), held: *held }
             }
-            Message::Ack { session, id } if current(*session) && ruler.connected => {
-                PrimaryEvent::Acked { id: *id }
+            Message::Ack { session, id } => {
+                let Some(from) = taken_by(*session) else { return };
+                if self.flaw == Flaw::OneSpeaksForAll {
+                    let others = ruler.seats.iter().filter_map(|seat| seat.taken_by.clone());
+                    let others: Vec<Member> = others.filter(|other| *other != from).collect();
+                    for from in others {
+                        self.step_primary(host, PrimaryEvent::Acked { from, id: *id });
+                    }
+                }
+                PrimaryEvent::Acked { from, id: *id }
             }
-            Message::RefuseEpoch { session, id, why } if current(*session) && ruler.connected => {
-                PrimaryEvent::EpochRefused { id: *id, why: why.to_string() }
+            Message::RefuseEpoch { session, id, why } => {
+                let Some(from) = taken_by(*session) else { return };
+                PrimaryEvent::EpochRefused { from, id: *id, why: why.to_string() }
             }
-            Message::Answer { from, sent_at, held } => {
-                PrimaryEvent::HeartbeatAnswered { from: from.clone(), sent_at: *sent_at, held: *held }
-            }
-            Message::Refusal(Refusal::Serving { term, by }) if *term > ruler.machine.reign().term => {
-                PrimaryEvent::Superseded { term: *term, by: by.to_string() }
-            }
-            Message::ConfirmEnd(from) => PrimaryEvent::EndConfirmed { from: from.clone() },
-            _ => return,
+            message => match message.to_primary(ruler.machine.reign().term) {
+                Some(event) => event,
+                None => return,
+            },
         };
         self.step_primary(host, event);
     }
@@ -68,14 +88,10 @@ impl World {
                 }
                 return actions.into_iter().for_each(|action| self.do_for_standby(host, from, action));
             }
-            Message::GuardsWord(reign) => StandbyEvent::Silenced { reign },
-            Message::Notice(Notice::Enrolled(register)) => StandbyEvent::Enrolled { register },
-            Message::Notice(Notice::AppEnded { reign, exit }) => StandbyEvent::AppEnded { reign, exit },
-            Message::Notice(Notice::HandedOver { reign }) => StandbyEvent::HandedOver { reign },
-            Message::Notice(Notice::AppCrashed { reign, signal }) => {
-                StandbyEvent::AppCrashed { reign, signal }
-            }
-            _ => return,
+            message => match message.to_standby() {
+                Some(event) => event,
+                None => return,
+            },
         };
         self.step_standby(host, event);
     }
@@ -91,27 +107,45 @@ impl World {
 
     fn do_for_primary(&mut self, host: usize, action: PrimaryAction) {
         let Some(ruler) = &mut self.hosts[host].ruler else { return };
-        let (life, session, to, number) = (ruler.life, ruler.session, ruler.to, ruler.app);
+        let (life, number) = (ruler.life, ruler.app);
         let app = &mut self.apps[number];
         match action {
             PrimaryAction::StartApp { .. } => (app.alive, ruler.heartbeats) = (true, true),
-            PrimaryAction::StartFullSync { id, eligible } => {
+            PrimaryAction::StartFullSync { id, eligible, to: _ } => {
                 ruler.eligible.insert(id, eligible);
+                ruler.based_on = Some(id);
                 self.capture(host, life, id, (20_000, 200_000));
             }
-            PrimaryAction::CaptureNow { id, .. } => self.capture(host, life, id, (500, 4_000)),
-            PrimaryAction::CaptureLast { id, .. } => {
+            PrimaryAction::CaptureNow { id, parent } => {
+                ruler.note_base(id, parent);
+                self.capture(host, life, id, (500, 4_000));
+            }
+            PrimaryAction::CaptureLast { id, parent } => {
+                ruler.note_base(id, parent);
                 app.stands = Some(id);
                 self.capture(host, life, id, (500, 4_000));
             }
             PrimaryAction::Thaw => (app.stands, app.moving) = (None, false),
             PrimaryAction::Switchover(Switchover::Told) => app.moving = true,
-            PrimaryAction::SendEpoch { id, sync } => {
+            PrimaryAction::SendEpoch { id, to, sync } => {
                 let eligible = ruler.eligible.get(&id).copied().unwrap_or(true);
+                if let Sync::Since(parent) = sync {
+                    let base = ruler.bases[&id];
+                    assert!(parent >= base && parent < id, "{id} since {base} does not fit on {parent}");
+                }
+                let Some((to, session)) = ruler.seat_of(&to).map(|seat| (seat.to, seat.session)) else {
+                    return;
+                };
                 self.stream(host, to, session, Message::Header { session, id, sync, eligible });
                 self.stream(host, to, session, Message::Body { session, id });
             }
-            PrimaryAction::Committed(committed) => self.committed = self.committed.max(Some(committed.id())),
+            PrimaryAction::Forget(id) => ruler.forgotten = Some(id),
+            PrimaryAction::Committed(committed) => {
+                if self.flaw == Flaw::ForgetsForTheSlow {
+                    ruler.forgotten = Some(committed.id());
+                }
+                self.committed = self.committed.max(Some(committed.id()));
+            }
             PrimaryAction::SetPermit(permit) => app.kernel = permit,
             PrimaryAction::SetOutput(output) => app.output = output,
             PrimaryAction::Release(id) => {
@@ -126,11 +160,19 @@ impl World {
             PrimaryAction::ArmGuard => app.guard_armed = true,
             PrimaryAction::DisarmGuard => app.guard_armed = false,
             PrimaryAction::AskArbiter { ask, question } => self.ask(Whom::Primary(host, life), ask, question),
-            PrimaryAction::Tell { notice, .. } => self.datagram(host, to, Message::Notice(notice)),
+            PrimaryAction::Tell { standby, notice } => {
+                if let Some(to) = NAMES.iter().position(|name| *name == standby.name) {
+                    self.datagram(host, to, Message::Notice(notice));
+                }
+            }
             PrimaryAction::StopHeartbeats => ruler.heartbeats = false,
-            PrimaryAction::DropPeer { .. } => {
-                (ruler.connected, ruler.session) = (false, 0);
-                self.after((50, 2_000), Event::StreamEnd(to, session));
+            PrimaryAction::DropPeer { standby, .. } => {
+                let seat = ruler.seats.iter_mut().find(|seat| seat.taken_by.as_ref() == Some(&standby));
+                if let Some(seat) = seat {
+                    let (to, session) = (seat.to, seat.session);
+                    (seat.taken_by, seat.session) = (None, 0);
+                    self.after((50, 2_000), Event::StreamEnd(to, session));
+                }
             }
             PrimaryAction::KillApp => app.alive = false,
             PrimaryAction::StopApp => {
@@ -152,7 +194,7 @@ impl World {
     fn abdicate(&mut self, host: usize) {
         let Some(ruler) = self.hosts[host].ruler.take() else { return };
         self.apps[ruler.app].alive = false;
-        self.after((50, 2_000), Event::StreamEnd(ruler.to, ruler.session));
+        self.end_sessions(&ruler, (50, 2_000));
         if ruler.of_daemon {
             self.hosts[host].keeper = None;
             self.start_daemon(host);
@@ -239,6 +281,9 @@ impl World {
         let Some(keeper) = &mut self.hosts[host].keeper else { return };
         assert!(keeper.bodies.contains(&from), "the committed epoch {from} never came whole");
         assert_eq!(keeper.applied, Some(from), "what is restored was not applied");
+        if let Grounds::Won(_) = right.grounds() {
+            self.quorums += u32::from(self.asked_quorum > 1);
+        }
         keeper.won = Some((right, from));
         keeper.app = Some(app);
         self.takeovers += 1;

@@ -7,23 +7,21 @@
 mod acts;
 mod faults;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 
-use image::{CheckpointId, Member, Register, Sync, Term};
-use replica::primary::{Consistency, Notice, OnStandbyLoss, Output, Permit, Phase};
-use replica::standby::{EpochRefusal, Refusal, StandbyStatus};
+use image::{CheckpointId, Member, Register, Term};
+use replica::primary::{CommitOn, Consistency, OnStandbyLoss, Output, Permit, Phase};
+use replica::standby::StandbyStatus;
 use replica::{
-    Answer, Ask, Fencing, Nanos, Primary, PrimaryConfig, PrimaryEvent, Progress, Question, Reign, Right,
-    Standby, StandbyConfig, StandbyEvent,
+    Answer, Ask, Fencing, Nanos, Primary, PrimaryConfig, PrimaryEvent, Question, Reign, Right, Standby,
+    StandbyConfig, StandbyEvent,
 };
 
 use crate::chance::Chance;
+use crate::common::{Agenda, Message, TICK, ask, breaks, datagram, decide};
 pub use faults::{Fault, Flaw};
 
-pub const HOSTS: usize = 3;
-const NAMES: [&str; HOSTS] = ["a", "b", "c"];
-const TICK: Nanos = Nanos::from_millis(10);
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 /// Which machine of a host, and in which of its lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,26 +41,10 @@ enum Event {
     Message(usize, usize, Message),
     Question(Whom, Ask, Box<Question>),
     StreamEnd(usize, u64),
-    /// Of this app, to this host.
-    GuardSpeaks(usize, usize, Reign, u32),
+    /// Of this app, to these hosts.
+    GuardSpeaks(usize, Vec<usize>, Reign, u32),
     Comes(usize),
     Fault(Fault),
-}
-
-#[derive(Debug, Clone)]
-enum Message {
-    Connect { session: u64, reign: Reign },
-    Welcome { session: u64, standby: Member, held: Option<CheckpointId> },
-    Header { session: u64, id: CheckpointId, sync: Sync, eligible: bool },
-    Body { session: u64, id: CheckpointId },
-    Ack { session: u64, id: CheckpointId },
-    RefuseEpoch { session: u64, id: CheckpointId, why: EpochRefusal },
-    Heartbeat { reign: Reign, sent_at: Nanos, progress: Progress },
-    Answer { from: Member, sent_at: Nanos, held: Option<CheckpointId> },
-    Refusal(Refusal),
-    Notice(Notice),
-    GuardsWord(Reign),
-    ConfirmEnd(Member),
 }
 
 /// A running copy, which may outlive its manager.
@@ -87,11 +69,51 @@ struct Ruler {
     /// It came to be by a takeover, and dies with its host's daemon.
     of_daemon: bool,
     heartbeats: bool,
+    seats: Vec<Seat>,
+    eligible: BTreeMap<CheckpointId, bool>,
+    /// What each epoch was captured since, and the newest of which the ledger knows no more.
+    bases: BTreeMap<CheckpointId, CheckpointId>,
+    forgotten: Option<CheckpointId>,
+    /// Nothing from before this full sync can be built on.
+    based_on: Option<CheckpointId>,
+}
+
+/// Room for one standby.
+#[derive(Debug)]
+struct Seat {
     /// Whose turn it is.
     to: usize,
     session: u64,
-    connected: bool,
-    eligible: BTreeMap<CheckpointId, bool>,
+    /// Who has taken it.
+    taken_by: Option<Member>,
+}
+
+/// How many hosts there are, and how many of them protect the app at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub hosts: usize,
+    pub standbys: usize,
+    pub commit_on: CommitOn,
+}
+
+impl Shape {
+    /// One protects, the third waits.
+    pub const PAIR: Self = Self { hosts: 3, standbys: 1, commit_on: CommitOn::All };
+
+    /// All others protect.
+    pub const fn group(hosts: usize, commit_on: CommitOn) -> Self {
+        Self { hosts, standbys: hosts - 1, commit_on }
+    }
+}
+
+impl Ruler {
+    fn seat_of(&self, member: &Member) -> Option<&Seat> {
+        self.seats.iter().find(|seat| seat.taken_by.as_ref() == Some(member))
+    }
+
+    fn seat_in(&mut self, session: u64) -> Option<&mut Seat> {
+        self.seats.iter_mut().find(|seat| seat.session == session && session > 0)
+    }
 }
 
 #[derive(Debug)]
@@ -136,12 +158,11 @@ pub enum Rest {
 #[derive(Debug)]
 pub struct World {
     pub chance: Chance,
+    shape: Shape,
     flaw: Flaw,
     consistency: Consistency,
     now: Nanos,
-    queue: BinaryHeap<Reverse<(Nanos, u64)>>,
-    events: BTreeMap<u64, Event>,
-    sequence: u64,
+    agenda: Agenda<Event>,
     hosts: Vec<Host>,
     apps: Vec<App>,
     lives: u64,
@@ -156,10 +177,14 @@ pub struct World {
     heard_until: Nanos,
     pub takeovers: u32,
     pub moves: u32,
+    /// What the register asked for before its last swap.
+    asked_quorum: u32,
+    /// Takeovers that heard more than one.
+    pub quorums: u32,
 }
 
 impl World {
-    pub fn new(seed: u64, flaw: Flaw) -> Self {
+    pub fn new(seed: u64, shape: Shape, flaw: Flaw) -> Self {
         let mut chance = Chance::new(seed);
         let loss_percent = chance.below(6);
         let host = |_| Host {
@@ -171,9 +196,10 @@ impl World {
             cut: false,
             unreachable: false,
         };
-        let hosts = (0..HOSTS).map(host).collect();
+        let hosts = (0..shape.hosts).map(host).collect();
         let mut world = Self {
             chance,
+            shape,
             flaw,
             consistency: match seed % 4 {
                 0 | 1 => Consistency::Timeline,
@@ -181,9 +207,7 @@ impl World {
                 _ => Consistency::Strong { on_standby_loss: OnStandbyLoss::Stop },
             },
             now: Nanos(0),
-            queue: BinaryHeap::new(),
-            events: BTreeMap::new(),
-            sequence: 0,
+            agenda: Agenda::default(),
             hosts,
             apps: Vec::new(),
             lives: 0,
@@ -197,13 +221,29 @@ impl World {
             heard_until: Nanos(0),
             takeovers: 0,
             moves: 0,
+            asked_quorum: 1,
+            quorums: 0,
         };
-        (0..HOSTS).for_each(|host| world.start_daemon(host));
+        (0..shape.hosts).for_each(|host| world.start_daemon(host));
         let life = world.new_life();
         let machine = Primary::new(world.config(Member::new(NAMES[0], life)), world.clock(0));
         let app = world.new_app(0, Permit::Shut, Output::Shut, false);
         world.crown(0, life, machine, app, false);
         world
+    }
+
+    pub fn hosts(&self) -> usize {
+        self.shape.hosts
+    }
+
+    /// As many standbys as there can be could take over.
+    pub fn everybody_is_eligible(&self) -> bool {
+        let eligible = |ruler: &Ruler| {
+            let group = ruler.machine.group(self.clock(self.apps[ruler.app].host));
+            group.iter().filter(|view| view.eligible && view.why_not.is_none()).count()
+        };
+        let rulers = self.hosts.iter().filter_map(|host| host.ruler.as_ref());
+        self.at_rest() == Ok(Rest::Protected) && rulers.map(eligible).max() == Some(self.shape.standbys)
     }
 
     pub fn now(&self) -> Nanos {
@@ -216,12 +256,9 @@ impl World {
 
     /// Runs until `end`, or until `done`.
     pub fn run(&mut self, end: Nanos, done: impl Fn(&Self) -> bool) {
-        while let Some(Reverse((at, _))) = self.queue.peek().copied()
-            && at < end
-            && !done(self)
+        while !done(self)
+            && let Some((at, event)) = self.agenda.next(end)
         {
-            let Reverse((_, sequence)) = self.queue.pop().expect("it was peeked at");
-            let event = self.events.remove(&sequence).expect("each queued event is kept");
             self.now = at;
             self.happen(event);
             self.check();
@@ -270,16 +307,27 @@ impl World {
             let phases: Vec<Phase> = rulers.iter().map(|ruler| ruler.machine.phase()).collect();
             return Err(format!("served, and {phases:?}"));
         }
-        let heir = self.hosts.iter().enumerate().find_map(|(host, it)| {
+        match self.heirs().as_slice() {
+            [] => Ok(Rest::Over),
+            heirs => Err(format!("somebody may take over: {heirs:?}")),
+        }
+    }
+
+    /// Who could go on with the app, if enough are left for that.
+    fn heirs(&self) -> Vec<&StandbyStatus> {
+        let Some(register) = &self.register else { return Vec::new() };
+        let heir = |(host, it): (usize, &'_ Host)| {
             let keeper = it.keeper.as_ref()?;
             let member = Member::new(NAMES[host], keeper.life);
-            let named = self.register.as_ref().is_some_and(|register| register.lists(&member));
-            (named && keeper.machine.held().is_some()).then_some(keeper)
-        });
-        match heir {
-            Some(keeper) => Err(format!("somebody may take over, and is {:?}", keeper.status)),
-            None => Ok(Rest::Over),
-        }
+            let named = register.lists(&member) && keeper.machine.held().is_some();
+            named.then(|| (member, self.hosts[host].keeper.as_ref().map(|keeper| &keeper.status)))
+        };
+        let heirs: Vec<_> = self.hosts.iter().enumerate().filter_map(heir).collect();
+        // The word of one who has died meanwhile still counts.
+        let spoken = register.votes.iter().filter(|vote| heirs.iter().all(|heir| heir.0 != vote.member));
+        let heard = heirs.len() + spoken.count();
+        let heirs = heirs.into_iter().filter_map(|heir| heir.1);
+        heirs.filter(|_| heard >= register.quorum as usize).collect()
     }
 
     fn clock(&self, host: usize) -> Nanos {
@@ -287,9 +335,7 @@ impl World {
     }
 
     fn schedule(&mut self, at: Nanos, event: Event) {
-        self.sequence += 1;
-        self.queue.push(Reverse((at, self.sequence)));
-        self.events.insert(self.sequence, event);
+        self.agenda.schedule(at, event);
     }
 
     fn after(&mut self, micros: (u64, u64), event: Event) {
@@ -312,6 +358,7 @@ impl World {
         let mut config = PrimaryConfig::new(me, Fencing::Register);
         config.full_sync_retry = Nanos::from_millis(200);
         config.consistency = self.consistency;
+        (config.standbys, config.commit_on) = (self.shape.standbys as u32, self.shape.commit_on);
         config
     }
 
@@ -356,10 +403,13 @@ impl World {
             app,
             of_daemon,
             heartbeats: of_daemon,
-            to: (host + 1) % HOSTS,
-            session: 0,
-            connected: false,
+            seats: (1..=self.shape.standbys)
+                .map(|next| Seat { to: (host + next) % self.shape.hosts, session: 0, taken_by: None })
+                .collect(),
             eligible: BTreeMap::new(),
+            bases: BTreeMap::new(),
+            forgotten: None,
+            based_on: None,
         });
         self.after((0, 10_000), Event::Tick(Whom::Primary(host, life)));
         self.after((0, 20_000), Event::Heartbeat(host, life));
@@ -410,7 +460,7 @@ impl World {
             }
             Event::Question(whom, ask, question) => self.register_answers(whom, ask, *question),
             Event::StreamEnd(host, session) => self.stream_ended(host, session),
-            Event::GuardSpeaks(app, to, reign, tries) => self.guard_speaks(app, to, reign, tries),
+            Event::GuardSpeaks(app, to, reign, tries) => self.guard_speaks(app, &to, reign, tries),
             Event::Comes(host) => self.start_daemon(host),
             Event::Fault(fault) => self.fault(fault),
         }
@@ -436,27 +486,31 @@ impl World {
         let sent_at = self.clock(host);
         let Some(ruler) = self.ruler(host, life) else { return };
         let (reign, progress) = (ruler.machine.reign(), ruler.machine.progress());
-        let (to, beats) = (ruler.to, ruler.heartbeats);
+        let to: Vec<usize> = ruler.seats.iter().map(|seat| seat.to).filter(|_| ruler.heartbeats).collect();
         self.schedule(self.now + Nanos::from_millis(20), Event::Heartbeat(host, life));
-        if beats {
+        for to in to {
             self.datagram(host, to, Message::Heartbeat { reign, sent_at, progress });
         }
     }
 
-    /// At one after the other, until somebody takes the app.
+    /// Where there is only one seat, at one after the other, until somebody takes it.
     fn try_connect(&mut self, host: usize, life: u64) {
-        let session = self.sessions + 1;
+        let (hosts, turns) = (self.shape.hosts, self.shape.standbys == 1);
+        let mut sessions = self.sessions;
         let Some(ruler) = self.ruler(host, life) else { return };
-        if ruler.heartbeats && !ruler.connected {
-            if ruler.session > 0 {
-                ruler.to = (ruler.to + 1) % HOSTS;
-                if ruler.to == host {
-                    ruler.to = (ruler.to + 1) % HOSTS;
-                }
+        let (reign, mut calls) = (ruler.machine.reign(), Vec::new());
+        let begun = ruler.heartbeats;
+        for seat in ruler.seats.iter_mut().filter(|seat| begun && seat.taken_by.is_none()) {
+            if seat.session > 0 && turns {
+                let next = (seat.to + 1) % hosts;
+                seat.to = if next == host { (next + 1) % hosts } else { next };
             }
-            ruler.session = session;
-            let (to, reign) = (ruler.to, ruler.machine.reign());
-            self.sessions = session;
+            sessions += 1;
+            seat.session = sessions;
+            calls.push((seat.to, sessions));
+        }
+        self.sessions = sessions;
+        for (to, session) in calls {
             self.datagram(host, to, Message::Connect { session, reign });
         }
         self.after((20_000, 40_000), Event::Connect(host, life));
@@ -466,20 +520,18 @@ impl World {
         self.hosts[from].cut || self.hosts[to].cut
     }
 
-    /// Lost, late, doubled, overtaken.
     fn datagram(&mut self, from: usize, to: usize, message: Message) {
-        if self.is_cut(from, to) || self.chance.percent(self.loss_percent) {
+        if self.is_cut(from, to) {
             return;
         }
-        for _ in 0..1 + u64::from(self.chance.percent(3)) {
-            let slow = if self.chance.percent(2) { 150_000 } else { 2_000 };
-            self.after((50, slow), Event::Message(from, to, message.clone()));
+        for span in datagram(&mut self.chance, self.loss_percent) {
+            self.schedule(self.now + span, Event::Message(from, to, message.clone()));
         }
     }
 
     /// On a page stream: in order, or not at all, and then both ends notice, each in its time.
     fn stream(&mut self, from: usize, to: usize, session: u64, message: Message) {
-        if self.is_cut(from, to) || self.chance.below(2_000) < self.loss_percent {
+        if self.is_cut(from, to) || breaks(&mut self.chance, self.loss_percent) {
             self.after((500, 300_000), Event::StreamEnd(from, session));
             return self.after((500, 300_000), Event::StreamEnd(to, session));
         }
@@ -491,13 +543,13 @@ impl World {
     }
 
     fn stream_ended(&mut self, host: usize, session: u64) {
-        if let Some(ruler) =
-            self.hosts[host].ruler.as_mut().filter(|ruler| ruler.connected && ruler.session == session)
+        let seat = self.hosts[host].ruler.as_mut().and_then(|ruler| ruler.seat_in(session));
+        if let Some(seat) = seat
+            && let Some(standby) = seat.taken_by.take()
         {
-            ruler.connected = false;
             // Where it was it may still hold a copy: that one is asked first.
-            ruler.session = 0;
-            self.step_primary(host, PrimaryEvent::PeerLost { why: "reset".to_owned() });
+            seat.session = 0;
+            self.step_primary(host, PrimaryEvent::PeerLost { standby, why: "reset".to_owned() });
         }
         if let Some(keeper) = self.hosts[host].keeper.as_mut().filter(|keeper| keeper.session == session) {
             keeper.session = 0;
@@ -506,15 +558,17 @@ impl World {
     }
 
     fn register_answers(&mut self, whom: Whom, ask: Ask, question: Question) {
-        let current = self.register.clone();
-        let answer = match question {
-            Question::Read => Answer::Value(current),
-            Question::Swap { expected, new } if expected == current => {
-                self.register = Some(new);
-                Answer::Won
-            }
-            Question::Swap { .. } => Answer::Lost(current),
+        // What is asked is asked of what is shown.
+        let held = self.register.clone();
+        let mut shown = held.clone().map(|register| self.flaw.shows(whom, register));
+        let answer = decide(&mut shown, question);
+        self.register = match &answer {
+            Answer::Won => shown.map(|new| self.flaw.writes(whom, new)),
+            Answer::Value(_) | Answer::Lost(_) | Answer::Unreachable { .. } => held.clone(),
         };
+        if answer == Answer::Won {
+            self.asked_quorum = held.map_or(1, |register| register.quorum);
+        }
         let (Whom::Primary(host, _) | Whom::Standby(host, _)) = whom;
         if self.hosts[host].unreachable || self.chance.percent(2) {
             return; // It took place, and nobody hears of it.
@@ -522,17 +576,15 @@ impl World {
         self.after((100, 4_000), answer_to(whom, ask, answer));
     }
 
-    fn ask(&mut self, whom: Whom, ask: Ask, question: Question) {
+    fn ask(&mut self, whom: Whom, number: Ask, question: Question) {
         let (Whom::Primary(host, _) | Whom::Standby(host, _)) = whom;
-        let unreachable = self.hosts[host].unreachable;
-        // A question to a register that is cut off may still get there, much later.
-        if unreachable && self.chance.percent(70) {
+        let (arrives, refused) = ask(&mut self.chance, self.hosts[host].unreachable);
+        if let Some(span) = refused {
             let answer = Answer::Unreachable { why: "no route".to_owned() };
-            self.after((100, 50_000), answer_to(whom, ask, answer));
+            self.schedule(self.now + span, answer_to(whom, number, answer));
         }
-        let slow = if unreachable || self.chance.percent(3) { 1_500_000 } else { 5_000 };
-        if !unreachable || self.chance.percent(50) {
-            self.after((100, slow), Event::Question(whom, ask, Box::new(question)));
+        if let Some(span) = arrives {
+            self.schedule(self.now + span, Event::Question(whom, number, Box::new(question)));
         }
     }
 }

@@ -6,24 +6,23 @@
 
 mod faults;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 
-use image::{CheckpointId, Member, Register, Sync, Term};
-use replica::primary::{AppExit, Ending, Notice, Permit, Phase, Switchover};
-use replica::standby::{Discarded, EpochRefusal, Refusal, StandbyStatus};
+use image::{CheckpointId, Member, Register, Term};
+use replica::primary::{AppExit, Ending, Permit, Phase, Switchover};
+use replica::standby::{Discarded, StandbyStatus};
 use replica::{
-    Answer, Ask, Fencing, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Progress, Question,
-    Reign, Standby, StandbyAction, StandbyConfig, StandbyEvent,
+    Answer, Ask, Fencing, Nanos, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Question, Reign,
+    Standby, StandbyAction, StandbyConfig, StandbyEvent,
 };
 
 use crate::chance::Chance;
+use crate::common::{Agenda, Message, TICK, ask, breaks, datagram, decide};
 use crate::said::Said;
 pub use faults::{Fault, Flaw};
 
 pub const A: usize = 0;
 pub const B: usize = 1;
-const TICK: Nanos = Nanos::from_millis(10);
 /// Longer than an app can be without protection until its calls are refused, and than two epochs take.
 const SYNC_MAX: Nanos = Nanos::from_millis(2_000);
 
@@ -41,22 +40,6 @@ enum Event {
     Fault(Fault),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Message {
-    Connect { session: u64, reign: Reign },
-    Welcome { session: u64, standby: Member, held: Option<CheckpointId> },
-    Header { session: u64, id: CheckpointId, sync: Sync, eligible: bool },
-    Body { session: u64, id: CheckpointId },
-    Ack { session: u64, id: CheckpointId },
-    RefuseEpoch { session: u64, id: CheckpointId, why: EpochRefusal },
-    Heartbeat { reign: Reign, sent_at: Nanos, progress: Progress },
-    Answer { from: Member, sent_at: Nanos, held: Option<CheckpointId> },
-    Refusal(Refusal),
-    Notice(Notice),
-    GuardsWord(Reign),
-    ConfirmEnd(Member),
-}
-
 #[derive(Debug)]
 struct PrimaryHost {
     alive: bool,
@@ -68,6 +51,8 @@ struct PrimaryHost {
     heartbeats: bool,
     session: u64,
     connected: bool,
+    /// Who is connected, or was last.
+    standby: Member,
     eligible: BTreeMap<CheckpointId, bool>,
     fail_next_capture: bool,
     /// Since this epoch the app stands still.
@@ -99,9 +84,7 @@ pub struct World {
     pub chance: Chance,
     flaw: Flaw,
     now: Nanos,
-    queue: BinaryHeap<Reverse<(Nanos, u64)>>,
-    events: BTreeMap<u64, Event>,
-    sequence: u64,
+    agenda: Agenda<Event>,
     a: PrimaryHost,
     b: StandbyHost,
     said: Said,
@@ -136,6 +119,7 @@ impl World {
             heartbeats: false,
             session: 0,
             connected: false,
+            standby: Member::new("b", 0),
             eligible: BTreeMap::new(),
             fail_next_capture: false,
             stands: None,
@@ -158,9 +142,7 @@ impl World {
             chance,
             flaw,
             now: Nanos(0),
-            queue: BinaryHeap::new(),
-            events: BTreeMap::new(),
-            sequence: 0,
+            agenda: Agenda::default(),
             a,
             b,
             said: Said::new(seed, flaw == Flaw::GateLeaks),
@@ -190,12 +172,9 @@ impl World {
 
     /// Runs until `end`, or until `done`.
     pub fn run(&mut self, end: Nanos, done: impl Fn(&Self) -> bool) {
-        while let Some(Reverse((at, _))) = self.queue.peek().copied()
-            && at < end
-            && !done(self)
+        while !done(self)
+            && let Some((at, event)) = self.agenda.next(end)
         {
-            let Reverse((_, sequence)) = self.queue.pop().expect("it was peeked at");
-            let event = self.events.remove(&sequence).expect("each queued event is kept");
             self.now = at;
             self.happen(event);
             self.check();
@@ -267,9 +246,7 @@ impl World {
     }
 
     fn schedule(&mut self, at: Nanos, event: Event) {
-        self.sequence += 1;
-        self.queue.push(Reverse((at, self.sequence)));
-        self.events.insert(self.sequence, event);
+        self.agenda.schedule(at, event);
     }
 
     fn after(&mut self, micros: (u64, u64), event: Event) {
@@ -375,20 +352,18 @@ impl World {
         }
     }
 
-    /// To `to`: lost, late, doubled, overtaken.
     fn datagram(&mut self, to: usize, message: Message) {
-        if self.cut[to] || self.chance.percent(self.loss_percent) {
+        if self.cut[to] {
             return;
         }
-        for _ in 0..1 + u64::from(self.chance.percent(3)) {
-            let slow = if self.chance.percent(2) { 150_000 } else { 2_000 };
-            self.after((50, slow), Event::Message(to, message.clone()));
+        for span in datagram(&mut self.chance, self.loss_percent) {
+            self.schedule(self.now + span, Event::Message(to, message.clone()));
         }
     }
 
     /// On the page stream: in order, or not at all, and then both ends notice, each in its time.
     fn stream(&mut self, to: usize, session: u64, message: Message) {
-        if self.cut[to] || self.chance.below(2_000) < self.loss_percent {
+        if self.cut[to] || breaks(&mut self.chance, self.loss_percent) {
             self.after((500, 300_000), Event::StreamEnd(A, session));
             return self.after((500, 300_000), Event::StreamEnd(B, session));
         }
@@ -400,7 +375,8 @@ impl World {
     fn stream_ended(&mut self, host: usize, session: u64) {
         if host == A && self.a.connected && session == self.a.session {
             self.a.connected = false;
-            self.step_primary(PrimaryEvent::PeerLost { why: "reset".to_owned() });
+            let (standby, why) = (self.a.standby.clone(), "reset".to_owned());
+            self.step_primary(PrimaryEvent::PeerLost { standby, why });
         } else if host == B && session == self.b.session {
             self.b.session = 0;
             self.step_standby(StandbyEvent::StreamEnded);
@@ -408,14 +384,12 @@ impl World {
     }
 
     fn register_answers(&mut self, host: usize, life: u64, ask: Ask, question: Question) {
-        let current = self.register.clone();
         let answer = match question {
-            Question::Read => Answer::Value(current),
-            Question::Swap { expected, new } if expected == current || self.flaw == Flaw::RegisterForgets => {
+            Question::Swap { new, .. } if self.flaw == Flaw::RegisterForgets => {
                 self.register = Some(new);
                 Answer::Won
             }
-            Question::Swap { .. } => Answer::Lost(current),
+            question => decide(&mut self.register, question),
         };
         if self.unreachable[host] || self.chance.percent(2) {
             return; // It took place, and nobody hears of it.
@@ -427,20 +401,19 @@ impl World {
         self.after((100, 4_000), event);
     }
 
-    fn ask(&mut self, host: usize, ask: Ask, question: Question) {
+    fn ask(&mut self, host: usize, number: Ask, question: Question) {
         let life = if host == A { self.a.life } else { self.b.life };
-        // A question to a register that is cut off may still get there, much later.
-        if self.unreachable[host] && self.chance.percent(70) {
-            let unreachable = Answer::Unreachable { why: "no route".to_owned() };
+        let (arrives, refused) = ask(&mut self.chance, self.unreachable[host]);
+        if let Some(span) = refused {
+            let answer = Answer::Unreachable { why: "no route".to_owned() };
             let event = match host {
-                A => Event::Primary(life, PrimaryEvent::RegisterAnswer { ask, answer: unreachable }),
-                _ => Event::Standby(life, StandbyEvent::RegisterAnswer { ask, answer: unreachable }),
+                A => Event::Primary(life, PrimaryEvent::RegisterAnswer { ask: number, answer }),
+                _ => Event::Standby(life, StandbyEvent::RegisterAnswer { ask: number, answer }),
             };
-            self.after((100, 50_000), event);
+            self.schedule(self.now + span, event);
         }
-        let slow = if self.unreachable[host] || self.chance.percent(3) { 1_500_000 } else { 5_000 };
-        if !self.unreachable[host] || self.chance.percent(50) {
-            self.after((100, slow), Event::Question(host, life, ask, Box::new(question)));
+        if let Some(span) = arrives {
+            self.schedule(self.now + span, Event::Question(host, life, number, Box::new(question)));
         }
     }
 
@@ -450,22 +423,17 @@ impl World {
         let event = match message {
             Message::Welcome { session, standby, held } if live(session) && !self.a.connected => {
                 self.a.connected = true;
+                self.a.standby = standby.clone();
                 Some(PrimaryEvent::PeerConnected { standby, held })
             }
             Message::Ack { session, id } if live(session) && self.a.connected => {
-                Some(PrimaryEvent::Acked { id })
+                Some(PrimaryEvent::Acked { from: self.a.standby.clone(), id })
             }
             Message::RefuseEpoch { session, id, why } if live(session) && self.a.connected => {
-                Some(PrimaryEvent::EpochRefused { id, why: why.to_string() })
+                let from = self.a.standby.clone();
+                Some(PrimaryEvent::EpochRefused { from, id, why: why.to_string() })
             }
-            Message::Answer { from, sent_at, held } => {
-                Some(PrimaryEvent::HeartbeatAnswered { from, sent_at, held })
-            }
-            Message::Refusal(Refusal::Serving { term, by }) if term > machine.reign().term => {
-                Some(PrimaryEvent::Superseded { term, by: by.to_string() })
-            }
-            Message::ConfirmEnd(from) => Some(PrimaryEvent::EndConfirmed { from }),
-            _ => None,
+            message => message.to_primary(machine.reign().term),
         };
         if let Some(event) = event {
             self.step_primary(event);
@@ -493,17 +461,7 @@ impl World {
                 self.b.preparing_until = until;
                 return self.schedule(until, Event::Standby(self.b.life, StandbyEvent::Prepared { id }));
             }
-            Message::Heartbeat { reign, sent_at, progress } => {
-                Some(StandbyEvent::Heartbeat { reign, sent_at, progress })
-            }
-            Message::GuardsWord(reign) => Some(StandbyEvent::Silenced { reign }),
-            Message::Notice(Notice::Enrolled(register)) => Some(StandbyEvent::Enrolled { register }),
-            Message::Notice(Notice::AppEnded { reign, exit }) => Some(StandbyEvent::AppEnded { reign, exit }),
-            Message::Notice(Notice::HandedOver { reign }) => Some(StandbyEvent::HandedOver { reign }),
-            Message::Notice(Notice::AppCrashed { reign, signal }) => {
-                Some(StandbyEvent::AppCrashed { reign, signal })
-            }
-            _ => None,
+            message => message.to_standby(),
         };
         if let Some(event) = event {
             self.step_standby(event);
@@ -527,7 +485,7 @@ impl World {
                 (self.a.stands, self.a.moving, self.a.ended_standing) = (None, false, None);
                 self.said.start_anew();
             }
-            PrimaryAction::StartFullSync { id, eligible } => {
+            PrimaryAction::StartFullSync { id, eligible, to: _ } => {
                 self.a.eligible.insert(id, eligible);
                 self.capture(id, (20_000, 200_000));
             }
@@ -539,7 +497,7 @@ impl World {
             PrimaryAction::Thaw => self.thaw(),
             PrimaryAction::Switchover(Switchover::Told) => self.a.moving = true,
             PrimaryAction::Switchover(Switchover::CalledOff { .. }) => self.called_off += 1,
-            PrimaryAction::SendEpoch { id, sync } => {
+            PrimaryAction::SendEpoch { id, sync, to: _ } => {
                 let eligible = self.a.eligible.get(&id).copied().unwrap_or(true);
                 self.stream(B, session, Message::Header { session, id, sync, eligible });
                 self.stream(B, session, Message::Body { session, id });
@@ -577,6 +535,7 @@ impl World {
             }
             PrimaryAction::Switchover(Switchover::Begun)
             | PrimaryAction::ReturnToLedger { .. }
+            | PrimaryAction::Forget(_)
             | PrimaryAction::Report(_)
             | PrimaryAction::Status(_) => {}
         }

@@ -12,11 +12,13 @@ impl Actor {
     pub(super) fn finish(mut self) -> Outcome {
         self.await_farewell();
         self.await_move();
-        self.heart.stop();
-        if let Some(dialling) = self.dialling.take() {
-            dialling.abort();
+        self.seats.stop_hearts();
+        for seat in self.seats.iter_mut() {
+            if let Some(dialling) = seat.dialling.take() {
+                dialling.abort();
+            }
+            seat.session = None;
         }
-        self.session = None;
         self.finish_engine();
         self.fence.take_down();
         match (self.ending, self.failure) {
@@ -35,11 +37,11 @@ impl Actor {
         if self.handed_over || !matches!(self.ending, Some(Ending::App(_))) {
             return;
         }
-        while self.session.is_some() && !self.end_confirmed {
+        while self.seats.iter().any(|seat| seat.session.is_some() && !seat.end_confirmed) {
             match self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Input::Link(number, event)) => self.take_link(number, event),
+                Ok(Input::Link(seat, number, event)) => self.take_link(seat, number, event),
                 Ok(_) => {}
-                Err(_) => return tracing::warn!("the standby has not confirmed the app's end"),
+                Err(_) => return tracing::warn!("a standby has not confirmed the app's end"),
             }
         }
     }

@@ -1,11 +1,12 @@
 //! The frames of epochs on their way to the standby, and what becomes of them.
 
 use std::sync::{Arc, PoisonError, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::{CaptureReport, Command, FrameSink};
-use image::CheckpointId;
+use image::frame::{Frame, FrameError, FrameKind, FrameWriter};
+use image::{CheckpointId, Header, Member, Sync};
 use replica::PrimaryEvent;
 use store::Life;
 use wire::{ArrivedPacket, FromPrimary};
@@ -14,6 +15,8 @@ use super::{Actor, Input};
 use crate::manager::store::StoreFeed;
 use crate::manager::{on_our_clock, wall_clock_ns};
 
+/// How long a full sync waits for one of several standbys to take the next frame.
+const FULL_SYNC_PATIENCE: Duration = Duration::from_secs(1);
 /// Each has at most 64 KiB, and a message a frame's size.
 const ARRIVED_PER_MESSAGE: usize = 15;
 
@@ -48,6 +51,7 @@ impl Actor {
     }
 
     pub(super) fn capture(&mut self, id: CheckpointId, parent: CheckpointId) {
+        self.parent = Some(parent);
         self.passage.asked(id);
         tracing::trace!(target: "epochs", %id, "epoch asked for");
         self.command(Command::Capture { id, parent });
@@ -63,15 +67,31 @@ impl Actor {
         self.progress.end();
         self.syncing = None;
         self.last_is_over(id);
-        if let Some(store) = &mut self.store {
-            store.captured(id, &frames);
-        }
+        self.feed_store(id, &frames);
         self.captured = Some((id, frames));
         if self.network.as_ref().is_some_and(|network| !network.waits()) {
             // What was told between the question and the barrier is in this epoch.
             self.step(PrimaryEvent::NothingWaits);
         }
         self.step(PrimaryEvent::Captured { id });
+        // Whoever could take it has it.
+        self.captured = None;
+        *self.end_frame.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// What was captured for the sake of one that is behind builds on what that one has; the store has more.
+    fn feed_store(&mut self, id: CheckpointId, frames: &[Bytes]) {
+        let Some(store) = &mut self.store else { return };
+        let has = self.stored.max(self.machine.committed());
+        match frames.first().filter(|_| self.parent < has).zip(has).map(|(first, has)| built_on(first, has)) {
+            Some(Ok(header)) => {
+                let frames: Vec<Bytes> = std::iter::once(header).chain(frames[1..].iter().cloned()).collect();
+                store.captured(id, &frames);
+            }
+            Some(Err(why)) => tracing::warn!(%id, "an epoch is not for the store: {why}"),
+            None => store.captured(id, frames),
+        }
+        self.stored = Some(id);
     }
 
     /// What `id` covers may be heard.
@@ -85,16 +105,31 @@ impl Actor {
         tracing::trace!(target: "epochs", %id, "epoch released");
     }
 
-    pub(super) fn start_full_sync(&mut self, id: CheckpointId) {
-        let Some(session) = &self.session else {
-            return tracing::warn!(%id, "a full sync without a standby");
-        };
+    pub(super) fn start_full_sync(&mut self, id: CheckpointId, to: &[Member]) {
         *self.end_frame.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let mut sink = session.sender.sink(Arc::clone(&self.end_frame));
+        self.parent = None;
+        let mut ways = Vec::new();
+        for session in to.iter().filter_map(|standby| self.seats.of(standby)) {
+            // One alone may be as slow as it is.
+            let patience = (to.len() > 1).then_some(FULL_SYNC_PATIENCE);
+            let sink = session.sender.sink(Arc::clone(&self.end_frame), patience);
+            ways.push((session.standby.clone(), sink));
+        }
+        if ways.is_empty() {
+            return tracing::warn!(%id, "a full sync without a standby");
+        }
         let held = SinkHeld { id, post: self.post.clone() };
         let sink: FrameSink = Box::new(move |frame| {
-            let SinkHeld { .. } = &held;
-            sink(frame)
+            let SinkHeld { post, .. } = &held;
+            ways.retain_mut(|(standby, sink)| {
+                let takes = sink(frame.clone());
+                if !takes {
+                    // Whose session has ended is known already. The actor may have ended first.
+                    let _ = post.send(Input::TooSlow(standby.clone()));
+                }
+                takes
+            });
+            !ways.is_empty()
         });
         let sink = match &mut self.store {
             Some(store) => store.full(id, sink),
@@ -113,42 +148,67 @@ impl Actor {
         }
     }
 
-    pub(super) fn send_epoch(&mut self, id: CheckpointId) {
-        let frames = self.captured.take().filter(|(captured, _)| *captured == id);
-        let end = self.end_frame.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(session) = &self.session else { return };
+    pub(super) fn send_epoch(&mut self, id: CheckpointId, to: &Member, sync: Sync) {
+        let frames = match &self.captured {
+            Some((captured, frames)) if *captured == id => frames.as_slice(),
+            Some(_) | None => &[],
+        };
+        let end = self.end_frame.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(session) = self.seats.of(to) else { return };
+        // One that is ahead of what this was captured since goes on from what it has: it carries more than that needs.
+        let header = match (sync, frames.first()) {
+            (Sync::Since(parent), Some(first)) if Some(parent) != self.parent => {
+                match built_on(first, parent) {
+                    Ok(header) => Some(header),
+                    Err(why) => return tracing::error!(%id, %to, "an epoch can't be sent: {why}"),
+                }
+            }
+            (Sync::Full | Sync::Since(_), first) => first.cloned(),
+        };
         // Of a full sync only its end waits here; of any other epoch, all of it.
-        for frame in frames.into_iter().flat_map(|(_, frames)| frames).chain(end) {
+        for frame in header.into_iter().chain(frames.iter().skip(1).cloned()).chain(end) {
             session.sender.send(FromPrimary::Frame(frame));
         }
         self.passage.sent(id);
     }
 
     pub(super) fn committed(&mut self, id: CheckpointId) {
-        while let Some(&(captured, at_ns)) = self.frozen.front().filter(|(captured, _)| *captured <= id) {
-            self.frozen.pop_front();
-            if captured == id {
-                self.committed_at_ns = Some(at_ns);
-            }
-        }
+        let frozen = self.frozen.iter().find(|(captured, _)| *captured == id);
+        self.committed_at_ns = frozen.map(|(_, at_ns)| *at_ns).or(self.committed_at_ns);
         if let Some(store) = &mut self.store {
             store.committed(id);
         }
         if let Some(socket) = &self.socket {
             socket.tell(|role| role.epoch = Some(id.epoch.0));
         }
+    }
+
+    /// Nobody goes on from before it.
+    pub(super) fn forget(&mut self, id: CheckpointId) {
+        while self.frozen.front().is_some_and(|(captured, _)| *captured < id) {
+            self.frozen.pop_front();
+        }
         self.command(Command::Committed(id));
     }
 
-    /// To the standby, which may have to take over before the app has acted on them.
+    /// To whoever may have to take over before the app has acted on them.
     pub(super) fn pass_on(&self, packets: gate::Batch) {
-        let Some(session) = &self.session else { return };
         for packets in packets.chunks(ARRIVED_PER_MESSAGE) {
             let packet = |recorded: &gate::Recorded| ArrivedPacket {
                 since: recorded.since,
                 packet: Bytes::copy_from_slice(&recorded.packet),
             };
-            session.sender.offer(FromPrimary::Arrived(packets.iter().map(packet).collect()));
+            let packets: Vec<ArrivedPacket> = packets.iter().map(packet).collect();
+            for session in self.seats.sessions() {
+                session.sender.offer(FromPrimary::Arrived(packets.clone()));
+            }
         }
     }
+}
+
+/// The header of an epoch, so that it goes on from `parent`.
+fn built_on(first: &Bytes, parent: CheckpointId) -> Result<Bytes, FrameError> {
+    let header: Header = Frame::parse(first.clone())?.decode("header")?;
+    let header = Header { sync: Sync::Since(parent), ..header };
+    Ok(FrameWriter::default().cbor(FrameKind::Header, &header))
 }

@@ -53,6 +53,7 @@ impl Actor {
     }
 
     pub(super) fn capture_last(&mut self, id: CheckpointId, parent: CheckpointId) {
+        self.parent = Some(parent);
         self.moving.stands_since = Some(Instant::now());
         self.moving.last = Some((id, false));
         let barrier = self.network.as_ref().and_then(AppNetwork::last_barrier);
@@ -99,8 +100,7 @@ impl Actor {
     }
 
     /// The app runs at the standby.
-    pub(super) fn moved(&mut self, term: Term) {
-        let to = self.session.as_ref().map(|session| session.standby.name.clone()).unwrap_or_default();
+    pub(super) fn moved(&mut self, to: String, term: Term) {
         if let Some(since) = self.moving.stands_since.take() {
             let pause = since.elapsed();
             tracing::warn!(to, pause_us = pause.as_micros(), "moved");
@@ -117,9 +117,9 @@ impl Actor {
         const PATIENCE: Duration = Duration::from_secs(2);
         let deadline = Instant::now() + PATIENCE;
         let planned = self.moving.told && matches!(self.ending, Some(Ending::HandedOver { .. }));
-        while planned && self.moving.stands_since.is_some() && self.session.is_some() {
+        while planned && self.moving.stands_since.is_some() && self.seats.sessions().next().is_some() {
             match self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Input::Link(number, event)) => self.take_link(number, event),
+                Ok(Input::Link(seat, number, event)) => self.take_link(seat, number, event),
                 Ok(_) => {}
                 Err(_) => return tracing::warn!("the standby has not said that the app runs there"),
             }

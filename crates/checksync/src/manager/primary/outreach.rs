@@ -3,15 +3,14 @@
 
 use std::sync::{Arc, Mutex, mpsc};
 
-use anyhow::Context;
 use gate::TapState;
 use image::Member;
 use wire::Hello;
 
-use super::report::{hello, prepare_heart};
-use super::{Heart, HostFacts, Input, RegisterDesk};
+use super::report::hello;
+use super::seats::Seats;
+use super::{HostFacts, Input, RegisterDesk};
 use crate::config::PrimarySettings;
-use crate::manager::candidates::Candidates;
 use crate::manager::network::AppNetwork;
 use crate::manager::span;
 
@@ -19,8 +18,7 @@ pub(super) struct Outreach {
     pub post: mpsc::Sender<Input>,
     pub inbox: mpsc::Receiver<Input>,
     pub register: Option<RegisterDesk>,
-    pub candidates: Arc<Candidates>,
-    pub heart: Heart,
+    pub seats: Seats,
     pub hello: Arc<Mutex<Hello>>,
 }
 
@@ -37,11 +35,9 @@ impl Outreach {
             .as_ref()
             .map(|spec| RegisterDesk::open(spec, &shared.tls, &settings.app, patience, answer));
         let register = register.transpose()?;
-        let candidates = Arc::new(Candidates::new(settings.standbys.clone()));
-        let heart =
-            prepare_heart(settings, &candidates, post.clone()).context("no heartbeats can be sent")?;
+        let seats = Seats::prepare(settings, &post)?;
         let hello = Arc::new(Mutex::new(hello(settings, me, facts)));
-        Ok(Self { post, inbox, register, candidates, heart, hello })
+        Ok(Self { post, inbox, register, seats, hello })
     }
 }
 

@@ -5,74 +5,85 @@ use replica::primary::Notice;
 use replica::{Nanos, PrimaryEvent};
 use wire::{Exit, FromPrimary, FromStandby, GuardArmed, HeartbeatAnswer, RefusalCode, StandbyState};
 
-use super::{Actor, Session};
+use super::Actor;
+use super::seats::Session;
 use crate::manager::introduction::wire_exit;
 use crate::manager::link::LinkEvent;
 
 impl Actor {
-    pub(super) fn take_link(&mut self, number: u64, event: LinkEvent) {
-        let current = self.session.as_ref().is_some_and(|session| session.number == number);
-        match event {
-            LinkEvent::Connected { standby, address, held, sender } => {
+    pub(super) fn take_link(&mut self, number: usize, session: u64, event: LinkEvent) {
+        let seat = self.seats.at(number);
+        let current = seat.session.as_ref().filter(|known| known.number == session);
+        let current = current.map(|known| known.standby.clone());
+        match (event, current) {
+            (LinkEvent::Connected { standby, address, held, sender }, _) => {
                 tracing::info!(%standby, held = held.map(|id| id.to_string()), "a standby is connected");
-                self.link_trouble = None;
-                self.standby_address = Some(address);
-                self.session = Some(Session { number, standby: standby.clone(), sender });
-                self.heart.welcomed();
+                seat.trouble = None;
+                seat.address = Some(address);
+                seat.session = Some(Session { number: session, standby: standby.clone(), sender });
+                seat.heart.welcomed();
                 self.step(PrimaryEvent::PeerConnected { standby, held });
             }
-            LinkEvent::Said(message) if current => self.take_said(message),
-            LinkEvent::Ended { why } if current => {
-                tracing::warn!("the standby is lost: {why}");
-                self.session = None;
-                self.step(PrimaryEvent::PeerLost { why });
+            (LinkEvent::Said(message), Some(from)) => self.take_said(number, from, message),
+            (LinkEvent::Ended { why }, Some(standby)) => {
+                tracing::warn!(%standby, "a standby is lost: {why}");
+                self.let_go_of(standby, why);
             }
-            LinkEvent::Failed { why } => self.note_trouble(why),
-            LinkEvent::Said(_) | LinkEvent::Ended { .. } => {} // Of a session that we let go.
+            (LinkEvent::Failed { why }, _) => self.note_trouble(number, why),
+            (LinkEvent::Said(_) | LinkEvent::Ended { .. }, None) => {} // Of a session that we let go.
         }
     }
 
-    fn note_trouble(&mut self, why: String) {
-        if self.link_trouble.as_ref() != Some(&why) {
+    fn note_trouble(&mut self, number: usize, why: String) {
+        let seat = self.seats.at(number);
+        if seat.trouble.as_ref() != Some(&why) {
             tracing::warn!("no standby: {why}");
-            self.link_trouble = Some(why);
+            seat.trouble = Some(why);
         }
     }
 
-    pub(super) fn take_said(&mut self, message: FromStandby) {
+    /// Its session is over.
+    fn let_go_of(&mut self, standby: Member, why: String) {
+        self.seats.dismiss(&standby);
+        self.step(PrimaryEvent::PeerLost { standby, why });
+    }
+
+    pub(super) fn let_go(&mut self, standby: &Member, why: &str) {
+        if self.seats.of(standby).is_some() {
+            tracing::warn!(%standby, "let a standby go: {why}");
+            self.let_go_of(standby.clone(), why.to_owned());
+        }
+    }
+
+    fn take_said(&mut self, number: usize, from: Member, message: FromStandby) {
         match message {
-            FromStandby::Ack(id) => self.step(PrimaryEvent::Acked { id }),
+            FromStandby::Ack(id) => self.step(PrimaryEvent::Acked { from, id }),
             FromStandby::EpochRefused(refused) => {
-                tracing::warn!(id = %refused.id, "the standby refused an epoch: {}", refused.why);
-                self.step(PrimaryEvent::EpochRefused { id: refused.id, why: refused.why });
+                tracing::warn!(id = %refused.id, %from, "a standby refused an epoch: {}", refused.why);
+                self.step(PrimaryEvent::EpochRefused { from, id: refused.id, why: refused.why });
             }
             FromStandby::Progress(_) => {}
-            FromStandby::Serving(term) => self.moved(term),
+            FromStandby::Serving(term) => self.moved(from.name, term),
             // A standby that stops, or has forgotten the app as it was told, can take over no more.
             FromStandby::Refusal(refusal) if refusal.code == RefusalCode::Stopping && self.exited => {
-                self.end_confirmed = true;
-                if let Some(from) = self.session.as_ref().map(|session| session.standby.clone()) {
-                    self.step(PrimaryEvent::EndConfirmed { from });
-                }
+                self.seats.at(number).end_confirmed = true;
+                self.step(PrimaryEvent::EndConfirmed { from });
             }
             FromStandby::Refusal(refusal) => {
-                tracing::warn!("the standby ends the replication: {refusal}");
-                self.session = None;
-                self.step(PrimaryEvent::PeerLost { why: refusal.to_string() });
+                tracing::warn!(%from, "a standby ends the replication: {refusal}");
+                self.let_go_of(from, refusal.to_string());
             }
         }
     }
 
-    pub(super) fn take_answer(&mut self, from: String, answer: HeartbeatAnswer) {
+    pub(super) fn take_answer(&mut self, number: usize, from: String, answer: HeartbeatAnswer) {
         match answer.state {
             StandbyState::Serving | StandbyState::TakingOver => {
                 self.step(PrimaryEvent::Superseded { term: answer.term, by: from });
             }
             StandbyState::Empty | StandbyState::Syncing | StandbyState::Ready | StandbyState::Stopping => {
-                let Some(session) = self.session.as_ref().filter(|session| session.standby.name == from)
-                else {
-                    return;
-                };
+                let session = self.seats.at(number).session.as_ref();
+                let Some(session) = session.filter(|session| session.standby.name == from) else { return };
                 let from = session.standby.clone();
                 let (sent_at, held) = (Nanos(answer.sent_at_ns), answer.held);
                 self.step(PrimaryEvent::HeartbeatAnswered { from, sent_at, held });
@@ -96,9 +107,12 @@ impl Actor {
                 FromPrimary::AppExited { how: Exit::Signal(*signal), silenced: true }
             }
         };
-        let session = self.session.as_ref().filter(|session| session.standby == *standby);
-        if let Some(session) = session {
+        if let Some(session) = self.seats.of(standby) {
             session.sender.send(message);
+        }
+        // A guard that was armed before knows nothing of this one.
+        if matches!(notice, Notice::Enrolled(_)) {
+            self.arm_guard();
         }
     }
 }

@@ -1,17 +1,16 @@
 //! What an app's actor says of itself: to people, and to the standby when it knocks.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, mpsc};
 
 use image::Member;
 use replica::primary::{Reason, Status};
 use wire::{Hello, ServiceNetwork};
 
-use super::{Actor, Heart, HostFacts, Input};
+use super::seats::Seat;
+use super::{Actor, HostFacts};
 use crate::config::PrimarySettings;
-use crate::manager::candidates::Candidates;
 use crate::manager::{introduction, now};
-use crate::status::{AppReport, Role};
+use crate::status::{AppReport, Role, StandbyReport};
 
 impl Actor {
     pub(super) fn say_status(&mut self, status: Status) {
@@ -22,7 +21,7 @@ impl Actor {
 
     /// What the machine says, or what was wrong when a standby was looked for.
     pub(super) fn why_not(&self, reason: &Reason) -> String {
-        match (reason, &self.link_trouble) {
+        match (reason, self.seats.trouble()) {
             (Reason::NoStandby { .. }, Some(trouble)) => trouble.clone(),
             (reason, _) => reason.to_string(),
         }
@@ -42,6 +41,8 @@ impl Actor {
                 (role.state, role.why_not) = (state.to_owned(), why_not.clone());
             });
         }
+        let standbys = self.standbys();
+        let names: Vec<&str> = self.seats.sessions().map(|session| session.standby.name.as_str()).collect();
         self.board.set(AppReport {
             app: self.settings.app.clone(),
             role: Role::Primary,
@@ -55,18 +56,39 @@ impl Actor {
             stages_us: BTreeMap::new(), // The board reads them when it is asked.
             store: None,
             app_pid: self.app_pid,
-            peer: self.session.as_ref().map(|session| session.standby.name.clone()),
+            peer: (!names.is_empty()).then(|| names.join(", ")),
+            commit_on: (self.settings.seats().len() > 1).then(|| self.settings.commit_on.to_string()),
+            standbys,
         });
     }
-}
 
-pub(super) fn prepare_heart(
-    settings: &PrimarySettings,
-    candidates: &Arc<Candidates>,
-    post: mpsc::Sender<Input>,
-) -> std::io::Result<Heart> {
-    let on_answer = move |from: &str, answer| drop(post.send(Input::Heart { from: from.to_owned(), answer }));
-    introduction::prepare_heart(settings, candidates, on_answer)
+    /// Everybody who was named, and is there or not.
+    fn standbys(&self) -> Vec<StandbyReport> {
+        let now = now();
+        let group = self.machine.group(now);
+        let report = |seat: &Seat| {
+            let address = seat.address.clone().unwrap_or_else(|| seat.candidates.current());
+            let session = seat.session.as_ref();
+            let view = session.and_then(|session| group.iter().find(|view| view.standby == session.standby));
+            let held = view.and_then(|view| view.held);
+            let frozen = held.and_then(|held| self.frozen.iter().find(|(id, _)| *id == held));
+            StandbyReport {
+                host: session.map(|session| session.standby.name.clone()),
+                address,
+                connected: session.is_some(),
+                term: held.map(|id| id.term.0),
+                epoch: held.map(|id| id.epoch.0),
+                lag_ms: frozen.map(|(_, at)| now.0.saturating_sub(*at) / 1_000_000),
+                in_flight: view.map_or(0, |view| view.in_flight),
+                eligible: view.is_some_and(|view| view.eligible),
+                why_not: match view {
+                    Some(view) => view.why_not.as_ref().map(ToString::to_string),
+                    None => Some(seat.trouble.clone().unwrap_or_else(|| "it is not connected".to_owned())),
+                },
+            }
+        };
+        self.seats.iter().map(report).collect()
+    }
 }
 
 pub(super) fn hello(settings: &PrimarySettings, me: &Member, facts: &HostFacts) -> Hello {

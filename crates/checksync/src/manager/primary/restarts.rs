@@ -66,7 +66,7 @@ impl Actor {
         match self.start_engine() {
             Ok(()) => {
                 let (term, token_hash) = (self.machine.reign().term, self.token.hash());
-                if let Some(session) = &self.session {
+                for session in self.seats.sessions() {
                     session.sender.send(FromPrimary::GuardArmed(GuardArmed { term, token_hash }));
                 }
                 self.order(&Order::Live);

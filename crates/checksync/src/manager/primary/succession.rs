@@ -102,7 +102,7 @@ impl Succession {
             hello.guard_token_hash = Some(actor.token.hash());
         }
         actor.board.set_stages(&actor.settings.app, actor.passage.stages());
-        actor.heart.begin(right.term());
+        actor.seats.iter().for_each(|seat| seat.heart.begin(right.term()));
         actor.step(PrimaryEvent::Tick);
         actor.dial();
         actor

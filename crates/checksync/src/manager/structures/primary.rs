@@ -391,8 +391,7 @@ impl Actor {
             LinkEvent::Said(message) if current => self.take_said(message),
             LinkEvent::Ended { why } if current => {
                 tracing::warn!("the standby is lost: {why}");
-                self.end_session();
-                self.step(PrimaryEvent::PeerLost { why });
+                self.lose_peer(why);
             }
             LinkEvent::Failed { why } => {
                 if self.link_trouble.as_ref() != Some(&why) {
@@ -404,25 +403,31 @@ impl Actor {
         }
     }
 
+    fn lose_peer(&mut self, why: String) {
+        let standby = self.session.as_ref().map(|session| session.standby.clone());
+        self.end_session();
+        if let Some(standby) = standby {
+            self.step(PrimaryEvent::PeerLost { standby, why });
+        }
+    }
+
     fn take_said(&mut self, message: FromStandby) {
+        let Some(from) = self.session.as_ref().map(|session| session.standby.clone()) else { return };
         match message {
-            FromStandby::Ack(id) => self.step(PrimaryEvent::Acked { id }),
+            FromStandby::Ack(id) => self.step(PrimaryEvent::Acked { from, id }),
             FromStandby::EpochRefused(refused) => {
                 tracing::warn!(id = %refused.id, "the standby refused an epoch: {}", refused.why);
-                self.step(PrimaryEvent::EpochRefused { id: refused.id, why: refused.why });
+                self.step(PrimaryEvent::EpochRefused { from, id: refused.id, why: refused.why });
             }
             FromStandby::Progress(_) | FromStandby::Serving(_) => {}
             // It has forgotten the structures as it was told, or can take over no more.
             FromStandby::Refusal(refusal) if refusal.code == RefusalCode::Stopping && self.exited => {
                 self.end_confirmed = true;
-                if let Some(from) = self.session.as_ref().map(|session| session.standby.clone()) {
-                    self.step(PrimaryEvent::EndConfirmed { from });
-                }
+                self.step(PrimaryEvent::EndConfirmed { from });
             }
             FromStandby::Refusal(refusal) => {
                 tracing::warn!("the standby ends the replication: {refusal}");
-                self.end_session();
-                self.step(PrimaryEvent::PeerLost { why: refusal.to_string() });
+                self.lose_peer(refusal.to_string());
             }
         }
         self.tell_over();

@@ -12,7 +12,7 @@ fn moving() -> Bench {
     let begun = bench.step(at(110), PrimaryEvent::SwitchOver { to: None });
     position(&begun, |action| matches!(action, PrimaryAction::CaptureLast { id: LAST, .. }));
     bench.step(at(112), PrimaryEvent::Captured { id: LAST });
-    let told = bench.step(at(113), PrimaryEvent::Acked { id: LAST });
+    let told = bench.step(at(113), PrimaryEvent::Acked { from: standby(), id: LAST });
     position(&told, |action| matches!(action, PrimaryAction::Tell { notice: Notice::HandedOver { .. }, .. }));
     bench
 }
@@ -40,7 +40,7 @@ fn the_last_epoch_of_a_move_that_came_to_nothing_entitles_nobody() {
     let id = CheckpointId { term: Term(1), epoch: next };
     assert!(next > LAST.epoch, "the next one is under way");
     bench.step(at(OVER + 40), PrimaryEvent::Captured { id });
-    bench.step(at(OVER + 45), PrimaryEvent::Acked { id });
+    bench.step(at(OVER + 45), PrimaryEvent::Acked { from: standby(), id });
     assert_eq!(bench.members(), 1);
 }
 

@@ -38,7 +38,7 @@ impl Beside {
                         self.bench.step(at(now), PrimaryEvent::Captured { id });
                     }
                     PrimaryAction::SendEpoch { id, .. } if acknowledges => {
-                        self.bench.step(at(now), PrimaryEvent::Acked { id });
+                        self.bench.step(at(now), PrimaryEvent::Acked { from: standby(), id });
                     }
                     _ => {}
                 }

@@ -30,6 +30,8 @@ impl State {
             store: None,
             app_pid: serving.map(|serving| serving.program.pid()),
             peer: self.machine.primary().map(|(member, _)| member.name.clone()),
+            commit_on: None,
+            standbys: Vec::new(),
         });
     }
 }

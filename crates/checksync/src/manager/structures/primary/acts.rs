@@ -44,14 +44,16 @@ impl Actor {
     fn act(&mut self, action: PrimaryAction) {
         match action {
             PrimaryAction::StartApp { term } => self.start_program(term),
-            PrimaryAction::StartFullSync { id, eligible: _ } => self.start_full_sync(id),
+            PrimaryAction::StartFullSync { id, to: _, eligible: _ } => self.start_full_sync(id),
             PrimaryAction::CaptureNow { id, parent: _ } => self.capture(id),
-            PrimaryAction::SendEpoch { id, sync } => self.send_epoch(id, sync),
+            PrimaryAction::SendEpoch { id, to: _, sync } => self.send_epoch(id, sync),
             PrimaryAction::Committed(committed) => {
                 self.log.committed(committed.id());
                 self.committed_at_ns = Some(wall_clock_ns());
                 self.make_room();
             }
+            // There is one standby: what it has is what is committed.
+            PrimaryAction::Forget(_) => {}
             PrimaryAction::ReturnToLedger { ids: _ } => {
                 self.captured = None;
                 self.log.take_back();
@@ -75,7 +77,7 @@ impl Actor {
             }
             PrimaryAction::Tell { standby, notice } => self.tell(&standby, &notice),
             PrimaryAction::StopHeartbeats => self.stop_heart(),
-            PrimaryAction::DropPeer { why } => {
+            PrimaryAction::DropPeer { standby: _, why } => {
                 tracing::warn!("let the standby go: {why}");
                 self.end_session();
             }

@@ -49,6 +49,8 @@ impl Actor {
             store: None,
             app_pid: self.program.as_ref().map(|program| program.pid()),
             peer: self.session.as_ref().map(|session| session.standby.name.clone()),
+            commit_on: None,
+            standbys: Vec::new(),
         });
     }
 }
