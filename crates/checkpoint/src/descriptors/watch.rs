@@ -103,9 +103,9 @@ impl Watch {
         Ok(())
     }
 
-    /// Reads the connections that the app has closed, where it can be done: the others end at a takeover. N.B. before
+    /// Reads the connections without descriptor, where it can be done: the others end at a takeover. N.B. before
     /// any descriptor, see [`super::inside`].
-    pub(super) fn read_closed(&mut self, pidfd: BorrowedFd<'_>) {
+    pub(super) fn read_strays(&mut self, pidfd: BorrowedFd<'_>) {
         self.orphans.warm_up();
         let changed = self.strays.changed();
         if changed.is_empty() {
@@ -118,7 +118,7 @@ impl Watch {
                     self.strays.note(cookie, state, options);
                 }
             }
-            Err(why) => tracing::debug!("connections that the app has closed cannot be read: {why}"),
+            Err(why) => tracing::debug!("connections without descriptor cannot be read: {why}"),
         }
     }
 
