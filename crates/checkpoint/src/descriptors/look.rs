@@ -109,6 +109,11 @@ places! {
     own_window: "tcp_sock"."rcv_wnd",
     own_window_from: "tcp_sock"."rcv_wup",
     clock_skip: "tcp_sock"."tsoffset",
+    // Chosen by the app, and seen on the wire.
+    service: "inet_sock"."tos",
+    priority: "sock"."sk_priority",
+    mark: "sock"."sk_mark",
+    patience_ms: "inet_connection_sock"."icsk_user_timeout",
     segment_max: "tcp_sock"."rx_opt"."tcp_options_received"."mss_clamp",
     next: "sk_buff"."next",
     left: "sk_buff"."rbnode"."rb_node"."rb_left",
@@ -145,6 +150,18 @@ pub(super) struct Numbers {
     pub clock_skip: u32,
     pub counts_microseconds: bool,
     pub segment_max: u16,
+    pub chosen: Chosen,
+}
+
+/// What an app may have chosen that its peer can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Chosen {
+    /// `IP_TOS`.
+    pub service: u8,
+    pub priority: u32,
+    pub mark: u32,
+    /// `TCP_USER_TIMEOUT`.
+    pub patience_ms: u32,
 }
 
 impl Numbers {
@@ -402,6 +419,12 @@ impl Places {
             clock_skip: socket.u32(places.clock_skip),
             counts_microseconds: bytes[counts / 8] >> (counts % 8) & 1 != 0,
             segment_max: socket.u16(places.segment_max),
+            chosen: Chosen {
+                service: bytes[places.service],
+                priority: socket.u32(places.priority),
+                mark: socket.u32(places.mark),
+                patience_ms: socket.u32(places.patience_ms),
+            },
         })
     }
 
@@ -500,6 +523,7 @@ mod tests {
             clock_skip: 0,
             counts_microseconds: false,
             segment_max: 0,
+            chosen: Chosen::default(),
         }
     }
 

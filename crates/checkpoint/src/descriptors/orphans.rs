@@ -18,13 +18,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use image::descriptor::TcpState;
+use image::descriptor::{SocketOption, TcpState};
+use libc::{IPPROTO_IP, IPPROTO_TCP, SOL_SOCKET};
 use serde_bytes::ByteBuf;
 use sys::bpf::{Instruction, Register};
 use sys::tasks::{self, HELPER_READ_KERNEL, HELPER_SEQUENCE_WRITE, Iteration, VisitSockets};
 
 use super::cache::in_network_of;
-use super::look::{Buffer, Look, Looker, Miss, Numbers, Places, Socket, is_unaccepted};
+use super::look::{Buffer, Chosen, Look, Looker, Miss, Numbers, Places, Socket, is_unaccepted};
 use super::requests::{self, Requests};
 use super::stream::{self, Info, peer_has_finished};
 use crate::process::layout::Filled;
@@ -119,8 +120,27 @@ impl Orphans {
 #[derive(Debug)]
 pub(super) struct Orphan {
     pub state: TcpState,
-    /// Whether it leaves its port to others, as `SO_REUSEADDR` has it.
-    pub reuse_address: bool,
+    /// Those of its options that others can tell, where they are not what a new socket has.
+    pub options: Vec<SocketOption>,
+}
+
+/// `IP_TOS` sets the priority, which comes after it. Whether it leaves its port to others is `SO_REUSEADDR`.
+fn options_of(reuse_address: bool, chosen: Chosen) -> Vec<SocketOption> {
+    let Chosen { service, priority, mark, patience_ms } = chosen;
+    let all = [
+        (SOL_SOCKET, libc::SO_REUSEADDR, u32::from(reuse_address)),
+        (IPPROTO_IP, libc::IP_TOS, service.into()),
+        (SOL_SOCKET, libc::SO_PRIORITY, priority),
+        (SOL_SOCKET, libc::SO_MARK, mark),
+        (IPPROTO_TCP, libc::TCP_USER_TIMEOUT, patience_ms),
+    ];
+    let is_set = all.into_iter().filter(|(.., value)| *value != 0);
+    let option = |(level, name, value): (i32, i32, u32)| SocketOption {
+        level,
+        name,
+        value: ByteBuf::from(value.to_ne_bytes()),
+    };
+    is_set.map(option).collect()
 }
 
 /// A connection that is to be read, with what the diagnosis said of it.
@@ -176,7 +196,7 @@ impl Reader {
         let clock_ns = self.looker.clock_ns();
         let each = sockets.iter().zip(requests).filter_map(|(socket, request)| {
             let state = request?.state(clock_ns);
-            Some((socket.cookie, Orphan { state, reuse_address: false }))
+            Some((socket.cookie, Orphan { state, options: Vec::new() }))
         });
         Ok(each.collect())
     }
@@ -274,7 +294,7 @@ impl Reader {
             receive_buffer: numbers.receive_buffer,
             buffers_locked: 0,
         };
-        Orphan { state, reuse_address: numbers.reuse != 0 }
+        Orphan { state, options: options_of(numbers.reuse != 0, numbers.chosen) }
     }
 
     /// As `TCP_TIMESTAMP` says it: the lowest bit tells the unit.
