@@ -140,7 +140,11 @@ impl<'tree> Skeleton<'tree> {
         if let Some(layout) = &epoch.layout {
             self.apply_layout(layout)?;
         }
-        epoch.batches.iter().try_for_each(|batch| self.apply_pages(batch))
+        epoch.batches.iter().try_for_each(|batch| {
+            self.apply_pages(batch)?;
+            tracing::trace!(target: "places", "pages applied");
+            Ok(())
+        })
     }
 
     /// Whether a state that came with a full epoch can be restored, as far as that shows.
