@@ -36,7 +36,7 @@ use super::stream::peer_has_finished;
 use crate::process::types::Types;
 
 /// How long the kernel may take for what comes through `lo`.
-const PATIENCE: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// One that the app is to find in its listener's queue.
 #[derive(Debug, Clone, Copy)]
@@ -289,12 +289,15 @@ fn pair(mark: Option<u32>) -> io::Result<[OwnedFd; 2]> {
 
 /// Gives them to the listeners in the network of a process, whose way in is shut; whether each is there.
 pub(super) fn admit(pidfd: BorrowedFd<'_>, all: &[Waiting<'_>], elapsed: Duration) -> Vec<bool> {
+    let began = Instant::now();
     let done = door().ok_or_else(|| io::ErrorKind::Unsupported.into()).and_then(|door| {
         let door = door.lock().unwrap_or_else(PoisonError::into_inner);
         let through = in_network_of(pidfd, || Through::here(&door))?;
+        let attached = began.elapsed();
         let said = all.iter().map(|one| door.say(&through, one, elapsed));
         let said: Vec<bool> = said.zip(all).map(|(said, one)| is_done(said, one)).collect();
         let there = look(&through, all, &said)?;
+        tracing::debug!(?attached, took = ?began.elapsed(), "listeners have their connections");
         // To take the program away waits for every core.
         let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(through));
         Ok(there)
@@ -319,10 +322,7 @@ fn look(through: &Through, all: &[Waiting<'_>], said: &[bool]) -> io::Result<Vec
         let reports = through.reports()?;
         let is_there = |one: &Waiting<'_>| reports.get(&one.flow).is_some_and(|report| one.is_there(report));
         let there: Vec<bool> = all.iter().zip(said).map(|(one, said)| *said && is_there(one)).collect();
-        if there == said {
-            return Ok(there);
-        }
-        if Instant::now() > deadline {
+        if there == said || Instant::now() > deadline {
             for (one, _) in all.iter().zip(&there).filter(|(_, there)| !**there) {
                 let reset = reports.get(&one.flow).map(|report| one.reset(report));
                 reset.map_or(Ok(()), |reset| through.send(&reset, &[], false))?;

@@ -33,6 +33,8 @@ use crate::process::types::Types;
 
 /// What all of them may have to send: a standby takes no image without end, and to read it takes time.
 const QUEUES_BYTES_MAX: usize = 64 << 20;
+/// Who is asked for more connections than that is being flooded, and most of those who ask do not exist.
+const REQUESTS_MAX: usize = 256;
 /// With nothing that comes in two are enough.
 const ATTEMPTS: usize = 16;
 
@@ -93,7 +95,7 @@ impl Orphans {
         let (requests, wanted): (Vec<Wanted>, Vec<Wanted>) = wanted.partition(|one| one.info.is_of_request());
         let mut room = QUEUES_BYTES_MAX.saturating_sub(others_bytes);
         let mut found = HashMap::with_capacity(wanted.len() + requests.len());
-        let requests: Vec<Socket> = requests.into_iter().map(|one| one.socket).collect();
+        let requests: Vec<Socket> = requests.into_iter().map(|one| one.socket).take(REQUESTS_MAX).collect();
         found.extend(reader.half_made(&requests).unwrap_or_default());
         if let Err(why) = reader.orphans(&wanted, &mut room, &mut found) {
             tracing::debug!("a connection without descriptor leads to what cannot be read: {why}");
