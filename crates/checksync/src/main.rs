@@ -12,6 +12,8 @@ mod guard;
 mod logging;
 mod manager;
 mod moment;
+#[cfg(any(debug_assertions, feature = "stands"))]
+mod stand;
 mod status;
 mod verbs;
 

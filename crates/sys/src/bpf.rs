@@ -20,9 +20,10 @@ const PROG_GET_FD_BY_ID: u32 = 13;
 const MAP_GET_FD_BY_ID: u32 = 14;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const PROG_QUERY: u32 = 16;
+pub(crate) const LINK_CREATE: u32 = 28;
 
 const MAP_TYPE_ARRAY: u32 = 2;
-const PROG_TYPE_SCHED_CLS: u32 = 3;
+pub(crate) const PROG_TYPE_SCHED_CLS: u32 = 3;
 const PROG_TYPE_CGROUP_SKB: u32 = 8;
 /// `BPF_F_MMAPABLE`.
 const MAPPABLE: u32 = 1 << 10;
@@ -63,6 +64,8 @@ pub enum Register {
     R1 = 1,
     R2 = 2,
     R3 = 3,
+    R4 = 4,
+    R5 = 5,
     R6 = 6,
     R7 = 7,
     R8 = 8,
@@ -144,6 +147,17 @@ impl Instruction {
         Self::new(0x85, Register::R0, 0, 0, helper)
     }
 
+    /// `r0 = function(r1, …)`: one of the kernel's own, by its number in the kernel's type information.
+    pub const fn call_kernel(function: u32) -> Self {
+        const PSEUDO_KERNEL_CALL: u8 = 2;
+        Self::new(0x85, Register::R0, PSEUDO_KERNEL_CALL, 0, function as i32)
+    }
+
+    /// Skips `slots` slots.
+    pub const fn skip(slots: i16) -> Self {
+        Self::new(0x05, Register::R0, 0, slots, 0)
+    }
+
     /// Skips `slots` slots if `left > right`, both unsigned.
     pub const fn skip_if_greater(left: Register, right: Register, slots: i16) -> Self {
         Self::new(0x2d, left, right as u8, slots, 0)
@@ -157,6 +171,16 @@ impl Instruction {
     /// Skips `slots` slots if `left != right`.
     pub const fn skip_if_different(left: Register, right: Register, slots: i16) -> Self {
         Self::new(0x5d, left, right as u8, slots, 0)
+    }
+
+    /// `to <<= bits`.
+    pub const fn shift_left(to: Register, bits: i32) -> Self {
+        Self::new(0x67, to, 0, 0, bits)
+    }
+
+    /// `to >>= bits`, and keeps the sign.
+    pub const fn shift_right_signed(to: Register, bits: i32) -> Self {
+        Self::new(0xc7, to, 0, 0, bits)
     }
 
     /// Returns `r0`.
@@ -305,7 +329,8 @@ pub(crate) struct Kind<'a> {
     pub license: &'a CStr,
 }
 
-const NO_GPL: Kind<'static> = Kind { program_type: 0, attach_type: 0, function: 0, license: c"Apache-2.0" };
+pub(crate) const NO_GPL: Kind<'static> =
+    Kind { program_type: 0, attach_type: 0, function: 0, license: c"Apache-2.0" };
 
 pub(crate) fn load(kind: Kind<'_>, name: &str, instructions: &[Instruction]) -> Result<OwnedFd, LoadError> {
     // What is not refused needs no words, and a log that is too short for them would make it fail.
@@ -517,6 +542,19 @@ struct Attachment {
     program: u32,
     attach_type: u32,
     flags: u32,
+}
+
+/// For [`LINK_CREATE`].
+#[derive(Debug, Default)]
+#[repr(C)]
+pub(crate) struct LinkCreate {
+    pub program: u32,
+    pub target: u32,
+    pub attach_type: u32,
+    pub flags: u32,
+    pub whom: u64,
+    pub whom_bytes: u32,
+    pub padding: u32,
 }
 
 #[derive(Debug, Default)]

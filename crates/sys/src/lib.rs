@@ -2,6 +2,7 @@
 //! there is no policy: each function does one call and says what the kernel said.
 #![allow(unsafe_code, reason = "this is the one crate that talks to the kernel directly")]
 
+pub mod admit;
 pub mod alarm;
 pub mod bell;
 pub mod bpf;

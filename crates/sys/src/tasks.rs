@@ -9,9 +9,8 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
-use crate::bpf::{Instruction, Kind, LoadError, call_for_descriptor, load};
+use crate::bpf::{Instruction, Kind, LINK_CREATE, LinkCreate, LoadError, call_for_descriptor, load};
 
-const LINK_CREATE: u32 = 28;
 const ITER_CREATE: u32 = 33;
 const PROG_TYPE_TRACING: u32 = 26;
 const TRACE_ITER: u32 = 28;
@@ -125,18 +124,6 @@ struct Whom {
     tid: u32,
     pid: u32,
     pidfd: u32,
-}
-
-#[derive(Debug, Default)]
-#[repr(C)]
-struct LinkCreate {
-    program: u32,
-    target: u32,
-    attach_type: u32,
-    flags: u32,
-    whom: u64,
-    whom_bytes: u32,
-    padding: u32,
 }
 
 #[derive(Debug, Default)]

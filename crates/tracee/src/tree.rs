@@ -446,6 +446,7 @@ impl Tree {
                 for signal in thread.deferred.drain(..) {
                     let _gone = sys::task::kill_thread(process.pid, tid, signal);
                 }
+                tracing::trace!(target: "places", tid, "thread goes on");
             }
         }
     }

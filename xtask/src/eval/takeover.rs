@@ -87,9 +87,9 @@ fn all_rounds(mode: &str, rounds: usize) -> Result<Vec<Round>> {
 
 fn play(mode: &str, first: usize, rounds: usize, report: &Path) -> Result<()> {
     let words =
-        ["test", "--locked", "--release", "--quiet", "--package", "checksync", "--test", "strong", "--"];
+        ["test", "--locked", "--release", "--quiet", "--package", "checksync", "--features", "stands"];
     let mut command = cargo(&words);
-    command.args(["--ignored", "--exact", ROUNDS, "--nocapture"]);
+    command.args(["--test", "strong", "--", "--ignored", "--exact", ROUNDS, "--nocapture"]);
     command.env("CHECKSYNC_ROUNDS", rounds.to_string()).env("CHECKSYNC_ROUNDS_MODE", mode);
     command.env("CHECKSYNC_ROUNDS_FIRST", first.to_string()).env("CHECKSYNC_ROUNDS_TO", report);
     let done = command.status().context("cannot start cargo")?;

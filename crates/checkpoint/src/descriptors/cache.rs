@@ -214,7 +214,7 @@ impl Cache {
         let mut watch = std::mem::take(&mut self.watch);
         let begun = self.diagnose(pidfd, |diagnosis| watch.begin(diagnosis));
         if begun.is_ok() {
-            watch.read_closed(pidfd);
+            watch.read_strays(pidfd);
         }
         self.watch = watch;
         begun
@@ -301,7 +301,7 @@ fn mount_of(own: BorrowedFd<'_>) -> io::Result<u32> {
     Info::parse(&text).map(|info| info.mount).ok_or_else(|| io::Error::other("fdinfo without mnt_id"))
 }
 
-fn diagnosis_socket() -> rustix::io::Result<OwnedFd> {
+pub(super) fn diagnosis_socket() -> rustix::io::Result<OwnedFd> {
     let protocol = Some(rustix::net::netlink::SOCK_DIAG);
     rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
 }

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use image::descriptor::{
-    AsyncOwner, Descriptor, EpollTarget, FileKind, InternetSocket, Lock, Stray, UnixName,
+    AsyncOwner, Descriptor, EpollTarget, FileKind, InternetSocket, Lock, Stray, StrayKind, UnixName,
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
@@ -25,7 +25,7 @@ use super::moves::{Step, plan};
 use super::prepare::Prepared;
 use super::revive::{CellNetwork, Ending, Kept, Revival};
 use super::target::{Call, Target, all, put, with_bytes};
-use super::{anonymous, files, internet, options, pipes, revive, unix};
+use super::{admit, anonymous, files, internet, options, pipes, revive, unix};
 
 /// The kernel's `SCM_MAX_FD`.
 const RIGHTS_MAX: usize = 253;
@@ -236,7 +236,9 @@ impl<'a, 'i> Installer<'a, 'i> {
     /// creator (control group, network namespace, user).
     fn make_sockets(&mut self) -> Result<(), RebuildError> {
         let sockets: Vec<(usize, Call)> = (0..self.numbers.len())
-            .filter_map(|file| socket_call(&self.prepared.files[file].kind).map(|call| (file, call)))
+            .filter_map(|file| {
+                socket_call(&self.prepared.files[file].kind, self.skeleton.strays).map(|call| (file, call))
+            })
             .collect();
         let calls: Vec<Call> = sockets.iter().map(|(_, call)| *call).collect();
         let made = self.run("make sockets", &calls)?;
@@ -371,7 +373,8 @@ impl<'a, 'i> Installer<'a, 'i> {
     fn make_closed(&mut self) -> Result<Vec<(OwnedFd, &'i Stray)>, RebuildError> {
         let mut made = Vec::new();
         let mut last = None;
-        for stray in self.skeleton.strays.iter().filter(|stray| stray.tcp.is_some()) {
+        let closed = |stray: &&Stray| stray.kind == StrayKind::Closed && stray.tcp.is_some();
+        for stray in self.skeleton.strays.iter().filter(closed) {
             let family = stray.local.first_chunk().map_or(0, |family| u16::from_ne_bytes(*family));
             let (kind, protocol) = (libc::SOCK_STREAM as u64, libc::IPPROTO_TCP as u64);
             let socket = (libc::SYS_socket, [family.into(), kind, protocol, 0, 0, 0]);
@@ -566,8 +569,11 @@ impl<'a, 'i> Installer<'a, 'i> {
     }
 }
 
-fn socket_call(kind: &FileKind) -> Option<Call> {
+fn socket_call(kind: &FileKind, strays: &[Stray]) -> Option<Call> {
     let (family, socket_type, protocol) = match kind {
+        FileKind::Listener(socket) if admit::has_to_be_tcp(kind, strays) => {
+            (socket.family, socket.socket_type, libc::IPPROTO_TCP)
+        }
         FileKind::Listener(socket) | FileKind::Datagram(socket) | FileKind::Unconnected(socket) => {
             (socket.family, socket.socket_type, socket.protocol)
         }

@@ -1,11 +1,11 @@
-//! One look at what the kernel has of connections that the app has closed: their numbers, and where in its memory the
-//! bytes lie that are to be sent or acknowledged.
+//! One look at what the kernel has of connections that no descriptor leads to: their numbers, and where in its memory
+//! the bytes lie that are to be sent or acknowledged, or, where the app has not accepted it yet, to be read.
 //!
 //! ```text
 //! socket ─┬─ numbers: acknowledged, sent and written so far, windows, …
 //!         ├─ tree of what was sent     ─┐
-//!         └─ list of what was not sent ─┴─ buffer: first and last number, flags
-//!                                          ├─ bytes
+//!         ├─ list of what was not sent ─┼─ buffer: first and last number, flags
+//!         └─ list of what came in      ─┘  ├─ bytes
 //!                                          └─ fragments: a page, where in it, how many bytes
 //! ```
 //!
@@ -92,6 +92,7 @@ places! {
     descriptor: "sock"."sk_socket",
     unsent: "sock"."sk_write_queue",
     sent: "sock"."tcp_rtx_queue",
+    arrived: "sock"."sk_receive_queue",
     send_buffer: "sock"."sk_sndbuf",
     receive_buffer: "sock"."sk_rcvbuf",
     protocol_above: "inet_connection_sock"."icsk_ulp_ops",
@@ -100,12 +101,19 @@ places! {
     sent_until: "tcp_sock"."snd_nxt",
     written_until: "tcp_sock"."write_seq",
     received_until: "tcp_sock"."rcv_nxt",
+    read_until: "tcp_sock"."copied_seq",
+    urgent: "tcp_sock"."urg_data",
     update_sequence: "tcp_sock"."snd_wl1",
     peer_window: "tcp_sock"."snd_wnd",
     peer_window_max: "tcp_sock"."max_window",
     own_window: "tcp_sock"."rcv_wnd",
     own_window_from: "tcp_sock"."rcv_wup",
     clock_skip: "tcp_sock"."tsoffset",
+    // Chosen by the app, and seen on the wire.
+    service: "inet_sock"."tos",
+    priority: "sock"."sk_priority",
+    mark: "sock"."sk_mark",
+    patience_ms: "inet_connection_sock"."icsk_user_timeout",
     segment_max: "tcp_sock"."rx_opt"."tcp_options_received"."mss_clamp",
     next: "sk_buff"."next",
     left: "sk_buff"."rbnode"."rb_node"."rb_left",
@@ -130,21 +138,44 @@ pub(super) struct Numbers {
     pub reuse: u8,
     pub unsent: u64,
     pub sent: u64,
+    pub arrived: u64,
     pub send_buffer: i32,
     pub receive_buffer: i32,
     pub unacknowledged: u32,
     pub sent_until: u32,
     pub written_until: u32,
     pub received_until: u32,
+    pub read_until: u32,
     pub windows: [u32; 5],
     pub clock_skip: u32,
     pub counts_microseconds: bool,
     pub segment_max: u16,
+    pub chosen: Chosen,
+}
+
+/// What an app may have chosen that its peer can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Chosen {
+    /// `IP_TOS`.
+    pub service: u8,
+    pub priority: u32,
+    pub mark: u32,
+    /// `TCP_USER_TIMEOUT`.
+    pub patience_ms: u32,
 }
 
 impl Numbers {
+    /// Of the queue that is followed: its first number, and the one behind it.
+    pub(super) fn queue(&self) -> (u32, u32) {
+        match is_unaccepted(self.state) {
+            true => (self.read_until, self.received_until),
+            false => (self.unacknowledged, self.written_until),
+        }
+    }
+
     pub(super) fn queued(&self) -> usize {
-        self.written_until.wrapping_sub(self.unacknowledged) as usize
+        let (from, until) = self.queue();
+        until.wrapping_sub(from) as usize
     }
 }
 
@@ -218,6 +249,10 @@ impl Looker {
         &self.places
     }
 
+    pub(super) fn memory(&mut self) -> &mut KernelMemory {
+        &mut self.memory
+    }
+
     /// The host's monotonic clock at the last reading.
     pub(super) fn clock_ns(&self) -> u64 {
         self.memory.clock_ns()
@@ -280,6 +315,11 @@ impl Looker {
         let mut level = Vec::new();
         for (owner, (socket, numbers)) in sockets.iter().zip(numbers).enumerate() {
             let Ok(numbers) = numbers else { continue };
+            if is_unaccepted(numbers.state) {
+                let head = Some(socket.address + self.places.arrived as u64);
+                level.push(Step { owner, address: numbers.arrived, head });
+                continue;
+            }
             let head = Some(socket.address + self.places.unsent as u64);
             level.push(Step { owner, address: numbers.sent, head: None });
             level.push(Step { owner, address: numbers.unsent, head });
@@ -350,7 +390,8 @@ impl Places {
         let is_plain = [places.descriptor, places.protocol_above, places.fast_open]
             .into_iter()
             .all(|place| socket.u64(place) == 0);
-        if !is_plain || !is_draining(state) || socket.u64(places.cookie) != cookie {
+        let is_one = is_draining(state) || is_unaccepted(state) && socket.u16(places.urgent) == 0;
+        if !is_plain || !is_one || socket.u64(places.cookie) != cookie {
             return None;
         }
         let windows = [
@@ -366,16 +407,24 @@ impl Places {
             reuse: bytes[places.reuse] & 0xf,
             unsent: socket.u64(places.unsent),
             sent: socket.u64(places.sent),
+            arrived: socket.u64(places.arrived),
             send_buffer: socket.i32(places.send_buffer),
             receive_buffer: socket.i32(places.receive_buffer),
             unacknowledged: socket.u32(places.unacknowledged),
             sent_until: socket.u32(places.sent_until),
             written_until: socket.u32(places.written_until),
             received_until: socket.u32(places.received_until),
+            read_until: socket.u32(places.read_until),
             windows: windows.map(|place| socket.u32(place)),
             clock_skip: socket.u32(places.clock_skip),
             counts_microseconds: bytes[counts / 8] >> (counts % 8) & 1 != 0,
             segment_max: socket.u16(places.segment_max),
+            chosen: Chosen {
+                service: bytes[places.service],
+                priority: socket.u32(places.priority),
+                mark: socket.u32(places.mark),
+                patience_ms: socket.u32(places.patience_ms),
+            },
         })
     }
 
@@ -421,22 +470,31 @@ pub(super) fn is_draining(state: u8) -> bool {
     matches!(state, stream::FIN_WAIT1 | stream::LAST_ACK | stream::CLOSING)
 }
 
-/// Every byte that is not acknowledged, once, and the end behind it.
+/// What one without a descriptor is whose app has not accepted it.
+pub(super) fn is_unaccepted(state: u8) -> bool {
+    matches!(state, stream::ESTABLISHED | stream::CLOSE_WAIT)
+}
+
+/// Every byte of the queue, once, and the end behind it. What came in may have come twice in part.
 fn in_order(numbers: Numbers, mut buffers: Vec<Buffer>) -> Option<Look> {
-    let from = numbers.unacknowledged;
+    let (from, until) = numbers.queue();
+    let (arrived, finished) = (is_unaccepted(numbers.state), numbers.state != stream::ESTABLISHED);
     buffers.retain(|buffer| buffer.end.wrapping_sub(from) as i32 > 0);
     buffers.sort_by_key(|buffer| buffer.first.wrapping_sub(from) as i32);
     let mut next = from;
     for (index, buffer) in buffers.iter().enumerate() {
         let gap = buffer.first.wrapping_sub(next) as i32;
-        let is_last = index + 1 == buffers.len();
+        let is_last = finished && index + 1 == buffers.len();
         let ends = buffer.flags & FIN != 0;
-        if gap > 0 || gap < 0 && index > 0 || ends != is_last || !buffer.is_sound() {
+        let is_twice = gap < 0 && index > 0 && !arrived || buffer.end.wrapping_sub(next) as i32 <= 0;
+        if gap > 0 || is_twice || ends != is_last || !buffer.is_sound() {
             return None;
         }
         next = buffer.end;
     }
-    let is_whole = next == numbers.written_until && !buffers.is_empty();
+    // One that was not accepted has said nothing.
+    let is_silent = !arrived || numbers.written_until == numbers.unacknowledged;
+    let is_whole = next == until && is_silent && (arrived && !finished || !buffers.is_empty());
     is_whole.then_some(Look { numbers, buffers })
 }
 
@@ -453,16 +511,19 @@ mod tests {
             reuse: 0,
             unsent: 0,
             sent: 0,
+            arrived: 0,
             send_buffer: 0,
             receive_buffer: 0,
             unacknowledged: FROM,
             sent_until: FROM,
             written_until: FROM.wrapping_add(queued),
             received_until: 0,
+            read_until: 0,
             windows: [0; 5],
             clock_skip: 0,
             counts_microseconds: false,
             segment_max: 0,
+            chosen: Chosen::default(),
         }
     }
 
@@ -496,5 +557,25 @@ mod tests {
         let mut torn = whole.clone();
         torn[2].linear -= 1;
         assert!(order(14, &torn).is_none(), "a buffer has less than it says");
+    }
+
+    #[test]
+    fn what_came_in_is_whole_from_what_was_not_read_on() {
+        let order = |state, queued, buffers: &[Buffer]| {
+            let arrived =
+                Numbers { state, read_until: FROM, received_until: FROM.wrapping_add(queued), ..numbers(0) };
+            in_order(arrived, buffers.to_vec()).map(|look| look.buffers.len())
+        };
+        let twice = [buffer(0, 5, 0), buffer(3, 6, 0)];
+        assert_eq!(order(stream::ESTABLISHED, 9, &twice), Some(2));
+        assert_eq!(order(stream::ESTABLISHED, 0, &[]), Some(0));
+        assert_eq!(order(stream::CLOSE_WAIT, 10, &[buffer(0, 5, 0), buffer(3, 6, FIN)]), Some(2));
+        assert_eq!(order(stream::ESTABLISHED, 10, &twice), None, "more came");
+        assert_eq!(order(stream::ESTABLISHED, 9, &twice[1..]), None, "the first bytes lack");
+        assert_eq!(order(stream::CLOSE_WAIT, 9, &twice), None, "the end lacks");
+        assert_eq!(order(stream::ESTABLISHED, 6, &[buffer(0, 5, FIN)]), None, "it has ended");
+        let spoken =
+            Numbers { state: stream::ESTABLISHED, read_until: FROM, received_until: FROM, ..numbers(3) };
+        assert!(in_order(spoken, Vec::new()).is_none(), "nobody was there who could say something");
     }
 }

@@ -8,10 +8,10 @@
 //! Each kind has one module that both saves and restores it. What cannot be captured is refused by name.
 //!
 //! Known limits, all of them chosen: what waits unread in an inotify or in a datagram socket is not carried
-//! (it is like what arrives between the last epoch and the takeover); connections that the app has not
-//! accepted end at a takeover, and their peers are told ([`strays`]); multicast memberships and TCP-MD5 keys cannot be
+//! (it is like what arrives between the last epoch and the takeover); multicast memberships and TCP-MD5 keys cannot be
 //! read from a socket at all.
 
+mod admit;
 mod anonymous;
 mod cache;
 mod conversation;
@@ -30,6 +30,7 @@ mod orphans;
 mod pipes;
 mod prepare;
 mod probe;
+mod requests;
 mod revive;
 mod save;
 mod segments;
@@ -40,6 +41,7 @@ mod target;
 mod unix;
 mod watch;
 
+pub(crate) use admit::warm_up as warm_up_admission;
 pub use cache::Cache;
 pub use conversation::{ManagerSocket, Unanswered};
 pub use error::{RebuildError, SaveError};

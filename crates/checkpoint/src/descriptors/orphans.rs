@@ -1,13 +1,16 @@
-//! Connections that the app has closed while the kernel still has to send on them: no descriptor leads to one, so the
-//! kernel's own structures are read ([`super::look`]), found by a BPF iterator over sockets.
+//! Connections that the app has closed while the kernel still has to send on them, and those that it has not accepted
+//! yet: no descriptor leads to one, so the kernel's own structures are read ([`super::look`]), found by a BPF iterator
+//! over sockets.
 //!
-//! What is written to such a connection was written before; what comes in, if it is no acknowledgement or end, resets
-//! it. So all of it is what waits to be sent or acknowledged, the numbers, and the end.
+//! What is written to a closed one was written before; what comes in, if it is no acknowledgement or end, resets
+//! it. So all of it is what waits to be sent or acknowledged, the numbers, and the end. On one that was not accepted
+//! nothing was said, and all of it is what waits to be read; of one whose handshake is half made ([`super::requests`])
+//! there are the numbers.
 //!
 //! The app stands still, the network does not: a segment may come in between any two looks, and the kernel moves, splits
 //! and frees what is queued. A look therefore counts for nothing by itself. The numbers are read before and after the
 //! queue; the bytes are copied *between* two looks, and only those count whose place in the queue both describe in the
-//! same words; and the queue must have every byte from the first that is not acknowledged to the end. Otherwise there is
+//! same words; and the queue must have every byte from its first number to its last. Otherwise there is
 //! another attempt, and after some the connection is one that ends at a takeover.
 
 use std::collections::HashMap;
@@ -15,19 +18,23 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use image::descriptor::TcpState;
+use image::descriptor::{SocketOption, TcpState};
+use libc::{IPPROTO_IP, IPPROTO_TCP, SOL_SOCKET};
 use serde_bytes::ByteBuf;
 use sys::bpf::{Instruction, Register};
 use sys::tasks::{self, HELPER_READ_KERNEL, HELPER_SEQUENCE_WRITE, Iteration, VisitSockets};
 
 use super::cache::in_network_of;
-use super::look::{Buffer, Look, Looker, Miss, Numbers, Places, Socket};
+use super::look::{Buffer, Chosen, Look, Looker, Miss, Numbers, Places, Socket, is_unaccepted};
+use super::requests::{self, Requests};
 use super::stream::{self, Info, peer_has_finished};
 use crate::process::layout::Filled;
 use crate::process::types::Types;
 
 /// What all of them may have to send: a standby takes no image without end, and to read it takes time.
 const QUEUES_BYTES_MAX: usize = 64 << 20;
+/// Who is asked for more connections than that is being flooded, and most of those who ask do not exist.
+const REQUESTS_MAX: usize = 256;
 /// With nothing that comes in two are enough.
 const ATTEMPTS: usize = 16;
 
@@ -35,6 +42,7 @@ const ATTEMPTS: usize = 16;
 #[derive(Debug)]
 struct Reader {
     looker: Looker,
+    requests: Requests,
     _program: OwnedFd,
     visit: VisitSockets,
 }
@@ -52,7 +60,7 @@ fn reader() -> Option<&'static Mutex<Reader>> {
     let read = || match Reader::new() {
         Ok(reader) => Some(Mutex::new(reader)),
         Err(why) => {
-            tracing::info!("connections that the app has closed will be reset at a takeover: {why}");
+            tracing::info!("connections without descriptor will be reset at a takeover: {why}");
             None
         }
     };
@@ -84,11 +92,13 @@ impl Orphans {
             let (address, cookie) = (*addresses.get(cookie)?, *cookie);
             Some(Wanted { socket: Socket { address, cookie }, info: *info })
         });
-        let wanted: Vec<Wanted> = wanted.collect();
+        let (requests, wanted): (Vec<Wanted>, Vec<Wanted>) = wanted.partition(|one| one.info.is_of_request());
         let mut room = QUEUES_BYTES_MAX.saturating_sub(others_bytes);
-        let mut found = HashMap::with_capacity(wanted.len());
+        let mut found = HashMap::with_capacity(wanted.len() + requests.len());
+        let requests: Vec<Socket> = requests.into_iter().map(|one| one.socket).take(REQUESTS_MAX).collect();
+        found.extend(reader.half_made(&requests).unwrap_or_default());
         if let Err(why) = reader.orphans(&wanted, &mut room, &mut found) {
-            tracing::debug!("a connection that the app has closed leads to what cannot be read: {why}");
+            tracing::debug!("a connection without descriptor leads to what cannot be read: {why}");
             // Only that one is to suffer.
             let left = wanted.iter().filter(|one| !found.contains_key(&one.socket.cookie));
             for one in left.copied().collect::<Vec<_>>() {
@@ -112,8 +122,27 @@ impl Orphans {
 #[derive(Debug)]
 pub(super) struct Orphan {
     pub state: TcpState,
-    /// Whether it leaves its port to others, as `SO_REUSEADDR` has it.
-    pub reuse_address: bool,
+    /// Those of its options that others can tell, where they are not what a new socket has.
+    pub options: Vec<SocketOption>,
+}
+
+/// `IP_TOS` sets the priority, which comes after it. Whether it leaves its port to others is `SO_REUSEADDR`.
+fn options_of(reuse_address: bool, chosen: Chosen) -> Vec<SocketOption> {
+    let Chosen { service, priority, mark, patience_ms } = chosen;
+    let all = [
+        (SOL_SOCKET, libc::SO_REUSEADDR, u32::from(reuse_address)),
+        (IPPROTO_IP, libc::IP_TOS, service.into()),
+        (SOL_SOCKET, libc::SO_PRIORITY, priority),
+        (SOL_SOCKET, libc::SO_MARK, mark),
+        (IPPROTO_TCP, libc::TCP_USER_TIMEOUT, patience_ms),
+    ];
+    let is_set = all.into_iter().filter(|(.., value)| *value != 0);
+    let option = |(level, name, value): (i32, i32, u32)| SocketOption {
+        level,
+        name,
+        value: ByteBuf::from(value.to_ne_bytes()),
+    };
+    is_set.map(option).collect()
 }
 
 /// A connection that is to be read, with what the diagnosis said of it.
@@ -148,10 +177,11 @@ impl Reader {
         let missing = || io::Error::new(io::ErrorKind::NotFound, "this kernel has no iterator over sockets");
         let function = types.function("bpf_iter_tcp").ok_or_else(missing)?;
         let looker = Looker::new(&types)?;
+        let requests = Requests::of(&types).ok_or_else(missing)?;
         let program = tasks::load_visitor("checksync_orphan", function, &visitor(looker.places()))
             .map_err(|why| io::Error::new(why.source.kind(), format!("{}: {}", why.source, why.log)))?;
         let visit = VisitSockets::new(program.as_fd())?;
-        Ok(Self { looker, _program: program, visit })
+        Ok(Self { looker, requests, _program: program, visit })
     }
 
     /// Where the sockets are, by their cookies.
@@ -160,6 +190,17 @@ impl Reader {
         iteration.read(&mut records)?;
         let record = |record: &[u8]| (Filled(record).u64(0), Filled(record).u64(8));
         Ok(records.chunks_exact(RECORD_BYTES).map(record).collect())
+    }
+
+    /// Those whose handshake is not over.
+    fn half_made(&mut self, sockets: &[Socket]) -> io::Result<Vec<(u64, Orphan)>> {
+        let requests = self.requests.read(self.looker.memory(), sockets)?;
+        let clock_ns = self.looker.clock_ns();
+        let each = sockets.iter().zip(requests).filter_map(|(socket, request)| {
+            let state = request?.state(clock_ns);
+            Some((socket.cookie, Orphan { state, options: Vec::new() }))
+        });
+        Ok(each.collect())
     }
 
     /// Adds to `found` what can be read, for which there is room.
@@ -220,14 +261,20 @@ impl Reader {
     fn assemble(&self, look: &Look, one: &Open) -> Orphan {
         let info = &one.wanted.info;
         let numbers = &look.numbers;
-        let mut unacknowledged = Vec::new();
+        let mut queue = Vec::new();
+        let (mut next, _) = numbers.queue();
         for buffer in &look.buffers {
-            let skip = numbers.unacknowledged.wrapping_sub(buffer.first) as i32;
+            let skip = next.wrapping_sub(buffer.first) as i32;
             let bytes = one.copies.get(buffer).map_or(&[][..], Vec::as_slice);
-            unacknowledged.extend(bytes.get(skip.max(0) as usize..).unwrap_or_default());
+            queue.extend(bytes.get(skip.max(0) as usize..).unwrap_or_default());
+            next = buffer.end;
         }
-        // The end is the last number that was written.
-        let write_sequence = numbers.written_until.wrapping_sub(1);
+        let (unread, unacknowledged, ends) = match is_unaccepted(numbers.state) {
+            true => (queue, Vec::new(), 0),
+            // The end is the last number that was written.
+            false => (Vec::new(), queue, 1),
+        };
+        let write_sequence = numbers.written_until.wrapping_sub(ends);
         let unsent = write_sequence.wrapping_sub(numbers.sent_until) as i32;
         let read_sequence = numbers.received_until.wrapping_sub(peer_has_finished(numbers.state).into());
         let timestamp = info.has_timestamps().then(|| self.timestamp(numbers));
@@ -237,7 +284,7 @@ impl Reader {
             read_sequence,
             unsent: (unsent.max(0) as u32).min(unacknowledged.len() as u32),
             unacknowledged: ByteBuf::from(unacknowledged),
-            unread: ByteBuf::new(),
+            unread: ByteBuf::from(unread),
             read_shut: false,
             segment_max: numbers.segment_max.into(),
             selective_acknowledgements: info.has_selective_acknowledgements(),
@@ -249,23 +296,20 @@ impl Reader {
             receive_buffer: numbers.receive_buffer,
             buffers_locked: 0,
         };
-        Orphan { state, reuse_address: numbers.reuse != 0 }
+        Orphan { state, options: options_of(numbers.reuse != 0, numbers.chosen) }
     }
 
     /// As `TCP_TIMESTAMP` says it: the lowest bit tells the unit.
     fn timestamp(&self, numbers: &Numbers) -> u32 {
-        let clock_ns = self.looker.clock_ns();
-        match numbers.counts_microseconds {
-            true => ((clock_ns / 1_000) as u32).wrapping_add(numbers.clock_skip) | 1,
-            false => ((clock_ns / 1_000_000) as u32).wrapping_add(numbers.clock_skip) & !1,
-        }
+        requests::stamp(self.looker.clock_ns(), numbers.clock_skip, numbers.counts_microseconds)
     }
 }
 
 /// A cookie and an address.
 const RECORD_BYTES: usize = 16;
 
-/// Writes out which sockets are such ones, and where they are.
+/// Writes out which sockets are such ones, and where they are. Of those whose state others have, too, only who has no
+/// descriptor.
 fn visitor(places: &Places) -> Vec<Instruction> {
     const STATE_BYTES: i32 = 8;
     let (record, state) = (-(RECORD_BYTES as i32), -(RECORD_BYTES as i32) - STATE_BYTES);
@@ -291,19 +335,36 @@ fn visitor(places: &Places) -> Vec<Instruction> {
         ],
     ]
     .concat();
+    let of_app = &[
+        &fetch(state, 8, places.descriptor)[..],
+        &[
+            Instruction::load_word(Register::R1, Register::Frame, (state / 8) as i16),
+            Instruction::skip_if_equal(Register::R1, 0, 1),
+            Instruction::skip(emit.len() as i16),
+        ],
+    ]
+    .concat();
+    let states = [stream::FIN_WAIT1, stream::LAST_ACK, stream::CLOSING, requests::BEGINNING];
+    let shared = [stream::ESTABLISHED, stream::CLOSE_WAIT];
+    let slots = states.len() + shared.len() + 1;
+    let skip_all = |n: usize, of: usize| (slots - n - 1 + of) as i16;
+    let choice: Vec<Instruction> = states
+        .iter()
+        .map(|state| (state, of_app.len()))
+        .chain(shared.iter().map(|state| (state, 0)))
+        .enumerate()
+        .map(|(n, (state, to))| Instruction::skip_if_equal(Register::R1, (*state).into(), skip_all(n, to)))
+        .chain([Instruction::skip((of_app.len() + emit.len()) as i16)])
+        .collect();
     let body = [
         &[
             Instruction::set(Register::R1, 0),
             Instruction::store_word(Register::Frame, (state / 8) as i16, Register::R1),
         ],
         &fetch(state, 1, places.state)[..],
-        &[
-            Instruction::load_word(Register::R1, Register::Frame, (state / 8) as i16),
-            Instruction::skip_if_equal(Register::R1, stream::FIN_WAIT1.into(), 3),
-            Instruction::skip_if_equal(Register::R1, stream::LAST_ACK.into(), 2),
-            Instruction::set(Register::R2, stream::CLOSING.into()),
-            Instruction::skip_if_different(Register::R1, Register::R2, emit.len() as i16),
-        ],
+        &[Instruction::load_word(Register::R1, Register::Frame, (state / 8) as i16)],
+        &choice,
+        of_app,
         &emit,
     ]
     .concat();

@@ -19,6 +19,7 @@ use libc::{IPPROTO_TCP, SOL_SOCKET};
 use rustix::net::{SendFlags, Shutdown};
 use sys::sockets::{bind, connect, set_number, set_option};
 
+use super::admit::{self, Fate, Waiting};
 use super::error::{Doing, RebuildError};
 use super::inside;
 use super::internet::name;
@@ -49,7 +50,7 @@ pub struct Connections {
     pub unanswered: u32,
     /// Are reset at both ends.
     pub reset: u32,
-    /// The app had not accepted them: their peers are reset.
+    /// The app had not accepted them, and its listener has them not: their peers are reset.
     pub unaccepted: u32,
     /// The app had closed them: the kernel goes on with what their peers lack.
     pub drained: u32,
@@ -139,8 +140,9 @@ impl<'a> Revival<'a> {
         elapsed: Duration,
     ) -> Result<Self, RebuildError> {
         let mut connections = Connections::default();
+        let waiting = admit::waiting(ending.strays);
         let mut ending = ending.count(&mut connections);
-        if kept.is_empty() && ending.is_empty() {
+        if kept.is_empty() && ending.is_empty() && waiting.is_empty() {
             return Ok(Self { prober: None, built: Vec::new(), ending, connections });
         }
         let prober = Prober::beside(pidfd).doing(|| "open raw sockets in the cell's network".to_owned())?;
@@ -154,12 +156,15 @@ impl<'a> Revival<'a> {
         };
         ending.retain(|flow| !inside::is_inside(flow) || !gone_on(flow));
         let asked: Vec<usize> = (0..kept.len()).filter(|index| answers[*index].is_none()).collect();
-        let questions: Vec<Question> =
+        let mut questions: Vec<Question> =
             asked.iter().map(|&index| question(kept[index].tcp, flows[index])).collect();
+        questions.extend(waiting.iter().filter_map(Waiting::question));
         let began = Instant::now();
         let said = prober.ask(&questions).doing(|| "ask the peers of the connections".to_owned())?;
         connections.asking = began.elapsed();
-        asked.into_iter().zip(said).for_each(|(index, said)| answers[index] = said);
+        let mut said = said.into_iter();
+        asked.into_iter().zip(&mut said).for_each(|(index, said)| answers[index] = said);
+        admit_all(pidfd, &waiting, said, elapsed, (&mut connections, &mut ending));
         let mut built = Vec::with_capacity(kept.len());
         for ((kept, flow), answer) in kept.into_iter().zip(flows).zip(answers) {
             let closed = kept.closed;
@@ -207,6 +212,32 @@ impl<'a> Revival<'a> {
     }
 }
 
+/// What the app has not accepted gets to its listener; who is to be told is added to those who are. `said`: what who was
+/// asked answered.
+fn admit_all(
+    pidfd: BorrowedFd<'_>,
+    waiting: &[Waiting<'_>],
+    mut said: impl Iterator<Item = Option<Answer>>,
+    elapsed: Duration,
+    (connections, ending): (&mut Connections, &mut Vec<Flow>),
+) {
+    let fates = waiting.iter().map(|one| {
+        let answer = one.question().and_then(|_| said.next().flatten());
+        (one, admit::fate(one, answer))
+    });
+    let (admitted, others): (Vec<_>, Vec<_>) = fates.partition(|(_, fate)| *fate == Fate::Admitted);
+    let mut told: Vec<Flow> =
+        others.iter().filter(|(_, fate)| *fate == Fate::Told).map(|(one, _)| one.flow).collect();
+    let admitted: Vec<Waiting<'_>> = admitted.into_iter().map(|(one, _)| *one).collect();
+    if !admitted.is_empty() {
+        let there = admit::admit(pidfd, &admitted, elapsed);
+        connections.kept += there.iter().filter(|there| **there).count() as u32;
+        told.extend(admitted.iter().zip(there).filter(|(_, there)| !there).map(|(one, _)| one.flow));
+    }
+    connections.unaccepted += told.len() as u32;
+    ending.extend(told);
+}
+
 /// Tells peers that their connections are no more: at once, and then again, for who missed it or, having been
 /// spoken to wrongly just before, did not answer.
 fn farewell(raw: Raw, flows: Vec<Flow>) {
@@ -241,7 +272,7 @@ pub(super) fn flow_between(local: &[u8], remote: &[u8]) -> Result<Flow, RebuildE
     Ok(Flow { local, remote })
 }
 
-fn question(tcp: &TcpState, flow: Flow) -> Question {
+pub(super) fn question(tcp: &TcpState, flow: Flow) -> Question {
     const PATIENCE_MIN: Duration = Duration::from_millis(60);
     const PATIENCE_MAX: Duration = Duration::from_millis(400);
     let round_trip = Duration::from_micros(tcp.round_trip_us.into());
@@ -501,7 +532,7 @@ fn agreed_options(tcp: &TcpState) -> Vec<u8> {
 
 /// Time has gone by since the capture, and before that on its way here: a peer drops a segment that is stamped
 /// earlier than one that it has seen, without a word. The lowest bit says that it counts microseconds.
-fn later(timestamp: u32, elapsed: Duration) -> u32 {
+pub(super) fn later(timestamp: u32, elapsed: Duration) -> u32 {
     const MARGIN: Duration = Duration::from_millis(200);
     let gone = elapsed + MARGIN;
     let units = if timestamp & 1 != 0 { gone.as_micros() } else { gone.as_millis() };

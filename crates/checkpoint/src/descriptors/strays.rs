@@ -7,7 +7,8 @@
 //! No call gives a descriptor of any of them, and one that is duplicated *before* the app closes its own would
 //! keep the file open: an epoll that watches it would go on reporting a number that the app has given up. What the
 //! kernel still has to say on a closed one is read from its own structures ([`super::orphans`]), and the copy's kernel
-//! says it. The peers of the others are told at the takeover; a silent one would wait for ever otherwise. To tell
+//! says it; so is what an unaccepted one is made of, and the copy's listener gets it ([`super::admit`]). The peers of
+//! the others are told at the takeover; a silent one would wait for ever otherwise. To tell
 //! somebody too many is harmless, a peer that knows of no connection ignores it.
 
 use std::collections::HashMap;
@@ -17,7 +18,8 @@ use serde_bytes::ByteBuf;
 
 use super::diagnosis::{Ends, Mark, Report, SYN_RECV};
 use super::error::RebuildError;
-use super::look::is_draining;
+use super::inside;
+use super::look::{is_draining, is_unaccepted};
 use super::revive::flow_between;
 use super::stream::{CLOSE_WAIT, ESTABLISHED, FIN_WAIT2, Info};
 
@@ -41,7 +43,7 @@ struct Seen {
     rest: Option<Rest>,
 }
 
-/// What is still to be said on a closed connection.
+/// What is still to be said on a closed connection, or to be heard on one that was not accepted.
 #[derive(Debug, Clone)]
 struct Rest {
     /// As it was read.
@@ -55,6 +57,12 @@ impl Seen {
     fn rest(&self) -> Option<&Rest> {
         self.rest.as_ref().filter(|rest| rest.mark == self.mark)
     }
+
+    /// The other end is the app's, too, and knows what it has ([`super::inside`]) of those alone that it accepted.
+    fn is_inside(&self) -> bool {
+        let (local, remote) = self.ends.addresses();
+        flow_between(&local, &remote).is_ok_and(|flow| inside::is_inside(&flow))
+    }
 }
 
 impl Strays {
@@ -66,6 +74,8 @@ impl Strays {
         let Report { ends, mark, info, inode, .. } = *report;
         let (last, has_descriptor) = (self.freeze, inode != 0);
         let rest = self.seen.remove(&report.cookie).and_then(|seen| seen.rest);
+        // N.B. of a request it is not said that it was answered once more, with a later time.
+        let rest = rest.filter(|_| mark.state != SYN_RECV);
         self.seen.insert(report.cookie, Seen { last, ends, mark, info, has_descriptor, rest });
     }
 
@@ -79,22 +89,29 @@ impl Strays {
         self.seen.retain(|_, seen| seen.last == now || is_named(seen));
     }
 
-    /// The closed ones that are not what they were when they were read: their cookies, and what the diagnosis said.
+    /// Those that can be read, and are not what they were when they were read: their cookies, and what the diagnosis
+    /// said.
     pub(super) fn changed(&self) -> Vec<(u64, Info)> {
-        let closed = |seen: &Seen| self.kind(seen) == Some(StrayKind::Closed);
-        let changed = self.seen.iter().filter(|(_, seen)| closed(seen) && seen.rest().is_none());
+        let can_be_read = |seen: &Seen| match self.kind(seen) {
+            Some(StrayKind::Closed) => true,
+            Some(StrayKind::Unaccepted) => !seen.is_inside(),
+            Some(StrayKind::Gone) | None => false,
+        };
+        let changed = self.seen.iter().filter(|(_, seen)| can_be_read(seen) && seen.rest().is_none());
         changed.map(|(cookie, seen)| (*cookie, seen.info)).collect()
     }
 
-    /// How many bytes are to be sent on closed ones that have not changed.
+    /// How many bytes are in the queues of those that have not changed.
     pub(super) fn bytes(&self) -> usize {
-        self.seen.values().filter_map(Seen::rest).map(|rest| rest.tcp.unacknowledged.len()).sum()
+        let rests = self.seen.values().filter_map(Seen::rest);
+        rests.map(|rest| rest.tcp.unacknowledged.len() + rest.tcp.unread.len()).sum()
     }
 
-    /// What was read of a closed one; its options, if this is the first time.
+    /// What was read of one; its options, if this is the first time.
     pub(super) fn note(&mut self, cookie: u64, tcp: TcpState, options: impl FnOnce() -> Vec<SocketOption>) {
         if let Some(seen) = self.seen.get_mut(&cookie) {
-            let options = seen.rest.take().map_or_else(options, |rest| rest.options);
+            let before = seen.rest.take().filter(|rest| is_draining(rest.tcp.state));
+            let options = before.map_or_else(options, |rest| rest.options);
             seen.rest = Some(Rest { mark: seen.mark, tcp: Box::new(tcp), options });
         }
     }
@@ -118,23 +135,41 @@ impl Strays {
         let kind = self.kind(seen)?;
         let (local, remote) = seen.ends.addresses();
         let (local, remote) = (ByteBuf::from(local), ByteBuf::from(remote));
-        let rest = seen.rest().filter(|_| kind == StrayKind::Closed).cloned();
+        let fits = |rest: &&Rest| match kind {
+            StrayKind::Closed => is_draining(rest.tcp.state),
+            StrayKind::Unaccepted => is_waiting(rest.tcp.state),
+            StrayKind::Gone => false,
+        };
+        let rest = seen.rest().filter(fits).cloned();
         let (tcp, options) = rest.map_or_else(Default::default, |rest| (Some(rest.tcp), rest.options));
         Some(Stray { kind, local, remote, tcp, options })
     }
 }
 
-/// The state comes from another machine: what goes on must be what only a closed connection is.
+/// What one is that the app has not accepted.
+fn is_waiting(state: u8) -> bool {
+    state == SYN_RECV || is_unaccepted(state)
+}
+
+/// The state comes from another machine: what goes on must be what only a connection of its kind is.
 pub fn check_strays(strays: &[Stray]) -> Result<(), RebuildError> {
     let is_sound = |stray: &Stray| {
         let Some(tcp) = &stray.tcp else { return true };
-        let ends = flow_between(&stray.local, &stray.remote);
-        let kind = stray.kind == StrayKind::Closed && is_draining(tcp.state);
-        kind && ends.is_ok() && tcp.unread.is_empty() && tcp.unsent as usize <= tcp.unacknowledged.len()
+        let ends = flow_between(&stray.local, &stray.remote).is_ok();
+        let unsent = tcp.unsent as usize <= tcp.unacknowledged.len();
+        ends && unsent
+            && match stray.kind {
+                StrayKind::Closed => is_draining(tcp.state) && tcp.unread.is_empty(),
+                StrayKind::Unaccepted => {
+                    let heard = tcp.unread.is_empty() || tcp.state != SYN_RECV;
+                    is_waiting(tcp.state) && tcp.unacknowledged.is_empty() && heard
+                }
+                StrayKind::Gone => false,
+            }
     };
     match strays.iter().all(is_sound) {
         true => Ok(()),
-        false => Err(RebuildError::Inconsistent { what: "a connection that was closed".to_owned() }),
+        false => Err(RebuildError::Inconsistent { what: "a connection without descriptor".to_owned() }),
     }
 }
 
@@ -193,5 +228,22 @@ mod tests {
             changed.tcp = Some(tcp);
             check_strays(&[stray(), changed]).unwrap_err();
         }
+    }
+
+    #[test]
+    fn who_was_not_accepted_has_said_nothing_and_was_told_nothing() {
+        let waiting = |change: fn(&mut TcpState)| {
+            let mut stray = Stray { kind: StrayKind::Unaccepted, ..stray() };
+            let tcp = stray.tcp.as_mut().expect("a state");
+            (tcp.state, tcp.unacknowledged, tcp.unsent) = (ESTABLISHED, ByteBuf::new(), 0);
+            change(tcp);
+            check_strays(&[stray])
+        };
+        waiting(|_| ()).unwrap();
+        waiting(|tcp| tcp.state = SYN_RECV).unwrap();
+        waiting(|tcp| tcp.unread = ByteBuf::from(b"a question")).unwrap();
+        waiting(|tcp| tcp.unacknowledged = ByteBuf::from(b"by nobody")).unwrap_err();
+        waiting(|tcp| (tcp.state, tcp.unread) = (SYN_RECV, ByteBuf::from(b"too early"))).unwrap_err();
+        waiting(|tcp| tcp.state = FIN_WAIT2).unwrap_err();
     }
 }

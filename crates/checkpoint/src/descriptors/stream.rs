@@ -369,6 +369,11 @@ impl Info {
         self.0[0]
     }
 
+    /// The diagnosis has nothing to say of one whose handshake is not over.
+    pub(super) fn is_of_request(&self) -> bool {
+        self.state() == 0
+    }
+
     fn has(&self, option: u8) -> bool {
         self.0[5] & option != 0
     }

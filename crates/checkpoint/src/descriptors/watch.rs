@@ -103,9 +103,9 @@ impl Watch {
         Ok(())
     }
 
-    /// Reads the connections that the app has closed, where it can be done: the others end at a takeover. N.B. before
+    /// Reads the connections without descriptor, where it can be done: the others end at a takeover. N.B. before
     /// any descriptor, see [`super::inside`].
-    pub(super) fn read_closed(&mut self, pidfd: BorrowedFd<'_>) {
+    pub(super) fn read_strays(&mut self, pidfd: BorrowedFd<'_>) {
         self.orphans.warm_up();
         let changed = self.strays.changed();
         if changed.is_empty() {
@@ -113,12 +113,12 @@ impl Watch {
         }
         match self.orphans.read(pidfd, &changed, self.strays.bytes()) {
             Ok(orphans) => {
-                for (cookie, Orphan { state, reuse_address }) in orphans {
-                    let options = || options_of_closed(&self.known, cookie, reuse_address);
+                for (cookie, Orphan { state, options }) in orphans {
+                    let options = || options_of_closed(&self.known, cookie, options);
                     self.strays.note(cookie, state, options);
                 }
             }
-            Err(why) => tracing::debug!("connections that the app has closed cannot be read: {why}"),
+            Err(why) => tracing::debug!("connections without descriptor cannot be read: {why}"),
         }
     }
 
@@ -211,14 +211,14 @@ impl Watch {
     }
 }
 
-/// As they were when the connection had a descriptor. One that came and went between two freezes has what lets others
-/// have its port.
-fn options_of_closed(known: &HashMap<u64, Known>, cookie: u64, reuse_address: bool) -> Vec<SocketOption> {
+/// As they were when the connection had a descriptor, but for what is `seen` by now. One that came and went between two
+/// freezes has that alone: the rest is nothing that a closed connection needs, or that its peer can tell.
+fn options_of_closed(known: &HashMap<u64, Known>, cookie: u64, seen: Vec<SocketOption>) -> Vec<SocketOption> {
     let same = |known: &&Known| known.mark.is_some_and(|mark| mark.cookie == cookie);
-    if let Some(known) = known.values().find(same) {
-        return known.socket.options.clone();
-    }
-    let (level, name) = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
-    let value = ByteBuf::from(1_i32.to_ne_bytes());
-    reuse_address.then_some(SocketOption { level, name, value }).into_iter().collect()
+    let before = known.values().find(same).map(|known| known.socket.options.clone());
+    let name = |option: &SocketOption| (option.level, option.name);
+    let mut options = before.unwrap_or_default();
+    options.retain(|option| seen.iter().all(|seen| name(seen) != name(option)));
+    options.extend(seen);
+    options
 }

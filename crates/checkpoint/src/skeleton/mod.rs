@@ -131,7 +131,7 @@ impl<'tree> Skeleton<'tree> {
         if let Some(layout) = &epoch.layout {
             self.check_layout(layout)?;
         }
-        check::check_state(&epoch.state, self.number)?;
+        self.check_state(&epoch.state)?;
         epoch.batches.iter().try_for_each(|batch| self.check_batch(batch, mappings, epoch.layout.as_ref()))
     }
 
@@ -140,12 +140,18 @@ impl<'tree> Skeleton<'tree> {
         if let Some(layout) = &epoch.layout {
             self.apply_layout(layout)?;
         }
-        epoch.batches.iter().try_for_each(|batch| self.apply_pages(batch))
+        epoch.batches.iter().try_for_each(|batch| {
+            self.apply_pages(batch)?;
+            tracing::trace!(target: "places", "pages applied");
+            Ok(())
+        })
     }
 
     /// Whether a state that came with a full epoch can be restored, as far as that shows.
     pub fn check_state(&self, state: &State) -> Result<(), ApplyError> {
-        check::check_state(state, self.number)
+        check::check_state(state, self.number)?;
+        crate::descriptors::warm_up_admission(&state.strays);
+        Ok(())
     }
 
     fn check_layout(&self, layout: &Layout) -> Result<(), ApplyError> {

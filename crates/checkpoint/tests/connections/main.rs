@@ -13,4 +13,5 @@ mod inside;
 mod queues;
 mod states;
 mod strays;
+mod waiting;
 mod world;

@@ -1,15 +1,14 @@
-//! Connections that no descriptor leads to: their clients are told, and never wait.
+//! Connections that no descriptor leads to and that do not go on: their clients are told, and never wait.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
 use std::os::fd::AsFd;
 
 use checkpoint::descriptors::{ConnectionCounts, Saved};
 use image::descriptor::StrayKind;
 
-use crate::stage::{DEADLINE, Servant, cache};
+use crate::stage::{Servant, cache};
 use crate::world::{
-    Connected, V4, V6, World, accept, circumstances, client, eventually, is_reset_soon, listener, save, talk,
+    Connected, V4, V6, World, accept, circumstances, client, is_reset_soon, listener, save, talk,
 };
 
 fn kinds(saved: &Saved) -> Vec<StrayKind> {
@@ -20,80 +19,29 @@ fn endings(counts: ConnectionCounts) -> (u32, u32, u32) {
     (counts.unaccepted, counts.closed, counts.kept + counts.unanswered + counts.reset + counts.drained)
 }
 
-/// A save that finds such a connection.
-fn save_with(app: &Servant, kind: StrayKind) -> Saved {
-    let mut found = None;
-    eventually("the connection", || {
-        let saved = save(app);
-        let there = kinds(&saved) == [kind];
-        found = Some(saved);
-        there
-    });
-    found.expect("a save")
-}
-
+/// As where the kernel cannot be read.
 #[test]
-fn a_silent_client_that_was_not_accepted_is_reset() {
+fn clients_that_were_not_accepted_and_could_not_be_read_are_reset() {
     for ip in [V4, V6] {
         let world = World::new();
         let mut app = world.app();
         let (port, address) = listener(&mut app, ip);
-        let mut silent = client(address);
-        let saved = save_with(&app, StrayKind::Unaccepted);
+        let (mut silent, mut asking, mut ended) = (client(address), client(address), client(address));
+        asking.write_all(b"question").expect("write");
+        ended.shutdown(std::net::Shutdown::Write).expect("shutdown");
+        world.until_quiet(asking.as_fd());
+        let mut saved = save(&app);
+        assert_eq!(kinds(&saved), [StrayKind::Unaccepted; 3]);
+        saved.strays.iter_mut().for_each(|stray| stray.tcp = None);
         let (mut copy, counts) = world.take_over(app, &saved);
-        assert_eq!(endings(counts), (1, 0, 0));
+        assert_eq!(endings(counts), (3, 0, 0));
         is_reset_soon(&mut silent);
+        is_reset_soon(&mut asking);
+        is_reset_soon(&mut ended);
         let mut next = client(address);
         let number = accept(&mut copy, port);
         talk(&mut copy, number, &mut next, b"after");
     }
-}
-
-#[test]
-fn clients_that_asked_or_ended_before_they_were_accepted_are_reset() {
-    let world = World::new();
-    let mut app = world.app();
-    let (_, address) = listener(&mut app, V4);
-    let (mut asking, mut ended) = (client(address), client(address));
-    asking.write_all(b"question").expect("write");
-    ended.shutdown(std::net::Shutdown::Write).expect("shutdown");
-    world.until_quiet(asking.as_fd());
-    let saved = save(&app);
-    let (_copy, counts) = world.take_over(app, &saved);
-    assert_eq!(endings(counts), (2, 0, 0));
-    is_reset_soon(&mut asking);
-    is_reset_soon(&mut ended);
-}
-
-/// The last packet of the handshake is lost: the client is connected, and nobody would say a word.
-#[test]
-fn a_client_that_believes_to_be_connected_is_reset() {
-    let world = World::new();
-    let mut app = world.app();
-    let (_, address) = listener(&mut app, V4);
-    world.lose_the_ends_of_handshakes();
-    let mut silent = client(address);
-    let saved = save_with(&app, StrayKind::Unaccepted);
-    let (_copy, counts) = world.take_over(app, &saved);
-    assert_eq!(endings(counts), (1, 0, 0));
-    is_reset_soon(&mut silent);
-}
-
-#[test]
-fn a_client_that_is_still_connecting_gets_through() {
-    let world = World::new();
-    let mut app = world.app();
-    let (port, address) = listener(&mut app, V4);
-    world.mute_primary();
-    std::thread::scope(|scope| {
-        let connecting = scope.spawn(|| TcpStream::connect_timeout(&address, DEADLINE));
-        let saved = save_with(&app, StrayKind::Unaccepted);
-        let (mut copy, _) = world.take_over(app, &saved);
-        let mut client = connecting.join().expect("the client").expect("connected");
-        client.set_read_timeout(Some(DEADLINE)).expect("a time-out");
-        let number = accept(&mut copy, port);
-        talk(&mut copy, number, &mut client, b"after");
-    });
 }
 
 /// As where the kernel cannot be read. Never an end that looks like a whole answer.

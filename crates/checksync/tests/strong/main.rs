@@ -49,6 +49,18 @@ fn clients_of_redis_notice_no_death() {
     }
 }
 
+/// In all of them, and not by luck. (`cargo xtask eval takeover` has each die in each.)
+#[test]
+fn clients_notice_no_death_in_any_phase_of_an_epoch() {
+    needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
+    let mut seed = Seed::announce();
+    for (moment, death) in Moment::ALL.into_iter().zip(Death::ALL.into_iter().cycle()) {
+        let outcome = play(Store::Kv, Mode::Strong, death, Some(moment), &mut seed);
+        assert!(outcome.phases.contains(&moment.phase()), "{moment:?}: {:?}", outcome.phases);
+        outcome.seen.assert_nothing_happened();
+    }
+}
+
 /// Nothing is rewound, so in both modes nothing is lost and no connection ends.
 #[test]
 fn clients_notice_no_planned_move() {
@@ -215,8 +227,10 @@ fn as_many_rounds_as_are_asked_for() {
     let deaths = Death::ALL.into_iter().flat_map(|death| [death; 2]).cycle();
     // Where an earlier call left off, so that all meet.
     let first: usize = asked("CHECKSYNC_ROUNDS_FIRST").parse().expect("CHECKSYNC_ROUNDS_FIRST is a number");
-    for (store, death) in stores.zip(deaths).skip(first).take(rounds) {
-        let aim = seed.one_of(&Moment::AIMS).filter(|_| mode == Mode::Strong);
+    for (round, (store, death)) in stores.zip(deaths).enumerate().skip(first).take(rounds) {
+        // One further each time round, so that all stores and deaths meet all aims.
+        let aim = Moment::AIMS[(round + round / Moment::AIMS.len()) % Moment::AIMS.len()];
+        let aim = aim.filter(|_| mode == Mode::Strong);
         let played = catch_unwind(AssertUnwindSafe(|| play(store, mode, death, aim, &mut seed)));
         let line = match &played {
             Ok(outcome) => outcome.summary(),

@@ -1,13 +1,13 @@
-//! Instants of an epoch: which one a blow hits, and how one is aimed at. Both are read in what the managers write of
-//! each epoch with `RUST_LOG=epochs=trace`.
+//! Instants of an epoch: which one a blow hits, and how one is aimed at. What was hit is read in what the managers write
+//! of each epoch with `RUST_LOG=epochs=trace`; aimed at is a step at which a manager of a test's build stands still.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::rounds::Seed;
+use testkit::wait::Deadline;
 
 pub const LOG_FILTER: &str = "info,epochs=trace";
 
@@ -28,16 +28,17 @@ impl Moment {
     /// In the order in which an epoch comes by them.
     const OF_A_PRIMARY: [Self; 6] =
         [Self::Asked, Self::Marked, Self::Taken, Self::Thawed, Self::Covered, Self::Released];
-    /// What a blow may be aimed at; with none it falls at random. The shortest are aimed at most.
-    pub const AIMS: [Option<Self>; 10] = [
-        None,
+    /// What a blow may be aimed at.
+    pub const ALL: [Self; 6] =
+        [Self::Asked, Self::Marked, Self::Taken, Self::Thawed, Self::Covered, Self::Applying];
+    /// With none it falls at random.
+    pub const AIMS: [Option<Self>; 8] = [
         None,
         None,
         Some(Self::Asked),
         Some(Self::Marked),
         Some(Self::Taken),
         Some(Self::Thawed),
-        Some(Self::Covered),
         Some(Self::Covered),
         Some(Self::Applying),
     ];
@@ -67,41 +68,52 @@ impl Moment {
         }
     }
 
-    /// How long its phase may take: a blow falls somewhere in it.
-    fn longest(self) -> Duration {
-        Duration::from_micros(match self {
-            Self::Covered => 10,
-            Self::Asked | Self::Taken => 30,
-            Self::Applying => 100,
-            Self::Marked | Self::Thawed => 300,
-            Self::Released => 1000,
-        })
+    /// A step in the middle of its phase: the first thread runs and others don't, a part of the pages is in.
+    fn place(self) -> &'static str {
+        match self {
+            Self::Asked => "epoch-asked-for",
+            Self::Marked => "epoch-marked",
+            Self::Taken => "thread-goes-on",
+            Self::Thawed => "epoch-thawed",
+            Self::Covered => "epoch-covered",
+            Self::Released => "epoch-released",
+            Self::Applying => "pages-applied",
+        }
     }
 
     pub fn is_the_standbys(self) -> bool {
         self == Self::Applying
     }
 
-    /// Returns in the middle of the next phase of this kind, or when there was none for long. It keeps a processor
-    /// busy: whoever sleeps comes too late.
-    pub fn await_next(self, log: &Path, seed: &mut Seed) {
-        const PATIENCE: Duration = Duration::from_secs(2);
-        let delay = seed.up_to(self.longest());
-        let file = File::open(log).unwrap();
-        let (mut from, mut buffer) = (file.metadata().unwrap().len(), [0; 4096]);
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            let len = file.read_at(&mut buffer, from).unwrap();
-            // Lines are written whole.
-            if String::from_utf8_lossy(&buffer[..len]).contains(self.words()) {
-                break;
-            }
-            from += len as u64;
-        }
-        let until = Instant::now() + delay;
-        while Instant::now() < until {
-            std::hint::spin_loop();
-        }
+    /// Waits until the manager with this run directory stands in the next phase of this kind; `None` if there was none
+    /// for long.
+    pub fn await_next(self, run_dir: &Path) -> Option<Standing> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let dir = run_dir.join("stand");
+        fs::create_dir_all(&dir).unwrap();
+        let place = dir.join(self.place());
+        let listener = UnixListener::bind(&place).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        // Dropped, whoever stands goes on, and nobody else will stand.
+        let mut standing = Standing { place, listener: listener, manager: None };
+        standing.manager =
+            Deadline::after(PATIENCE).poll(|| standing.listener.accept().ok()).map(|(one, _)| one);
+        standing.manager.is_some().then_some(standing)
+    }
+}
+
+/// A manager that stands still as long as this is there.
+#[derive(Debug)]
+pub struct Standing {
+    place: PathBuf,
+    listener: UnixListener,
+    manager: Option<UnixStream>,
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        // It may be gone with all the rest.
+        let _ = fs::remove_file(&self.place);
     }
 }
 

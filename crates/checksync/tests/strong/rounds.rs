@@ -58,11 +58,6 @@ impl Seed {
         Self(seed)
     }
 
-    pub fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
-        let at = self.up_to(Duration::from_micros(all.len() as u64)).as_micros() as usize;
-        all[at.min(all.len() - 1)]
-    }
-
     pub fn up_to(&mut self, limit: Duration) -> Duration {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -77,7 +72,7 @@ pub struct Outcome {
     store: Store,
     death: Death,
     /// What was going on when the blow fell.
-    phases: Vec<&'static str>,
+    pub phases: Vec<&'static str>,
     pub seen: Seen,
     takeover: Value,
     /// Of a round in timeline mode: the verdict without the window that was announced as lost.
@@ -136,9 +131,11 @@ pub fn strike(pair: &mut Pair, death: Death, aim: Option<Moment>, seed: &mut See
     Deadline::after(seed.up_to(SINCE_ASKED_MAX)).poll(|| None::<()>);
     let app = (death == Death::App).then(|| pair.app_pid());
     let (primary, standby) = (pair.log(Side::A), pair.log(Side::B));
-    if let Some(moment) = aim {
-        moment.await_next(if moment.is_the_standbys() { &standby } else { &primary }, seed);
-    }
+    // Whom it hits stands still until it has fallen.
+    let standing = aim.and_then(|moment| {
+        let side = if moment.is_the_standbys() { "run-b" } else { "run-a" };
+        moment.await_next(&pair.dir.path().join(side))
+    });
     match (death, app) {
         (Death::App, Some(app)) => kill_process(app, Signal::KILL).unwrap(),
         (Death::Hang, _) => pair.signal(Side::A, Signal::STOP),
@@ -146,6 +143,7 @@ pub fn strike(pair: &mut Pair, death: Death, aim: Option<Moment>, seed: &mut See
         (Death::Manager | Death::App, _) => pair.signal(Side::A, Signal::KILL),
     }
     let hit = Hit::now(&primary, &standby);
+    drop(standing);
     match death {
         Death::Manager => drop(pair.manager(Side::A).wait(SOON)),
         Death::Host => pair.power_off_a(),
