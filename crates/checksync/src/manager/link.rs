@@ -221,7 +221,7 @@ mod tests {
         let room = Arc::new(Semaphore::new(1));
         let sender = LinkSender { queue, room, runtime: Handle::current(), _alive: alive };
         let end = Arc::new(Mutex::new(None));
-        let mut sink = sender.sink(Arc::clone(&end));
+        let mut sink = sender.sink(Arc::clone(&end), None);
         let mut frames = FrameWriter::default();
         let pages = frames.frame(FrameKind::Pages, b"pages");
         let last = frames.end();
@@ -239,7 +239,7 @@ mod tests {
         let (alive, _let_go) = oneshot::channel();
         let room = Arc::new(Semaphore::new(0));
         let sender = LinkSender { queue, room: Arc::clone(&room), runtime: Handle::current(), _alive: alive };
-        let mut sink = sender.sink(Arc::default());
+        let mut sink = sender.sink(Arc::default(), None);
         let page = FrameWriter::default().frame(FrameKind::Pages, b"");
         let sunk = tokio::task::spawn_blocking(move || sink(page));
         room.close();
