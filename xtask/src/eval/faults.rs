@@ -95,7 +95,8 @@ fn read(report: &Path) -> Result<Vec<Told>> {
 
 fn rows_of(told: &[Told]) -> Vec<Row> {
     let outcomes = || told.iter().filter_map(|told| Some((told, told.outcome.as_ref()?)));
-    let sum = |of: fn(&Told, &Outcome) -> u64| outcomes().map(|(told, outcome)| of(told, outcome)).sum();
+    let sum =
+        |of: fn(&Told, &Outcome) -> u64| outcomes().map(|(told, outcome)| of(told, outcome)).sum::<u64>();
     let none = |id: &str, count: u64| Row::measured(id, "", &[count as f64]).aim(0.0);
     let mut rows = vec![
         Row::measured("faults.count", "", &[told.len() as f64]),
