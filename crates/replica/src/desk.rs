@@ -14,6 +14,7 @@ use crate::{Nanos, Timing};
 pub struct Ask(pub u64);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "one is made for each question, and none is kept")]
 pub enum Question {
     Read,
     Swap { expected: Option<Register>, new: Register },

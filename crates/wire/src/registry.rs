@@ -8,6 +8,7 @@ use crate::proto;
 
 /// A question about the register of one app.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "one is made for each question, and none is kept")]
 pub enum RegisterQuestion {
     Read,
     Swap { expected: Option<Register>, new: Register },

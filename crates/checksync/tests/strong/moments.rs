@@ -95,7 +95,7 @@ impl Moment {
         let listener = UnixListener::bind(&place).unwrap();
         listener.set_nonblocking(true).unwrap();
         // Dropped, whoever stands goes on, and nobody else will stand.
-        let mut standing = Standing { place, listener: listener, manager: None };
+        let mut standing = Standing { place, listener, manager: None };
         standing.manager =
             Deadline::after(PATIENCE).poll(|| standing.listener.accept().ok()).map(|(one, _)| one);
         standing.manager.is_some().then_some(standing)

@@ -88,7 +88,7 @@ impl World {
                 }
                 return actions.into_iter().for_each(|action| self.do_for_standby(host, from, action));
             }
-            message => match message.to_standby() {
+            message => match message.into_standby_event() {
                 Some(event) => event,
                 None => return,
             },

@@ -44,7 +44,7 @@ impl Message {
     }
 
     /// To a standby: what belongs to no stream.
-    pub fn to_standby(self) -> Option<StandbyEvent> {
+    pub fn into_standby_event(self) -> Option<StandbyEvent> {
         match self {
             Self::Heartbeat { reign, sent_at, progress } => {
                 Some(StandbyEvent::Heartbeat { reign, sent_at, progress })

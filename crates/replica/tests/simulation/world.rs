@@ -461,7 +461,7 @@ impl World {
                 self.b.preparing_until = until;
                 return self.schedule(until, Event::Standby(self.b.life, StandbyEvent::Prepared { id }));
             }
-            message => message.to_standby(),
+            message => message.into_standby_event(),
         };
         if let Some(event) = event {
             self.step_standby(event);
