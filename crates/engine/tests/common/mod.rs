@@ -65,6 +65,7 @@ fn cell() -> CellSpec {
         inherited: vec![],
         network: None,
         socket: false,
+        sealed: false,
         cgroup: None,
     }
 }
