@@ -49,6 +49,7 @@ fn engine_settings(app: &str, shadow_bytes: u64) -> Settings {
         connections: engine::Connections::Reset,
         barrier: None,
         manager: None,
+        in_background: false,
     }
 }
 

@@ -141,7 +141,7 @@ impl Restoring {
     }
 
     fn set_going(&self, stdio: AppStdio) -> anyhow::Result<RestoreReport> {
-        self.engine.send(Command::Promote(Promotion { stdio, cgroup: None, network: None }));
+        self.engine.send(Command::Promote(Promotion { stdio, cgroup: None, network: None, alone: false }));
         match self.until(|event| matches!(event, Event::Restored(_)))? {
             Event::Restored(report) => Ok(report),
             other => bail!("the engine said {other:?} instead of how it restored"),

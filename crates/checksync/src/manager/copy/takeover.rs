@@ -109,7 +109,7 @@ impl Actor {
         let cgroup = body.fence.directory();
         let network = body.network.as_ref().map(|network| network.to_be_raised(self.arrived.take()));
         body.engine.send(Command::CaptureAs(self.succession.captures()));
-        body.engine.send(Command::Promote(Promotion { stdio, cgroup, network }));
+        body.engine.send(Command::Promote(Promotion { stdio, cgroup, network, alone: false }));
         self.succession.won = Some((right.clone(), from));
     }
 
