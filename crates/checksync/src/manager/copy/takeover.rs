@@ -60,6 +60,11 @@ impl Plan {
         self.policy = Policy::of_hello(hello);
     }
 
+    /// What the app's primary said of how to see that it is well.
+    pub fn health(&self) -> Option<String> {
+        self.policy.as_ref()?.health()
+    }
+
     /// How the app is captured once it is ours.
     fn captures(&self) -> Captures {
         let Some(policy) = &self.policy else { return Captures::default() };

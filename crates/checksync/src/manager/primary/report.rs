@@ -54,6 +54,7 @@ impl Actor {
             pause_us: self.pauses.pauses(),
             stages_us: BTreeMap::new(), // The board reads them when it is asked.
             store: None,
+            drill: None,
             app_pid: self.app_pid,
             peer: self.session.as_ref().map(|session| session.standby.name.clone()),
         });
