@@ -321,6 +321,9 @@ pub struct RestoreArgs {
     pub dir: Option<PathBuf>,
     #[command(flatten)]
     pub from: FromStoreArgs,
+    /// Where nobody hears it: in a network of its own that leads nowhere, and whatever it writes to files goes with it
+    #[arg(long)]
+    pub sealed: bool,
     /// Return once the process runs, instead of waiting for its end
     #[arg(long)]
     pub detach: bool,
