@@ -17,6 +17,7 @@ mod event;
 mod primary;
 mod standby;
 mod thread;
+pub mod twin;
 
 pub use checkpoint::descriptors::{CellNetwork, ConnectionCounts, Connections, ManagerSocket, Unanswered};
 pub use command::{AppStdio, Attach, Barrier, Captures, Command, FrameSink, Launch, Promotion, Settings};

@@ -41,6 +41,7 @@ fn settings() -> Settings {
         connections: engine::Connections::Reset,
         barrier: None,
         manager: None,
+        in_background: false,
     }
 }
 

@@ -10,6 +10,7 @@
 mod birth;
 mod check;
 mod incoming;
+mod look;
 mod plan;
 mod promote;
 mod writer;
@@ -24,6 +25,7 @@ use image::{FrameError, PageBatch, Range};
 use tracee::{Frozen, TraceError};
 
 pub use incoming::{Collector, EpochBytes, Incoming, Piece};
+pub use look::Look;
 pub use promote::{Promotion, PromotionTimes};
 
 use self::writer::HeldObject;

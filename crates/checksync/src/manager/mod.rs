@@ -12,6 +12,7 @@ pub mod candidates;
 pub mod cell;
 pub mod control;
 pub mod copy;
+pub mod drill;
 pub mod fence;
 pub mod heart;
 pub mod hook;
@@ -25,6 +26,7 @@ pub mod places;
 pub mod policy;
 pub mod primary;
 pub mod register;
+pub mod sealed;
 pub mod signals;
 pub mod stages;
 pub mod standby;
@@ -49,6 +51,7 @@ fn engine_settings(app: &str, shadow_bytes: u64) -> Settings {
         connections: engine::Connections::Reset,
         barrier: None,
         manager: None,
+        in_background: false,
     }
 }
 

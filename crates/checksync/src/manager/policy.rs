@@ -25,6 +25,9 @@ pub struct Policy {
     commit_on: CommitOn,
     grace_ms: u64,
     shadow_bytes: u64,
+    /// For drills on the standby.
+    #[serde(default)]
+    health: Option<String>,
 }
 
 /// What the host of a takeover knows by itself.
@@ -49,6 +52,7 @@ impl Policy {
             commit_on: settings.commit_on,
             grace_ms: u64::try_from(grace).unwrap_or(u64::MAX),
             shadow_bytes: settings.shadow_bytes,
+            health: settings.health.clone(),
         }
     }
 
@@ -71,6 +75,10 @@ impl Policy {
 
     pub fn consistency(&self) -> Consistency {
         self.consistency
+    }
+
+    pub fn health(&self) -> Option<String> {
+        self.health.clone()
     }
 
     pub fn shadow_bytes(&self) -> u64 {
@@ -99,6 +107,7 @@ impl Policy {
             network,
             grace: Duration::from_millis(self.grace_ms),
             shadow_bytes: self.shadow_bytes,
+            health: self.health.clone(),
             // The winner of a takeover uploads nothing: the store's credentials are the first primary's.
             store: None,
             shared,
@@ -119,6 +128,7 @@ mod tests {
             commit_on: CommitOn::Any,
             grace_ms: 10_000,
             shadow_bytes: 1 << 20,
+            health: Some("true".to_owned()),
         };
         assert_eq!(Policy::decode(&policy.encode()).unwrap(), policy);
         assert!(Policy::decode(b"").is_err() && Policy::decode(b"\xff garbage").is_err());

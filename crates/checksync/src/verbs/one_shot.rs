@@ -221,6 +221,7 @@ pub fn engine_settings(app: &str) -> engine::Settings {
         connections: engine::Connections::Reset,
         barrier: None,
         manager: None,
+        in_background: false,
     }
 }
 

@@ -55,6 +55,7 @@ impl Actor {
             pause_us: self.pauses.pauses(),
             stages_us: BTreeMap::new(), // The board reads them when it is asked.
             store: None,
+            drill: None,
             app_pid: self.app_pid,
             peer: (!names.is_empty()).then(|| names.join(", ")),
             commit_on: (self.settings.seats().len() > 1).then(|| self.settings.commit_on.to_string()),
