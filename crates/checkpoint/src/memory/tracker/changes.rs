@@ -65,6 +65,13 @@ impl Tracker {
         private.flat_map(|mapping| ranges.within(mapping.range))
     }
 
+    /// What of `ranges` lies in private mappings of shared objects.
+    pub(super) fn private_of_objects<'a>(&'a self, ranges: &'a RangeSet) -> impl Iterator<Item = Range> + 'a {
+        let is_wanted = |mapping: &&Mapping| !mapping.shared && matches!(mapping.backing, Backing::Object(_));
+        let mappings = self.tracked.iter().map(|tracked| &tracked.mapping).filter(is_wanted);
+        mappings.flat_map(|mapping| ranges.within(mapping.range))
+    }
+
     /// The registered address space, cut into about equal parts for the workers.
     pub(super) fn spans(&self) -> Vec<Range> {
         const WORTH_CUTTING_BYTES: u64 = 64 << 20;
