@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use engine::{Command, Event};
+use testkit::guest::GoFile;
 
 use common::{PATIENCE, Pair, Side};
 
@@ -15,6 +16,7 @@ fn main() {
         ("an_interpreter_goes_on_where_it_was", an_interpreter_goes_on_where_it_was),
         ("a_go_server_goes_on_where_it_was", a_go_server_goes_on_where_it_was),
         ("an_exit_code_is_reported", an_exit_code_is_reported),
+        ("who_changes_all_of_its_memory_goes_on_and_ends_well", who_changes_all_of_its_memory_goes_on),
     ]);
 }
 
@@ -40,6 +42,25 @@ fn an_interpreter_goes_on_where_it_was() {
     println!("restored: {report:?}");
     assert_eq!(count(address, "GET"), 30);
     assert_eq!(count(address, "POST"), 31);
+}
+
+fn who_changes_all_of_its_memory_goes_on() {
+    let rounds = std::env::var("CHECKSYNC_ROUNDS").map_or(6, |rounds| rounds.parse().unwrap());
+    for seed in 1..=rounds {
+        let go_file = GoFile::new();
+        let (guest, path) = (testkit::programs::guest_path(), go_file.path());
+        let line = ["churn", "--go", path.to_str().unwrap(), &seed.to_string()];
+        let mut pair = Pair::start(guest.to_str().unwrap(), &line);
+        pair.primary.output.wait_for("ready", PATIENCE);
+        pair.full_sync();
+        for _ in 0..20 {
+            pair.epoch();
+        }
+        let (standby, report) = pair.take_over();
+        println!("seed {seed}, restored: {report:?}");
+        go_file.go();
+        standby.output.wait_for("pass", PATIENCE);
+    }
 }
 
 fn a_go_server_goes_on_where_it_was() {
