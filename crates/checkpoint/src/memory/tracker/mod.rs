@@ -247,6 +247,9 @@ impl Tracker {
         self.data.clear();
         self.objects.start_over();
         self.pending.clear();
+        // Where one was there may be nothing by now: they are looked for again before they are told of.
+        let guards = std::mem::take(&mut self.guards);
+        self.unsearched.extend(guards.iter());
         self.layout_pending = true;
     }
 
