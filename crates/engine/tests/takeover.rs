@@ -16,6 +16,10 @@ fn main() {
         ("an_interpreter_goes_on_where_it_was", an_interpreter_goes_on_where_it_was),
         ("a_go_server_goes_on_where_it_was", a_go_server_goes_on_where_it_was),
         ("an_exit_code_is_reported", an_exit_code_is_reported),
+        (
+            "a_new_standby_is_not_told_of_guards_that_are_gone",
+            a_new_standby_is_not_told_of_guards_that_are_gone,
+        ),
         ("who_changes_all_of_its_memory_goes_on_and_ends_well", who_changes_all_of_its_memory_goes_on),
     ]);
 }
@@ -53,7 +57,10 @@ fn who_changes_all_of_its_memory_goes_on() {
         let mut pair = Pair::start(guest.to_str().unwrap(), &line);
         pair.primary.output.wait_for("ready", PATIENCE);
         pair.full_sync();
-        for _ in 0..20 {
+        for number in 0..20 {
+            if number == 10 {
+                pair.full_sync();
+            }
             pair.epoch();
         }
         let (standby, report) = pair.take_over();
@@ -61,6 +68,23 @@ fn who_changes_all_of_its_memory_goes_on() {
         go_file.go();
         standby.output.wait_for("pass", PATIENCE);
     }
+}
+
+/// They were known to the standby before, and their mapping went while nobody looked.
+fn a_new_standby_is_not_told_of_guards_that_are_gone() {
+    let go_file = GoFile::new();
+    let (guest, path) = (testkit::programs::guest_path(), go_file.path());
+    let line = ["memory-guard-unmap", "--go", path.to_str().unwrap()];
+    let mut pair = Pair::start(guest.to_str().unwrap(), &line);
+    pair.primary.output.wait_for("ready", PATIENCE);
+    pair.full_sync();
+    pair.epoch();
+    go_file.step(1);
+    pair.primary.output.wait_for("ready 1", PATIENCE);
+    pair.full_sync();
+    let (standby, _) = pair.take_over();
+    go_file.go();
+    standby.output.wait_for("pass", PATIENCE);
 }
 
 fn a_go_server_goes_on_where_it_was() {
