@@ -52,10 +52,7 @@ fn who_changes_all_of_its_memory_goes_on() {
     let rounds = std::env::var("CHECKSYNC_ROUNDS").map_or(6, |rounds| rounds.parse().unwrap());
     for seed in 1..=rounds {
         let go_file = GoFile::new();
-        let (guest, path) = (testkit::programs::guest_path(), go_file.path());
-        let line = ["churn", "--go", path.to_str().unwrap(), &seed.to_string()];
-        let mut pair = Pair::start(guest.to_str().unwrap(), &line);
-        pair.primary.output.wait_for("ready", PATIENCE);
+        let mut pair = Pair::of_guest("churn", &go_file, &[&seed.to_string()]);
         pair.full_sync();
         for number in 0..20 {
             if number == 10 {
@@ -73,10 +70,7 @@ fn who_changes_all_of_its_memory_goes_on() {
 /// They were known to the standby before, and their mapping went while nobody looked.
 fn a_new_standby_is_not_told_of_guards_that_are_gone() {
     let go_file = GoFile::new();
-    let (guest, path) = (testkit::programs::guest_path(), go_file.path());
-    let line = ["memory-guard-unmap", "--go", path.to_str().unwrap()];
-    let mut pair = Pair::start(guest.to_str().unwrap(), &line);
-    pair.primary.output.wait_for("ready", PATIENCE);
+    let mut pair = Pair::of_guest("memory-guard-unmap", &go_file, &[]);
     pair.full_sync();
     pair.epoch();
     go_file.step(1);

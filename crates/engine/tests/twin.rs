@@ -25,10 +25,7 @@ fn main() {
 }
 
 fn churning(go_file: &GoFile, seed: &str) -> Pair {
-    let (guest, path) = (testkit::programs::guest_path(), go_file.path());
-    let line = ["churn", "--go", path.to_str().unwrap(), seed];
-    let mut pair = Pair::start(guest.to_str().unwrap(), &line);
-    pair.primary.output.wait_for("ready", PATIENCE);
+    let mut pair = Pair::of_guest("churn", go_file, &[seed]);
     pair.full_sync();
     for _ in 0..5 {
         pair.epoch();
