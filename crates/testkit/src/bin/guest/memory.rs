@@ -247,10 +247,11 @@ fn mapping_line(address: usize) -> Option<String> {
     maps.lines().find(|line| holds(line) == Some(true)).map(str::to_owned)
 }
 
+const MADV_GUARD_INSTALL: i32 = 102;
+const MADV_GUARD_REMOVE: i32 = 103;
+
 /// Guards make an access fail; process_vm_readv tells without dying.
 fn guard_pages(context: &mut Context) -> Outcome {
-    const MADV_GUARD_INSTALL: i32 = 102;
-    const MADV_GUARD_REMOVE: i32 = 103;
     let memory = Mapping::anonymous(BYTES)?;
     memory.fill(1);
     memory.advise(0..2 * PAGE, MADV_GUARD_INSTALL)?;
@@ -269,7 +270,6 @@ fn guard_pages(context: &mut Context) -> Outcome {
 
 /// A guard goes with its mapping.
 fn guard_pages_unmapped(context: &mut Context) -> Outcome {
-    const MADV_GUARD_INSTALL: i32 = 102;
     let memory = Mapping::anonymous(BYTES)?;
     memory.fill(1);
     memory.advise(2 * PAGE..4 * PAGE, MADV_GUARD_INSTALL)?;
