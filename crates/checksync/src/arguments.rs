@@ -73,6 +73,9 @@ pub enum Verb {
     /// The first process of a cell
     #[command(hide = true, name = "cell-init")]
     CellInit(CellInitArgs),
+    /// The guard of a process that was attached to
+    #[command(hide = true)]
+    Guard(GuardArgs),
     /// A command in a cell
     #[command(hide = true, name = "cell-enter")]
     CellEnter(CellEnterArgs),
@@ -484,6 +487,12 @@ pub struct CellEnterArgs {
     pub pid: i32,
     /// For a shell
     pub command: OsString,
+}
+
+#[derive(Debug, Args)]
+pub struct GuardArgs {
+    /// What the manager says
+    pub word: OsString,
 }
 
 #[derive(Debug, Args)]

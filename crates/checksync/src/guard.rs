@@ -1,4 +1,4 @@
-//! The guard: the first process of a cell, for as long as the cell lasts.
+//! The guard: the first process of a cell, for as long as the cell lasts; or a process beside one that was attached to.
 //!
 //! It reaps what the app leaves behind and holds a pipe whose other end only the manager has. When that end
 //! closes, the manager is dead, and what follows depends on the last order:
@@ -10,6 +10,9 @@
 //! | `Live`, `Disarm` | the same in a gated cell | kill it |
 //! | `Arm` | an app whose standby can go on | revoke its permit, kill it, and say so to the standby |
 //!
+//! What was attached to is not the guard's child, and nobody's but its own output: a guard beside it ends where one
+//! in a cell kills what has not begun, or lets it live.
+//!
 //! A gated cell's output leaves through a device that its manager held, and that is gone now: the app would
 //! live on, heard by nobody, with a second one started beside it.
 //!
@@ -19,7 +22,7 @@
 //! takes for what it is once T2 is over.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -30,6 +33,8 @@ use anyhow::{Context, bail};
 use engine::cell::Init;
 use gate::PermitHandle;
 use image::Term;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::pidfd_send_signal;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe;
@@ -43,6 +48,8 @@ pub const ORDERS: i32 = 10;
 pub const PERMIT: i32 = 11;
 pub const OUTPUT: i32 = 12;
 pub const ERROR: i32 = 13;
+/// A pidfd of what was attached to.
+pub const PROCESS: i32 = 14;
 /// The first of its arguments: whether there is a permit.
 pub const WITH_PERMIT: &str = "permit";
 pub const WITHOUT_PERMIT: &str = "no-permit";
@@ -77,30 +84,76 @@ pub fn run(words: &[OsString]) -> anyhow::Result<()> {
     // The engine's thread is real-time, and the app must not inherit that.
     sys::task::set_scheduling(0, &sys::task::SchedulingAttributes::default())?;
     Init::enter(engine).context("cannot set up the cell")?;
-    let guard = Guard::inherit(permit == WITH_PERMIT, way_out == GATED)?;
+    let adopt = sys::spawn::adopt_descriptor;
+    let ward = Ward::Cell { gated: way_out == GATED, streams: [adopt(OUTPUT), adopt(ERROR)] };
+    keep(Guard::inherit(permit == WITH_PERMIT, ward)?)
+}
+
+/// Guards a process outside of any cell.
+pub fn run_beside(permit: &OsStr) -> anyhow::Result<()> {
+    sys::task::set_scheduling(0, &sys::task::SchedulingAttributes::default())?;
+    // What is typed at the manager's terminal is not meant for its guard.
+    sys::spawn::new_session()?;
+    let ward = Ward::Process(sys::spawn::adopt_descriptor(PROCESS));
+    keep(Guard::inherit(permit == WITH_PERMIT, ward)?)
+}
+
+fn keep(guard: Guard) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(guard.keep())
+}
+
+/// How long the death of the killed is waited for.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+
+/// Who is guarded.
+enum Ward {
+    /// Everybody in the cell whose first process this is.
+    Cell {
+        gated: bool,
+        streams: [OwnedFd; 2],
+    },
+    Process(OwnedFd),
+}
+
+impl Ward {
+    fn kill(&self) {
+        match self {
+            Self::Cell { .. } => kill_everybody(),
+            // It fails if it has ended, which is as good.
+            Self::Process(pidfd) => drop(pidfd_send_signal(pidfd, rustix::process::Signal::KILL)),
+        }
+    }
+
+    async fn gone(&self, children: &mut Signal) -> io::Result<()> {
+        match self {
+            Self::Cell { .. } => all_ended(children).await,
+            Self::Process(pidfd) => {
+                let pidfd = pidfd.try_clone()?;
+                let gone = move || poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&PATIENCE));
+                tokio::task::spawn_blocking(gone).await.map_err(io::Error::other)??;
+            }
+        }
+        Ok(())
+    }
 }
 
 struct Guard {
     orders: Option<OwnedFd>,
     permit: Option<PermitHandle>,
-    gated: bool,
-    streams: [OwnedFd; 2],
+    ward: Ward,
     last: Option<Order>,
     /// Connections that wait for the word, by address.
     lines: Arc<Mutex<BTreeMap<String, Client>>>,
 }
 
 impl Guard {
-    fn inherit(with_permit: bool, gated: bool) -> anyhow::Result<Self> {
-        let adopt = sys::spawn::adopt_descriptor;
+    fn inherit(with_permit: bool, ward: Ward) -> anyhow::Result<Self> {
         let permit = with_permit.then(|| PermitHandle::from_inherited(PERMIT)).transpose()?;
         let guard = Self {
-            orders: Some(adopt(ORDERS)),
+            orders: Some(sys::spawn::adopt_descriptor(ORDERS)),
             permit,
-            gated,
-            streams: [adopt(OUTPUT), adopt(ERROR)],
+            ward,
             last: None,
             lines: Arc::default(),
         };
@@ -120,11 +173,11 @@ impl Guard {
             }
             self.last = Some(order);
         }
-        match self.last.take() {
-            None => kill_everybody(),
-            Some(Order::Live | Order::Disarm) if self.gated => kill_everybody(),
-            Some(Order::Live | Order::Disarm) => self.outlive(children).await?,
-            Some(Order::Arm(arm)) => self.silence(&arm, children).await,
+        match (self.last.take(), &self.ward) {
+            (Some(Order::Arm(arm)), _) => self.silence(&arm, children).await,
+            (_, Ward::Process(_)) => {}
+            (None, _) | (Some(_), Ward::Cell { gated: true, .. }) => kill_everybody(),
+            (Some(_), Ward::Cell { gated: false, streams }) => outlive(streams, &mut children).await?,
         }
         Ok(())
     }
@@ -134,18 +187,13 @@ impl Guard {
         match &self.permit {
             Some(permit) => {
                 permit.revoke();
-                kill_everybody();
+                self.ward.kill();
             }
             None => {
-                const PATIENCE: Duration = Duration::from_millis(500);
-                kill_everybody();
-                let gone = async {
-                    while reap() {
-                        children.recv().await;
-                    }
-                };
+                self.ward.kill();
                 // A process that does not die speaks no more than one that hangs: the word is given.
-                let _ = tokio::time::timeout(PATIENCE, gone).await;
+                let patience = Duration::try_from(PATIENCE).expect("it is not negative");
+                let _ = tokio::time::timeout(patience, self.ward.gone(&mut children)).await;
             }
         }
         // To all at the same time: one that is dead must not keep the others waiting.
@@ -156,16 +204,20 @@ impl Guard {
         }
         words.join_all().await;
     }
+}
 
-    /// The manager is dead, and the app is to live: somebody must read what it writes, and reap.
-    async fn outlive(self, mut children: Signal) -> io::Result<()> {
-        for stream in self.streams {
-            tokio::spawn(drain(pipe::Receiver::from_owned_fd(stream)?));
-        }
-        while reap() {
-            children.recv().await;
-        }
-        Ok(())
+/// The manager is dead, and the app is to live: somebody must read what it writes, and reap.
+async fn outlive(streams: &[OwnedFd], children: &mut Signal) -> io::Result<()> {
+    for stream in streams {
+        tokio::spawn(drain(pipe::Receiver::from_owned_fd(stream.try_clone()?)?));
+    }
+    all_ended(children).await;
+    Ok(())
+}
+
+async fn all_ended(children: &mut Signal) {
+    while reap() {
+        children.recv().await;
     }
 }
 

@@ -59,6 +59,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Demo(args) => demo::run(args),
         Verb::DemoApp(args) => demo::serve_app(&args),
         Verb::CellInit(args) => verbs::cell_init::run(args),
+        Verb::Guard(args) => verbs::cell_init::guard(&args),
         Verb::CellEnter(args) => verbs::cell_enter::run(&args),
     }
 }

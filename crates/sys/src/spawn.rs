@@ -1,4 +1,4 @@
-//! Starting the first process of a cell: descriptors at numbers of our choice, a PID namespace of its own.
+//! Starting a guard, which may be the first process of a cell: descriptors at numbers of our choice.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -22,6 +22,15 @@ pub fn spawn_first_process(command: &mut Command, descriptors: Vec<(OwnedFd, Raw
     // SAFETY: `own` is a live descriptor of a namespace.
     check(unsafe { libc::setns(own.as_raw_fd(), libc::CLONE_NEWPID) }.into())?;
     child
+}
+
+/// Starts `command` with each descriptor at its number.
+pub fn spawn_with_descriptors(
+    command: &mut Command,
+    descriptors: Vec<(OwnedFd, RawFd)>,
+) -> io::Result<Child> {
+    pass_descriptors(command, descriptors);
+    command.spawn()
 }
 
 /// The child hears of its own children's ends, whether or not [`crate::bell::mute`] was called here.

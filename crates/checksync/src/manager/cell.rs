@@ -1,14 +1,17 @@
-//! What a cell is made with: its guard's orders, and the pipes of the app's output.
+//! What a cell is made with: its guard's orders, and the pipes of the app's output. And a guard without a cell.
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::process::{Child, Command, Stdio};
 
 use engine::AppStdio;
 use engine::cell::CellSpec;
 use gate::PermitHandle;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::guard::{self, Order};
 
@@ -41,14 +44,7 @@ impl CellKit {
             (output.try_clone()?, guard::OUTPUT),
             (error.try_clone()?, guard::ERROR),
         ];
-        let mut kind = guard::WITHOUT_PERMIT;
-        if let Some(permit) = permit {
-            let permit = permit.to_inheritable()?;
-            // The engine places it; until then nobody else whom we start is to have it.
-            rustix::io::fcntl_setfd(permit.as_fd(), FdFlags::CLOEXEC)?;
-            inherited.push((permit, guard::PERMIT));
-            kind = guard::WITH_PERMIT;
-        }
+        let kind = inherit_permit(permit, &mut inherited)?;
         let spec = CellSpec {
             program: "/proc/self/exe".into(),
             arguments: vec!["cell-init".into(), kind.into(), way_out.into()],
@@ -63,20 +59,62 @@ impl CellKit {
     }
 }
 
+/// What the guard is told of its permit, which is among what it inherits.
+fn inherit_permit(
+    permit: Option<&PermitHandle>,
+    inherited: &mut Vec<(OwnedFd, RawFd)>,
+) -> io::Result<&'static str> {
+    let Some(permit) = permit else { return Ok(guard::WITHOUT_PERMIT) };
+    let permit = permit.to_inheritable()?;
+    // It is placed later; until then nobody else whom we start is to have it.
+    rustix::io::fcntl_setfd(permit.as_fd(), FdFlags::CLOEXEC)?;
+    inherited.push((permit, guard::PERMIT));
+    Ok(guard::WITH_PERMIT)
+}
+
 /// The manager's end of the guard's orders. It closes when the manager dies, and that is the last order.
 #[derive(Debug)]
 pub struct GuardLine {
     orders: File,
+    /// A guard that is in no cell ends by itself once its line is closed.
+    beside: Option<Child>,
 }
 
 impl GuardLine {
+    /// Starts a guard of a process that is in no cell of ours.
+    pub fn beside(pid: Pid, permit: Option<&PermitHandle>) -> io::Result<Self> {
+        let (orders, ours) = pipe_with(PipeFlags::CLOEXEC)?;
+        let process = pidfd_open(pid, PidfdFlags::empty())?;
+        let mut inherited = vec![(orders, guard::ORDERS), (process, guard::PROCESS)];
+        let kind = inherit_permit(permit, &mut inherited)?;
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["guard", kind]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let guard = sys::spawn::spawn_with_descriptors(&mut command, inherited)?;
+        Ok(Self { beside: Some(guard), ..Self::new(ours) })
+    }
+
+    /// Its manager ends in good order: nobody is to be killed for that.
+    pub fn dismiss(mut self) {
+        const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+        // The one in a cell ends with it.
+        let Some(mut guard) = self.beside.take() else { return };
+        self.send(&Order::Disarm);
+        drop(self.orders);
+        let ended = pidfd_open(Pid::from_child(&guard), PidfdFlags::empty())
+            .and_then(|process| poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&PATIENCE)));
+        match ended {
+            Ok(1) => drop(guard.wait()),
+            _ => tracing::warn!("the app's guard, process {}, is late to end", guard.id()),
+        }
+    }
+
     /// The kernel closes the files of a killed process from the highest number down, and a network device among them
     /// takes it 70 ms or more: the guard is to hear of the death first.
     fn new(orders: OwnedFd) -> Self {
         const BEYOND_THE_OTHERS: i32 = 512;
         // With a low limit on descriptors it stays where it is, and the word comes later.
         let first = rustix::io::fcntl_dupfd_cloexec(&orders, BEYOND_THE_OTHERS);
-        Self { orders: first.unwrap_or(orders).into() }
+        Self { orders: first.unwrap_or(orders).into(), beside: None }
     }
 
     pub fn send(&mut self, order: &Order) {

@@ -26,6 +26,7 @@ use gate::TapState;
 use image::{CheckpointId, Member, Term};
 use replica::primary::{AppExit, Ending, Permit, Status, SyncCall};
 use replica::{Answer, Ask, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent};
+use rustix::process::Pid;
 use tokio::runtime::Handle;
 use wire::{GuardToken, HeartbeatAnswer, Hello};
 
@@ -327,7 +328,7 @@ impl Actor {
             settings.connections = Connections::Keep;
             settings.barrier = self.network.as_ref().and_then(AppNetwork::barrier);
         }
-        let engine = match &self.target {
+        let engine = match self.target.clone() {
             Target::Command { program, arguments } => {
                 let new = if self.settings.is_strong() { CellKit::gated } else { CellKit::new };
                 let mut kit = new(self.fence.handle()).context("cannot prepare a cell")?;
@@ -338,20 +339,23 @@ impl Actor {
                 let log = log.map(|state| state.join(format!("{}.log", self.settings.app)));
                 self.forwarding =
                     Some(Forwarding::start(kit.streams, log).context("cannot open the app's log")?);
-                self.guard = Some(kit.guard);
-                self.token = GuardToken::random();
-                self.hello().guard_token_hash = Some(self.token.hash());
+                self.put_in_charge(kit.guard);
                 let launch = Launch {
                     cell: kit.spec,
-                    program: program.clone(),
-                    arguments: arguments.clone(),
+                    program,
+                    arguments,
                     directory: None,
                     stdio: kit.stdio,
                     cgroup: self.fence.directory(),
                 };
                 Engine::launch(settings, launch, events)
             }
-            Target::Process(pid) => Engine::attach(settings, Attach { pid: *pid }, events),
+            Target::Process(pid) => {
+                let process = Pid::from_raw(pid).context("there is no process 0")?;
+                let guard = GuardLine::beside(process, self.fence.handle());
+                self.put_in_charge(guard.with_context(|| format!("cannot guard process {pid}"))?);
+                Engine::attach(settings, Attach { pid }, events)
+            }
             Target::Copy => anyhow::bail!("a copy that was taken over can't be started afresh"),
         };
         self.engine = Some(Arc::new(engine.context("cannot start the engine")?));
@@ -517,6 +521,12 @@ impl Actor {
         if let Some(engine) = &self.engine {
             engine.send(command);
         }
+    }
+
+    fn put_in_charge(&mut self, guard: GuardLine) {
+        self.guard = Some(guard);
+        self.token = GuardToken::random();
+        self.hello().guard_token_hash = Some(self.token.hash());
     }
 
     fn order(&mut self, order: &Order) {

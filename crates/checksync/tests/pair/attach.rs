@@ -8,11 +8,12 @@ use std::time::Duration;
 use gate::CellCgroup;
 use rustix::process::{Pid, Signal, kill_process};
 use testkit::needs;
-use testkit::process::Running;
+use testkit::process::{Running, Watched};
 use testkit::servers::{Server, own_address};
 use testkit::wait::wait_until;
 
-use crate::world::{Fencing, Primary, SOON, World, counter, shell, wait_for_two_epochs};
+use crate::children;
+use crate::world::{Fencing, Primary, SOON, World, counter, foreign_pki, shell, wait_for_two_epochs};
 
 /// What a manager ends with whose app goes on elsewhere.
 const FENCED: Option<i32> = Some(5);
@@ -23,6 +24,17 @@ fn start(line: &[String]) -> Running {
     let mut command = Command::new(&line[0]);
     command.args(&line[1..]).current_dir("/");
     Running::start(command)
+}
+
+/// A counter in a cgroup that it has to itself.
+fn start_in_a_cgroup(parent: &str, name: &str, address: SocketAddr) -> (Running, CellCgroup) {
+    let cgroup = CellCgroup::create(parent, name).unwrap();
+    // Before it makes a socket, as for a service of systemd's.
+    let join = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", cgroup.path().display());
+    let mut line = shell(&join);
+    line.push("sh".to_owned());
+    line.extend(counter(address));
+    (start(&line), cgroup)
 }
 
 /// A counter at 3, protected where it is.
@@ -39,7 +51,7 @@ fn attached(world: &World, app: &Running, address: SocketAddr) -> Primary {
     primary
 }
 
-/// As at the death of a host, both end at once: a process that was attached to has no guard.
+/// As at the death of a host, both end at once.
 fn goes_on_at_the_standby(world: World, app: Running, address: SocketAddr) {
     let mut primary = attached(&world, &app, address);
     primary.signal(Signal::KILL);
@@ -69,13 +81,7 @@ fn attached_process_in_a_cgroup_of_its_own_goes_on_with_the_term_of_the_register
     needs!("root", "pagemap-scan", "debian:python3", CAP_BPF);
     let world = World::new(Fencing::Register);
     let address = own_address();
-    let cgroup = CellCgroup::create("checksync-attach", "kv").unwrap();
-    // Before it makes a socket, as for a service of systemd's.
-    let join = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", cgroup.path().display());
-    let mut line = shell(&join);
-    line.push("sh".to_owned());
-    line.extend(counter(address));
-    let app = start(&line);
+    let (app, cgroup) = start_in_a_cgroup("checksync-attach", "kv", address);
     goes_on_at_the_standby(world, app, address);
     cgroup.remove(Duration::from_secs(5)).unwrap();
 }
@@ -91,6 +97,64 @@ fn attached_process_that_is_killed_goes_on_at_the_standby() {
     assert_eq!(primary.wait(SOON).code(), FENCED);
     world.wait_for_app("standby", "serving", |app| app["state"] == "serving");
     assert_eq!(Server::Python.wait_ready(address, SOON).read(0).unwrap(), Some(4));
+    world.end();
+}
+
+fn goes_on_when_its_manager_is_killed(world: World, app: Running, address: SocketAddr) {
+    let mut primary = attached(&world, &app, address);
+    let ended = Watched::of(Pid::from_raw(i32::try_from(app.pid()).unwrap()).unwrap());
+    primary.signal(Signal::KILL);
+    primary.wait(SOON);
+    wait_until("the guard kills what nobody protects", SOON, || ended.has_ended());
+    drop(app);
+    world.wait_for_app("standby", "serving", |app| app["state"] == "serving");
+    assert_eq!(Server::Python.wait_ready(address, SOON).read(0).unwrap(), Some(4));
+    world.end();
+}
+
+#[test]
+fn attached_process_whose_manager_is_killed_is_silenced_and_goes_on_at_the_standby() {
+    needs!("root", "pagemap-scan", "debian:python3");
+    let world = World::new(Fencing::None);
+    let address = own_address();
+    let app = start(&counter(address));
+    goes_on_when_its_manager_is_killed(world, app, address);
+}
+
+#[test]
+fn attached_process_in_a_cgroup_of_its_own_is_silenced_by_its_permit() {
+    needs!("root", "pagemap-scan", "debian:python3", CAP_BPF);
+    let world = World::new(Fencing::Register);
+    let address = own_address();
+    let (app, cgroup) = start_in_a_cgroup("checksync-attach", "kv-silenced", address);
+    goes_on_when_its_manager_is_killed(world, app, address);
+    cgroup.remove(Duration::from_secs(5)).unwrap();
+}
+
+/// With no standby, what ran before its manager runs after it, too.
+#[test]
+fn attached_process_that_nobody_could_take_over_outlives_its_manager() {
+    needs!("root", "pagemap-scan", "debian:python3");
+    let world = World::new(Fencing::None);
+    foreign_pki(&world);
+    let address = own_address();
+    let app = start(&counter(address));
+    let mut client = Server::Python.wait_ready(address, SOON);
+    let mut primary = Primary(Running::start(world.attach_command_with("foreign", app.pid(), &[])));
+    world.wait_for_app("primary", "trouble", |app| {
+        app["why_not"].as_str().is_some_and(|why| why.contains("certificate"))
+    });
+    let manager = i32::try_from(primary.0.pid()).unwrap();
+    let is_guard =
+        |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).unwrap().windows(6).any(|w| w == b"\0guard");
+    let guard = children(manager).into_iter().find(is_guard).expect("it has a guard");
+    let guard = Watched::of(Pid::from_raw(guard).unwrap());
+    primary.signal(Signal::KILL);
+    primary.wait(SOON);
+    wait_until("the guard's end", SOON, || guard.has_ended());
+    client.advance(0, 1).unwrap();
+    assert_eq!(client.read(0).unwrap(), Some(1));
+    drop(app);
     world.end();
 }
 

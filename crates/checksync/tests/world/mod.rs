@@ -97,7 +97,11 @@ impl World {
 
     /// `checksync attach`.
     pub fn attach_command(&self, pid: u32, options: &[&str]) -> Command {
-        let mut command = self.primary_command("attach", "pki");
+        self.attach_command_with("pki", pid, options)
+    }
+
+    pub fn attach_command_with(&self, pki: &str, pid: u32, options: &[&str]) -> Command {
+        let mut command = self.primary_command("attach", pki);
         command.args(options).arg(pid.to_string());
         command
     }

@@ -51,7 +51,9 @@ impl Actor {
             engine.send(Command::Release);
         }
         drop(self.engine.take());
-        self.guard = None;
+        if let Some(guard) = self.guard.take() {
+            guard.dismiss();
+        }
         if let Some(forwarding) = self.forwarding.take() {
             forwarding.finish();
         }
