@@ -10,16 +10,25 @@ use sys::sockets::{attach_filter, bind, set_number};
 
 const PACKET_IGNORE_OUTGOING: i32 = 23;
 
-/// Sends frames only. They meet no filter and no queue of the device: whoever holds this is not stopped by a
-/// gate. With `offload`, each frame is led by a `virtio_net_hdr`.
-pub fn sender(device: u32, offload: bool) -> io::Result<OwnedFd> {
+/// Sends frames only. They meet no filter and no queue of the device: whoever holds this is stopped by nothing.
+pub fn sender(device: u32) -> io::Result<OwnedFd> {
     let socket = open(None)?;
     set_number(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)?;
-    if offload {
-        set_number(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
-    }
     bind_to(&socket, device, 0)?;
     Ok(socket)
+}
+
+/// Sends frames only, with a mark that the device's filters know.
+pub fn marked_sender(device: u32, mark: u32) -> io::Result<OwnedFd> {
+    let socket = open(None)?;
+    set_number(socket.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, mark as i32)?;
+    bind_to(&socket, device, 0)?;
+    Ok(socket)
+}
+
+/// Each frame that this sends is led by a `virtio_net_hdr`.
+pub fn offload(socket: &OwnedFd) -> io::Result<()> {
+    set_number(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)
 }
 
 /// Hears what comes in that `program`, a classic filter, lets through; before any traffic filter sees it if

@@ -51,7 +51,9 @@ pub const HELPER_KTIME_GET_BOOT_NS: i32 = 125;
 /// `bpf_redirect(index, 0)`: the packet leaves through the device with this number instead, and is dropped where
 /// there is none. Its result is what the program has to return.
 pub const HELPER_REDIRECT: i32 = 23;
-/// Where `struct __sk_buff` has the Ethernet protocol, in network order.
+/// Where `struct __sk_buff` has the mark.
+pub const PACKET_MARK: i16 = 8;
+/// Where it has the Ethernet protocol, in network order.
 pub const PACKET_PROTOCOL: i16 = 16;
 /// Where it has the number of the device that the packet came in by; 0 if it comes from here.
 pub const PACKET_CAME_BY: i16 = 36;
@@ -104,6 +106,11 @@ impl Instruction {
     /// `to = the 32 bits at offset from the address in from`.
     pub const fn load_half(to: Register, from: Register, offset: i16) -> Self {
         Self::new(0x61, to, from as u8, offset, 0)
+    }
+
+    /// `the 32 bits at offset from the address in to = from`.
+    pub const fn store_half(to: Register, offset: i16, from: Register) -> Self {
+        Self::new(0x63, to, from as u8, offset, 0)
     }
 
     /// `r0 = the packet's byte at offset`. The packet has to be in `r6`; where it is shorter, the program

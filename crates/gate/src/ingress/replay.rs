@@ -59,7 +59,7 @@ enum WayIn {
 impl WayIn {
     fn open(address: IpAddr) -> io::Result<Self> {
         if address.is_ipv6() {
-            return Ok(Self::V6(packet::sender(namespace::LOOPBACK, false)?));
+            return Ok(Self::V6(packet::sender(namespace::LOOPBACK)?));
         }
         let socket =
             socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::RAW))?;

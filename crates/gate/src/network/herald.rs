@@ -8,7 +8,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,6 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use crate::frame;
 use crate::netlink::Mac;
 use crate::packet::{self, await_readable, step};
-use crate::permit::{PermitHandle, boot_clock_ns};
 
 /// When the announcement is repeated, after the first.
 const REPEATS: [Duration; 4] = [
@@ -43,11 +42,11 @@ struct Shared {
     mac: Mac,
     announcements: Vec<Vec<u8>>,
     mouth: OwnedFd,
+    /// What it says of its own accord leaves only while the cell's permit lasts.
+    permitted_mouth: OwnedFd,
     ear: OwnedFd,
     wake: OwnedFd,
     duty: Mutex<Duty>,
-    /// Its frames meet no filter of the device, so it looks by itself.
-    permit: OnceLock<PermitHandle>,
 }
 
 #[derive(Debug)]
@@ -63,32 +62,27 @@ enum Duty {
 
 impl Herald {
     /// Silent, on a device of this thread's namespace.
-    pub fn start(device: u32, address: IpAddr, mac: Mac) -> io::Result<Self> {
+    pub fn start(device: u32, address: IpAddr, mac: Mac, mark: u32) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             address,
             mac,
             announcements: frame::announcements(address, mac),
-            mouth: packet::sender(device, false)?,
+            mouth: packet::sender(device)?,
+            permitted_mouth: packet::marked_sender(device, mark)?,
             ear: packet::receiver(device, claims_protocol(address), &claims(address))?,
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             duty: Mutex::new(Duty::Silent),
-            permit: OnceLock::new(),
         });
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new().name("herald".to_owned()).spawn(move || own.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Speaks by itself only while this permit lasts. The first is the one that counts.
-    pub fn obey(&self, permit: &PermitHandle) {
-        self.shared.permit.get_or_init(|| permit.clone());
-    }
-
     /// Announces the address before it returns, whatever the permit says: who calls this has the right to. The
     /// repetitions follow. Fails if the device can't send, and is then as silent as before.
     pub fn begin(&self) -> io::Result<()> {
         let mut duty = self.shared.duty();
-        self.shared.announce()?;
+        self.shared.announce(&self.shared.mouth)?;
         let now = Instant::now();
         let due = REPEATS.iter().rev().map(|after| now + *after).collect();
         *duty = Duty::Speaking { last: now, due };
@@ -142,9 +136,9 @@ impl Shared {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    fn announce(&self) -> io::Result<()> {
+    fn announce(&self, mouth: &OwnedFd) -> io::Result<()> {
         for announcement in &self.announcements {
-            send(&self.mouth, announcement, SendFlags::empty())?;
+            send(mouth, announcement, SendFlags::empty())?;
         }
         Ok(())
     }
@@ -194,16 +188,10 @@ impl Shared {
         if due.last().is_some_and(|due| *due <= now) {
             due.pop();
             *last = now;
-            if !self.is_permitted() {
-                return;
-            }
-            // A link that is down hears nothing; the next time is due soon, or when a rival is heard.
-            let _ = self.announce();
+            // A link that is down hears nothing, as if the permit were over; the next time is due soon, or when a rival
+            // is heard.
+            let _ = self.announce(&self.permitted_mouth);
         }
-    }
-
-    fn is_permitted(&self) -> bool {
-        self.permit.get().is_none_or(|permit| boot_clock_ns() < permit.deadline_ns())
     }
 
     fn hear_rival(&self) -> Option<Mac> {

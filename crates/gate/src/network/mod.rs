@@ -12,15 +12,17 @@
 //! back, opens the way out. What comes in is let in, unless [`shut_in`](CellNetwork::shut_in) says otherwise.
 //!
 //! N.B. Two things pass every filter here, and the gate: frames that a process of the cell with CAP_NET_RAW sends
-//! by a packet socket with `PACKET_QDISC_BYPASS`, and the announcements of an address that was
+//! by a packet socket with `PACKET_QDISC_BYPASS`, and the first announcement of an address that is being
 //! [`raise`](CellNetwork::raise)d. The first has to be refused to the app, whose packet sockets can't be captured
-//! either; whoever loses the term ends the second with [`lower`](CellNetwork::lower), beside discarding the gate.
+//! either. What the gate lets out, and the announcements that follow, bear a mark by which the filters know them: they
+//! pass the gate and the doors, and are dropped once the permit is over. So whoever stood still between looking at the
+//! clock and sending is not heard either. [`lower`](CellNetwork::lower) ends the announcements.
 //!
 //! The namespace has no name. Dropping a [`CellNetwork`] removes the device at once, and the namespace goes
 //! with the last process in it; a killed owner's goes with the processes alone.
 
 mod herald;
-mod programs;
+pub(crate) mod programs;
 mod sealed;
 mod spec;
 
@@ -48,9 +50,11 @@ const DEVICE_INDEX: u32 = 2;
 /// How much a dump of the cell's connections walks through.
 const ESTABLISHED_ENTRIES: u32 = 4096;
 /// Filters, in the order in which they are asked.
-const RANK_GATE: u16 = 1;
-const RANK_SHUT: u16 = 2;
-const RANK_PERMIT: u16 = 3;
+const OURS: &str = "checksync_ours";
+const RANK_OURS: u16 = 1;
+const RANK_GATE: u16 = 2;
+const RANK_SHUT: u16 = 3;
+const RANK_PERMIT: u16 = 4;
 /// What RFC 5227 grants a host to defend its address, shortened to what a local network needs.
 const PROBE_PATIENCE: Duration = Duration::from_millis(450);
 
@@ -128,6 +132,8 @@ pub struct CellNetwork {
     namespace: Namespace,
     inside: Netlink,
     herald: Herald,
+    /// Of what we send ourselves, so that it goes past the gate and the doors.
+    mark: u32,
     doors: WordArray,
     device: Link,
     // The last field: whatever fails before, the device goes.
@@ -159,13 +165,15 @@ impl CellNetwork {
         let namespace =
             Namespace::with_small_tables(ESTABLISHED_ENTRIES).map_err(to("make a network namespace"))?;
         let cable = connect(&outside, &spec.link, &link, &namespace, app)?;
+        let mark = unguessable().map_err(to("mark the gate's packets"))?;
+        let ours = programs::ours(mark, None).map_err(program)?;
         let (device, herald) = namespace::within(namespace.as_fd(), || {
-            let device = switch_on(&cable.0, &way_out, &way_in)?;
-            let herald = Herald::start(device.index, spec.address.ip(), device.mac);
+            let device = switch_on(&cable.0, &ours, &way_out, &way_in)?;
+            let herald = Herald::start(device.index, spec.address.ip(), device.mac, mark);
             Ok::<_, NetworkError>((device, herald.map_err(to("listen to the cell's link"))?))
         })?;
         let inside = namespace::within(namespace.as_fd(), Netlink::open)?;
-        Ok(Self { spec, namespace, inside, herald, doors, device, _cable: cable })
+        Ok(Self { spec, namespace, inside, herald, mark, doors, device, _cable: cable })
     }
 
     pub fn spec(&self) -> &NetworkSpec {
@@ -180,6 +188,10 @@ impl CellNetwork {
     /// The number of the cell's device, the same in every cell.
     pub fn device(&self) -> u32 {
         self.device.index
+    }
+
+    pub(crate) fn mark(&self) -> u32 {
+        self.mark
     }
 
     pub fn mac(&self) -> Mac {
@@ -267,11 +279,12 @@ impl CellNetwork {
     /// From now on nothing leaves without this permit, whoever says it: the kernel, too, which answers for the
     /// address and resets what nobody listens to even when the app is gone. It holds without us, as the permit does.
     pub fn obey(&self, permit: &PermitHandle) -> Result<(), NetworkError> {
-        let program = programs::while_permitted(permit.words()).map_err(program)?;
-        let filter = (Direction::Out, program.as_fd());
-        self.set_filter(RANK_PERMIT, filter, "checksync_until")
-            .map_err(to("bind the cell's output to its permit"))?;
-        self.herald.obey(permit);
+        let ours = programs::ours(self.mark, Some(permit.words())).map_err(program)?;
+        let until = programs::while_permitted(permit.words()).map_err(program)?;
+        for (rank, filter, name) in [(RANK_OURS, ours, OURS), (RANK_PERMIT, until, "checksync_until")] {
+            self.set_filter(rank, (Direction::Out, filter.as_fd()), name)
+                .map_err(to("bind the cell's output to its permit"))?;
+        }
         Ok(())
     }
 
@@ -323,19 +336,33 @@ fn connect(
 }
 
 /// Shuts the way out before anything can go there, then switches the device on.
-fn switch_on(inside: &Netlink, way_out: &OwnedFd, way_in: &OwnedFd) -> Result<Link, NetworkError> {
-    let filter = |direction, program: &OwnedFd, name| {
-        let set = inside.set_filter(DEVICE_INDEX, direction, RANK_SHUT, program.as_fd(), name);
+fn switch_on(
+    inside: &Netlink,
+    ours: &OwnedFd,
+    way_out: &OwnedFd,
+    way_in: &OwnedFd,
+) -> Result<Link, NetworkError> {
+    let filter = |direction, rank, program: &OwnedFd, name| {
+        let set = inside.set_filter(DEVICE_INDEX, direction, rank, program.as_fd(), name);
         set.map_err(to("filter the cell's packets"))
     };
     inside.allow_filters(DEVICE_INDEX).map_err(to("filter the cell's packets"))?;
-    filter(Direction::Out, way_out, "checksync_shut")?;
-    filter(Direction::In, way_in, "checksync_no_ip")?;
+    filter(Direction::Out, RANK_SHUT, way_out, "checksync_shut")?;
+    filter(Direction::Out, RANK_OURS, ours, OURS)?;
+    filter(Direction::In, RANK_SHUT, way_in, "checksync_no_ip")?;
     inside.keep_quiet(DEVICE_INDEX).map_err(to("keep the cell's device quiet"))?;
     // A router's word gives the cell no addresses; where /proc/sys is read-only, `keep_quiet` has to do.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{DEVICE}/accept_ra"), "0");
     inside.set_up(DEVICE_INDEX).map_err(to("switch the cell's device on"))?;
     inside.link_at(DEVICE_INDEX).map_err(to("look at the cell's device"))
+}
+
+/// A mark that nobody in the cell sets by chance, nor finds: it is taken off on the way out. Its highest bit is none, since
+/// a program compares it with a number that has a sign.
+fn unguessable() -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok((u32::from_ne_bytes(bytes) >> 1).max(1))
 }
 
 /// Whose fault a failed call is.

@@ -5,8 +5,8 @@
 use std::os::fd::OwnedFd;
 
 use sys::bpf::{
-    HELPER_KTIME_GET_BOOT_NS, HELPER_REDIRECT, Instruction, LoadError, PACKET_PROTOCOL, Register, WordArray,
-    load_traffic_filter,
+    HELPER_KTIME_GET_BOOT_NS, HELPER_REDIRECT, Instruction, LoadError, PACKET_MARK, PACKET_PROTOCOL,
+    Register, WordArray, load_traffic_filter,
 };
 
 use crate::filter;
@@ -31,18 +31,41 @@ pub fn way_out(doors: &WordArray) -> Result<OwnedFd, LoadError> {
 
 /// Drops everything that leaves once the permit with these words has run out, or was revoked.
 pub fn while_permitted(permit: &WordArray) -> Result<OwnedFd, LoadError> {
+    load_traffic_filter("checksync_until", &permitted(permit, UNDECIDED))
+}
+
+/// Lets out what bears our mark, past all filters that follow; with a permit, while that lasts.
+pub fn ours(mark: u32, permit: Option<&WordArray>) -> Result<OwnedFd, LoadError> {
+    use Register::{R0, R1, R2};
+    let mut program = vec![
+        Instruction::load_half(R2, R1, PACKET_MARK),
+        Instruction::skip_if_equal(R2, mark as i32, 2),
+        Instruction::set(R0, UNDECIDED),
+        Instruction::exit(),
+        // Nobody else is to see it.
+        Instruction::set(R2, 0),
+        Instruction::store_half(R1, PACKET_MARK, R2),
+    ];
+    program.extend(match permit {
+        Some(permit) => permitted(permit, PASS),
+        None => vec![Instruction::set(R0, PASS), Instruction::exit()],
+    });
+    load_traffic_filter("checksync_ours", &program)
+}
+
+fn permitted(permit: &WordArray, verdict: i32) -> Vec<Instruction> {
     use Register::{R0, R6, R7};
     let mut program = Instruction::array_address(R6, permit).to_vec();
     program.extend([
         Instruction::load_word(R7, R6, filter::DEADLINE as i16),
         Instruction::call(HELPER_KTIME_GET_BOOT_NS),
         Instruction::skip_if_greater(R0, R7, 2),
-        Instruction::set(R0, UNDECIDED),
+        Instruction::set(R0, verdict),
         Instruction::exit(),
         Instruction::set(R0, DROP),
         Instruction::exit(),
     ]);
-    load_traffic_filter("checksync_until", &program)
+    program
 }
 
 /// The packet stays in `r6`.

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The filter leads all that leaves `eth0` to the TAP device. What is sent back to `eth0` by the packet socket
-//! passes no filter, so it does not go in circles.
+//! has the network's mark, so it does not go in circles; and it leaves only while the permit lasts: who releases may have
+//! stood still since he looked.
 //!
 //! | state | what the app says | ARP, neighbour discovery |
 //! |---|---|---|
@@ -181,7 +182,8 @@ impl TapGate {
                 Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoTun(why),
                 _ => to("make a TAP device")(why),
             })?;
-            let outlet = || Outlet::open(network.device()).map_err(to("open the way out of the gate"));
+            let outlet =
+                || Outlet::open(network.device(), network.mark()).map_err(to("open the way out of the gate"));
             Ok::<_, TapError>((tap, [outlet()?, outlet()?]))
         })?;
         let inside = network.inside();

@@ -13,8 +13,8 @@ use crate::packet;
 
 /// Frames of one call.
 const TOGETHER_MAX: usize = 64;
-/// How long a full device is waited for before its frames are lost, as they are on any full link. Counted from the
-/// last frame that it took: a link that is gone costs this once, and not for every frame.
+/// How long a full device, or a permit that is over, is waited for before its frames are lost, as they are on any full
+/// link. Counted from the last frame that it took: this is waited once, and not for every frame.
 const FULL_PATIENCE: Duration = Duration::from_millis(20);
 const BUFFER_BYTES: i32 = 32 << 20;
 
@@ -36,9 +36,10 @@ pub struct Sent {
 }
 
 impl Outlet {
-    /// On a device of this thread's namespace.
-    pub fn open(device: u32) -> io::Result<Self> {
-        let socket = packet::sender(device, true)?;
+    /// On a device of this thread's namespace, whose filters let pass what has this mark.
+    pub fn open(device: u32, mark: u32) -> io::Result<Self> {
+        let socket = packet::marked_sender(device, mark)?;
+        packet::offload(&socket)?;
         packet::set_buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, BUFFER_BYTES)?;
         Ok(Self { socket, patience: FULL_PATIENCE, full_since: None })
     }
@@ -157,9 +158,12 @@ impl WayOut {
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+    use std::sync::atomic::Ordering;
 
     use crate::namespace::{LOOPBACK, Namespace};
-    use crate::netlink::Netlink;
+    use crate::netlink::{Direction, Netlink};
+    use crate::network::programs;
+    use sys::bpf::WordArray;
     use sys::tun::HEADER_BYTES;
 
     fn frame(header: [u8; HEADER_BYTES], len: usize) -> Vec<u8> {
@@ -186,23 +190,28 @@ mod tests {
             chunk.append(&frame);
         }
         let namespace = Namespace::new().unwrap();
-        let mut outlet = namespace.within(|| Outlet::open(LOOPBACK)).unwrap();
+        let mut outlet = namespace.within(|| Outlet::open(LOOPBACK, 0)).unwrap();
         assert_eq!(outlet.send(&chunk, 0, &|| true), Sent { frames: 2, lost: 4, left: 0 });
         assert_eq!(outlet.send(&chunk, 2, &|| false), Sent { frames: 0, lost: 0, left: 4 });
     }
 
-    /// A cable, and the way out at its near end.
-    fn cable(patience: Duration) -> (Namespace, WayOut) {
+    /// A cable with a shut door, and the way out at its near end.
+    fn cable(patience: Duration) -> (Namespace, WordArray, WayOut) {
         let namespace = Namespace::new().unwrap();
+        let doors = WordArray::create("checksync_doors", programs::DOORS).unwrap();
+        let shut = programs::way_out(&doors).unwrap();
         let open = || {
             let netlink = Netlink::open()?;
             netlink.add_veth("near", "far", namespace.as_fd())?;
             let near = netlink.link("near")?.index;
+            netlink.allow_filters(near)?;
+            netlink.set_filter(near, Direction::Out, 1, shut.as_fd(), "shut")?;
             netlink.set_up(near)?;
-            Ok(WayOut::new(Outlet { patience, ..Outlet::open(near)? }))
+            netlink.set_up(netlink.link("far")?.index)?;
+            Ok(WayOut::new(Outlet { patience, ..Outlet::open(near, 0)? }))
         };
         let way = namespace.within(open).unwrap();
-        (namespace, way)
+        (namespace, doors, way)
     }
 
     fn chunks() -> [Chunk; 2] {
@@ -214,27 +223,23 @@ mod tests {
     }
 
     #[test]
-    fn frames_wait_for_a_link_that_comes_back() {
-        testkit::needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW);
-        let (namespace, mut way) = cable(Duration::MAX);
+    fn frames_wait_for_a_door_that_opens() {
+        testkit::needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF);
+        let (_namespace, doors, mut way) = cable(Duration::MAX);
         way.add(chunks());
         let all = Sent { left: 200, ..Sent::default() };
         assert_eq!(way.send(&|| true, |_| panic!("nothing has left")), all);
         assert_eq!(way.send_last(&chunks()[0], &|| true), Sent { left: 100, ..Sent::default() });
-        let plug_in = || {
-            let netlink = Netlink::open()?;
-            netlink.set_up(netlink.link("far")?.index)
-        };
-        namespace.within(plug_in).unwrap();
+        doors[programs::OUT].store(1, Ordering::SeqCst);
         let mut done = 0;
         assert_eq!(way.send(&|| true, |_| done += 1), Sent { frames: 200, ..Sent::default() });
         assert!(way.is_clear() && done == 2);
     }
 
     #[test]
-    fn link_that_is_gone_loses_everything_once_patience_is_over() {
-        testkit::needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW);
-        let (_namespace, mut way) = cable(Duration::ZERO);
+    fn door_that_stays_shut_loses_everything_once_patience_is_over() {
+        testkit::needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF);
+        let (_namespace, _doors, mut way) = cable(Duration::ZERO);
         way.add(chunks());
         assert_eq!(way.send(&|| true, drop), Sent { lost: 200, ..Sent::default() });
     }

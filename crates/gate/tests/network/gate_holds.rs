@@ -1,12 +1,13 @@
 //! What leaves, and when.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use gate::netlink::Netlink;
-use gate::{CellNetwork, Claim, GateError, TapError, TapGate, TapOptions, TapState, Waiting};
+use gate::{CellNetwork, Claim, GateError, PermitHandle, TapError, TapGate, TapOptions, TapState, Waiting};
 use image::CheckpointId;
 use testkit::needs;
 use testkit::wait::wait_until;
@@ -263,15 +264,20 @@ fn what_is_forgotten_never_leaves() {
     assert_eq!(talk.gate.forget(), Err(GateError::Discarded));
 }
 
-/// A link without a carrier is as full as can be, and stays so.
-fn lets_go_onto_a_link_that_is_gone(let_go: impl Fn(&TapGate)) {
+/// Who releases, or lets all pass, may have stood still since he looked at the clock.
+fn lets_go_without_a_permit(let_go: impl Fn(&TapGate)) {
     const COUNT: u8 = 200;
     // A patience of 20 ms for each would be four seconds.
     const SOON: Duration = Duration::from_secs(1);
+    const WORDS: usize = 2;
+    let words = sys::bpf::WordArray::create("checksync_words", WORDS).unwrap();
+    let permit = PermitHandle::from_fd(words.as_fd().try_clone_to_owned().unwrap()).unwrap();
     let talk = Talk::holding();
+    permit.open_for_ever().unwrap();
+    talk.cell.obey(&permit).unwrap();
     (0..COUNT).for_each(|number| talk.say(&[number]));
     talk.gate.barrier(epoch(1)).unwrap();
-    talk.world.unplug("checksync");
+    permit.shut();
     let begun = Instant::now();
     let_go(&talk.gate);
     talk.gate.barrier(epoch(2)).unwrap();
@@ -279,13 +285,19 @@ fn lets_go_onto_a_link_that_is_gone(let_go: impl Fn(&TapGate)) {
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     let counters = talk.gate.counters();
     assert_eq!((counters.held_frames, counters.held_bytes), (0, 0), "{counters:?}");
+    talk.assert_nothing_heard();
+    permit.open_for_ever().unwrap();
+    talk.say(&[COUNT]);
+    talk.gate.barrier(epoch(3)).unwrap();
+    talk.gate.release(epoch(3)).unwrap();
+    assert_eq!(talk.hear(), COUNT);
 }
 
 #[test]
-fn nobody_waits_for_each_frame_on_a_link_that_is_gone() {
+fn nothing_of_what_is_released_leaves_without_the_permit_and_nobody_waits_for_each_frame() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
-    lets_go_onto_a_link_that_is_gone(|gate| gate.release(epoch(1)).unwrap());
-    lets_go_onto_a_link_that_is_gone(|gate| gate.pass().unwrap());
+    lets_go_without_a_permit(|gate| gate.release(epoch(1)).unwrap());
+    lets_go_without_a_permit(|gate| gate.pass().unwrap());
 }
 
 #[test]

@@ -76,15 +76,6 @@ impl World {
         inside(&self.street, || CellNetwork::create(spec, "test"))
     }
 
-    /// Switches off the one port of the bridge whose name begins so.
-    pub fn unplug(&self, name: &str) {
-        let devices = inside(&self.street, || std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
-        let named = |line: &str| Some(line.trim().split_once(':')?.0.to_owned());
-        let port = devices.lines().filter_map(named).find(|port| port.starts_with(name)).unwrap();
-        let set_down = || Netlink::open().and_then(|netlink| netlink.set_down(netlink.link(&port)?.index));
-        self.street.within(set_down).unwrap();
-    }
-
     /// What the street hears of the client's neighbours.
     pub fn ear(&self) -> Ear {
         Ear::new(&self.client)
