@@ -101,11 +101,11 @@ fn a_drill_that_fails_says_why_and_status_remembers() {
     assert_eq!(nobody.status.code(), Some(4));
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("keeps other"), "{nobody:?}");
     // As the standby was told, if nobody says otherwise.
-    let failed = drill(&world, &["--patience", "300ms"]).output().unwrap();
+    let failed = drill(&world, &["--patience", "2s"]).output().unwrap();
     let failure = record(&failed);
     assert_eq!((failed.status.code(), &failure["outcome"]), (Some(1), &Value::from("failed")), "{failure}");
     let why = failure["why"].as_str().unwrap();
-    assert!(why.contains("not well today") && why.contains("300ms") && why.contains('3'), "{why}");
+    assert!(why.contains("not well today") && why.contains("2s") && why.contains('3'), "{why}");
     let hangs = drill(&world, &["--patience", "300ms", "--health", "sleep 100"]).output().unwrap();
     assert!(record(&hangs)["why"].as_str().unwrap().contains("still running"), "{hangs:?}");
     let told = checksync(world.dir.path()).args(["status", "--app", "kv"]).output().unwrap();

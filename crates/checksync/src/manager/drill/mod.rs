@@ -357,6 +357,7 @@ impl Drill {
         };
         let address = place.address.map(|address| address.ip().to_string());
         let subject = Subject { app: &place.app, pid, address };
+        let mut last = None;
         loop {
             let start = Attempt::start(&command, &subject);
             let mut attempt =
@@ -367,12 +368,20 @@ impl Drill {
                     self.notes.healthy = Some(began.elapsed());
                     return Ok(());
                 }
-                Some(status) if Instant::now() + AGAIN >= deadline => {
-                    let last = format!("{status}: {}", attempt.last_words());
-                    return Err(Trouble::Sick { patience, last });
+                Some(status) => {
+                    let why = format!("{status}: {}", attempt.last_words());
+                    if Instant::now() + AGAIN >= deadline {
+                        return Err(Trouble::Sick { patience, last: why });
+                    }
+                    last = Some(why);
+                    self.watch(stage, Instant::now() + AGAIN)?;
                 }
-                Some(_) => self.watch(stage, Instant::now() + AGAIN)?,
-                None => return Err(Trouble::Hangs { patience }),
+                // What an attempt said that did end says more.
+                None => {
+                    return Err(
+                        last.map_or(Trouble::Hangs { patience }, |last| Trouble::Sick { patience, last })
+                    );
+                }
             }
         }
     }
