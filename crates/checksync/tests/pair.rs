@@ -14,6 +14,8 @@ mod servers;
 mod survivor;
 #[path = "pair/sync.rs"]
 mod sync;
+#[path = "pair/terminal.rs"]
+mod terminal;
 mod world;
 
 use std::fs;

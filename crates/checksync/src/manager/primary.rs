@@ -8,7 +8,6 @@ mod epochs;
 mod moving;
 mod outreach;
 mod peer;
-mod progress;
 mod report;
 mod restarts;
 mod seats;
@@ -32,7 +31,6 @@ use wire::{GuardToken, HeartbeatAnswer, Hello};
 
 use self::moving::Moving;
 use self::outreach::Outreach;
-use self::progress::Progress;
 use self::restarts::Restarts;
 use self::seats::{Seat, Seats};
 pub use self::succession::{ENGINE, Estate, Succession};
@@ -52,6 +50,7 @@ use super::survivor::Note;
 use super::{engine_settings, exit_of, fresh_incarnation, now};
 use crate::config::{PrimarySettings, nanos};
 use crate::guard::{Arm, Order};
+use crate::progress::Progress;
 use crate::status::{Board, PauseRing};
 
 /// What is protected.
@@ -145,7 +144,8 @@ pub struct Actor {
     store: Option<StoreFeed>,
     /// The newest that the store was given.
     stored: Option<CheckpointId>,
-    progress: Progress,
+    /// Of a full sync that is under way.
+    progress: Option<Progress>,
     status: Option<Status>,
     app_pid: Option<i32>,
     /// For whoever comes after us, should we die.
@@ -242,7 +242,7 @@ impl Actor {
             passage: Passage::default(),
             store: None,
             stored: None,
-            progress: Progress::default(),
+            progress: None,
             status: None,
             app_pid: None,
             note: None,
@@ -406,13 +406,13 @@ impl Actor {
             }
             Event::Captured { id, frames, report } => self.captured(id, frames, &report),
             Event::CaptureFailed { id, why, refused } => {
-                self.progress.end();
+                self.progress = None;
                 self.syncing = None;
                 self.last_is_over(id);
                 tracing::debug!(%id, refused, "capture failed: {why}");
                 self.step(PrimaryEvent::CaptureFailed { id, why });
             }
-            Event::Progress(progress) => self.progress.show(&progress),
+            Event::Progress(now) => self.progress.iter().for_each(|progress| progress.show(now)),
             Event::ChildSeen { pid } => self.step(PrimaryEvent::ChildSeen { pid }),
             Event::ChildGone { pid } => self.step(PrimaryEvent::ChildGone { pid }),
             Event::Executed => self.step(PrimaryEvent::Executed),

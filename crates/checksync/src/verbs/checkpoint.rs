@@ -3,7 +3,6 @@
 //! Until the file is whole and on the disk the process runs on, whatever happens; only then, and only without
 //! `--leave-running`, it is killed. What it does after its freeze is then lost.
 
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -12,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
-use engine::{Attach, CaptureReport, Command, Engine, Event, FullSyncProgress};
+use engine::{Attach, CaptureReport, Command, Engine, Event};
 use image::CheckpointId;
 use serde::Serialize;
 
@@ -21,6 +20,7 @@ use super::one_shot::{self, OneShotError, Writer};
 use super::{signals, subject};
 use crate::arguments::{CheckpointArgs, Format};
 use crate::exit::{Coded, Exit};
+use crate::progress::Progress;
 
 /// To give a process back, or to see it die.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -113,7 +113,7 @@ fn capture(
     id: CheckpointId,
     file: &Arc<Mutex<Sink>>,
 ) -> anyhow::Result<CaptureReport> {
-    let progress = Progress::start();
+    let progress = Progress::start("saving");
     let writing = Arc::clone(file);
     let sink =
         Box::new(move |frame: Bytes| writing.lock().unwrap_or_else(PoisonError::into_inner).write(&frame));
@@ -175,56 +175,4 @@ fn tell(report: &Report, format: Format) -> anyhow::Result<()> {
         Format::Json => println!("{}", serde_json::to_string(report).context("cannot write the report")?),
     }
     Ok(())
-}
-
-/// How far a long save has come, for whoever watches.
-struct Progress {
-    began: Instant,
-    shown: bool,
-}
-
-impl Progress {
-    fn start() -> Self {
-        Self { began: Instant::now(), shown: io::stderr().is_terminal() }
-    }
-
-    fn show(&self, now: FullSyncProgress) {
-        if self.shown {
-            eprint!("\r\x1b[K{}", progress_text(now, self.began.elapsed()));
-        }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if self.shown {
-            eprint!("\r\x1b[K");
-        }
-    }
-}
-
-fn progress_text(now: FullSyncProgress, elapsed: Duration) -> String {
-    let total = now.bytes_total.max(now.bytes_done).max(1);
-    let percent = now.bytes_done * 100 / total;
-    let rate = now.bytes_done as f64 / elapsed.as_secs_f64().max(1e-3);
-    let left = (total - now.bytes_done) as f64 / rate.max(1.0);
-    format!("{percent} %, {}/s, {left:.0} s left", bytes(rate as u64))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn progress_says_how_much_how_fast_and_how_long() {
-        let now =
-            FullSyncProgress { id: CheckpointId::new(1, 1), bytes_done: 256 << 20, bytes_total: 1 << 30 };
-        assert_eq!(progress_text(now, Duration::from_secs(2)), "25 %, 128.0 MiB/s, 6 s left");
-    }
-
-    #[test]
-    fn progress_of_an_app_that_shrank_is_not_more_than_all() {
-        let now = FullSyncProgress { id: CheckpointId::new(1, 1), bytes_done: 4096, bytes_total: 0 };
-        assert!(progress_text(now, Duration::ZERO).starts_with("100 %"));
-    }
 }

@@ -6,7 +6,7 @@ pub mod cell_init;
 pub mod check;
 pub mod checkpoint;
 pub mod checkpoints;
-mod describe;
+pub mod describe;
 pub mod drill;
 pub mod inspect;
 mod one_shot;

@@ -14,6 +14,7 @@ use wire::{ArrivedPacket, FromPrimary};
 use super::{Actor, Input};
 use crate::manager::store::StoreFeed;
 use crate::manager::{on_our_clock, wall_clock_ns};
+use crate::progress::Progress;
 
 /// How long a full sync waits for one of several standbys to take the next frame.
 const FULL_SYNC_PATIENCE: Duration = Duration::from_secs(1);
@@ -64,7 +65,7 @@ impl Actor {
         }
         self.passage.captured(id, report);
         self.frozen.push_back((id, on_our_clock(report.frozen_at_ns)));
-        self.progress.end();
+        self.progress = None;
         self.syncing = None;
         self.last_is_over(id);
         self.feed_store(id, &frames);
@@ -135,7 +136,7 @@ impl Actor {
             Some(store) => store.full(id, sink),
             None => sink,
         };
-        self.progress.begin();
+        self.progress = Some(Progress::start("full sync"));
         self.syncing = Some(id);
         self.command(Command::FullSync { id, sink });
     }
