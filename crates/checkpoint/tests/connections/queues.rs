@@ -75,7 +75,7 @@ impl Scene {
         client.write_all(b"and back").expect("write");
         assert_eq!(copy.read_from(self.number, 64), Ok(b"and back".to_vec()));
         // A retransmission timer of a second or more would have been waited for otherwise.
-        assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_millis(950), "{:?}", began.elapsed());
     }
 }
 

@@ -262,9 +262,9 @@ impl Connected {
     }
 }
 
-/// Far below any retransmission, and the client says nothing.
+/// Below any retransmission, and the client says nothing.
 pub fn is_reset_soon(client: &mut TcpStream) {
-    const SOON: Duration = Duration::from_millis(500);
+    const SOON: Duration = Duration::from_millis(950);
     let began = Instant::now();
     let why = client.read(&mut [0]).expect_err("a reset").kind();
     assert_eq!(why, io::ErrorKind::ConnectionReset);

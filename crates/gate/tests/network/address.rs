@@ -146,7 +146,7 @@ fn rival_claim_is_answered() {
         // Until its own repetitions are over.
         count_claims(&ear, &owner, Duration::from_millis(1300));
         rival.raise(Claim::Takeover).unwrap();
-        assert!(ear.next_from(owner.mac(), Duration::from_millis(40)).is_some(), "the owner keeps silent");
+        assert!(ear.next_from(owner.mac(), PATIENCE).is_some(), "the owner keeps silent");
     }
 }
 
@@ -170,7 +170,7 @@ fn rival_claim_is_not_answered_without_a_permit() {
         ear.assert_no_claim(owner.mac());
         permit.open_for_ever().unwrap();
         rival.raise(Claim::Takeover).unwrap();
-        assert!(ear.next_from(owner.mac(), Duration::from_millis(40)).is_some(), "the owner keeps silent");
+        assert!(ear.next_from(owner.mac(), PATIENCE).is_some(), "the owner keeps silent");
     }
 }
 
