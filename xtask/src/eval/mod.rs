@@ -70,6 +70,7 @@ pub struct Wanted {
     name: Option<String>,
     /// Of `all`: only these chapters or evaluations, a comma between them; the report has the others as they were.
     /// Of `strong`: only the rows whose ids begin like this (without `strong.`); the others stay as they were.
+    /// Of `failover`: only the rows whose ids begin like this, as in failover-dead-host-10M.
     /// Of `faults`: only those whose names begin like this, as in "strong cut a-b".
     #[arg(long)]
     only: Option<String>,
