@@ -45,6 +45,11 @@ pub enum Event {
     },
     /// The app replaced its program: only a full sync can follow.
     Executed,
+    /// A signal is killing the app: what is left of it takes long to be torn down if its memory is large. `Exited`
+    /// follows.
+    Dying {
+        signal: i32,
+    },
     Exited(AppExit),
 
     /// The header of an incoming epoch.

@@ -194,6 +194,8 @@ fn pump(context: &Context, app: &mut App, syncing: &mut Option<Syncing>) -> bool
                 say_end(context, app, ending);
             }
             TreeEvent::Ended { pid, .. } => context.say(Event::ChildGone { pid }),
+            TreeEvent::Dying { pid, signal } if pid == app.pid => context.say(Event::Dying { signal }),
+            TreeEvent::Dying { .. } => (),
         }
     }
     ended

@@ -284,6 +284,7 @@ impl Primary {
             PrimaryEvent::ChildSeen { pid } => drop(self.children.insert(pid)),
             PrimaryEvent::ChildGone { pid } => drop(self.children.remove(&pid)),
             PrimaryEvent::Executed => self.begin_unrelated(now),
+            PrimaryEvent::AppDying { signal } => self.app_dying(now, signal, actions),
             PrimaryEvent::AppExited(exit) => self.app_exited(now, exit, actions),
             PrimaryEvent::RegisterAnswer { ask, answer } => {
                 match self.desk.answer(now, ask, answer, self.config.timing) {
@@ -464,6 +465,14 @@ impl Primary {
                 OnCrash::Restart => self.retire(now, Then::Restart, actions),
             },
             AppExit::Signal(_) | AppExit::Code(_) => self.retire(now, Then::End(exit), actions),
+        }
+    }
+
+    /// Whoever waits for the end of it all waits for the kernel to tear down its memory.
+    fn app_dying(&mut self, now: Nanos, signal: i32, actions: &mut Vec<PrimaryAction>) {
+        let serves = matches!(self.life, Life::Serving) && !self.stopping;
+        if serves && self.config.on_crash == OnCrash::Failover && self.eligible() {
+            self.hand_over(now, signal, actions);
         }
     }
 

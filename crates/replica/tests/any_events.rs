@@ -85,6 +85,7 @@ impl Any {
             11..14 => PrimaryEvent::Captured { id: capturing },
             14 => PrimaryEvent::CaptureFailed { id: capturing, why: self.why() },
             15 => PrimaryEvent::Executed,
+            16 if self.0.percent(10) => PrimaryEvent::AppDying { signal: 9 },
             16 if self.0.percent(20) => PrimaryEvent::AppExited(self.exit()),
             17 if self.0.percent(10) => PrimaryEvent::Superseded { term: self.id().term, by: self.why() },
             18 => PrimaryEvent::EndConfirmed { from: self.member() },

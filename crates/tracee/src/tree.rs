@@ -53,6 +53,12 @@ pub enum TreeEvent {
     Executed {
         pid: i32,
     },
+    /// A signal is killing all of its threads, and the first is dead. What they share goes with the last, and a large memory
+    /// takes long.
+    Dying {
+        pid: i32,
+        signal: i32,
+    },
     Ended {
         pid: i32,
         ending: Ending,
@@ -86,6 +92,7 @@ pub(crate) struct Process {
     pub pidfd: OwnedFd,
     pub threads: BTreeMap<i32, Thread>,
     pub scratch: Option<Scratch>,
+    dying: bool,
 }
 
 /// A traced app. `!Send`: ptrace answers only the thread that seized.
@@ -153,7 +160,8 @@ impl Tree {
         let number = Pid::from_raw(pid).ok_or(TraceError::Ended(pid))?;
         let pidfd = pidfd_open(number, PidfdFlags::empty())
             .map_err(|why| TraceError::kernel("open the process", pid)(why.into()))?;
-        self.processes.insert(pid, Process { pid, pidfd, threads: BTreeMap::new(), scratch: None });
+        self.processes
+            .insert(pid, Process { pid, pidfd, threads: BTreeMap::new(), scratch: None, dying: false });
         Ok(())
     }
 
@@ -328,6 +336,10 @@ impl Tree {
             debug!(pid, ?ending, "process ended");
             self.processes.remove(&pid);
             self.events.push_back(TreeEvent::Ended { pid, ending });
+        } else if let Ending::Killed(signal) = ending
+            && !std::mem::replace(&mut process.dying, true)
+        {
+            self.events.push_back(TreeEvent::Dying { pid, signal });
         }
     }
 

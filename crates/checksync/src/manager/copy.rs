@@ -422,7 +422,7 @@ impl Actor {
             Event::Exited(exit) => self.app_exited(exit),
             Event::Failed { why } => tracing::error!(app = self.setup.app, "{why}"),
             Event::Ended => self.ended = true,
-            Event::ChildSeen { .. } | Event::ChildGone { .. } | Event::Executed => {}
+            Event::ChildSeen { .. } | Event::ChildGone { .. } | Event::Executed | Event::Dying { .. } => {}
             Event::Ready { .. }
             | Event::Captured { .. }
             | Event::CaptureFailed { .. }

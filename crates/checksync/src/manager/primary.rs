@@ -416,6 +416,12 @@ impl Actor {
             Event::ChildSeen { pid } => self.step(PrimaryEvent::ChildSeen { pid }),
             Event::ChildGone { pid } => self.step(PrimaryEvent::ChildGone { pid }),
             Event::Executed => self.step(PrimaryEvent::Executed),
+            // What is left of it may speak unless there is a permit to be shut.
+            Event::Dying { signal } if self.fence.handle().is_some() => {
+                tracing::info!("signal {signal} is killing the app");
+                self.step(PrimaryEvent::AppDying { signal });
+            }
+            Event::Dying { .. } => {}
             Event::Exited(exit) => self.app_exited(exit_of(exit)),
             // An engine that is gone has taken its cell along.
             Event::Ended if !self.exited => self.app_exited(AppExit::Signal(libc::SIGKILL)),

@@ -328,6 +328,25 @@ fn a_clean_exit_ends_the_pair_with_its_code_once_nobody_can_take_over() {
 }
 
 #[test]
+fn an_app_that_is_being_killed_is_handed_over_before_all_of_it_is_gone() {
+    let dying = || PrimaryEvent::AppDying { signal: 9 };
+    let mut bench = Bench::protected(|_| {});
+    let actions = bench.step(at(110), dying());
+    let shut = position(&actions, |action| *action == PrimaryAction::SetPermit(Permit::Shut));
+    let told = position(&actions, |action| matches!(action, PrimaryAction::Tell { .. }));
+    assert!(shut < told && actions.contains(&PrimaryAction::StopHeartbeats), "{actions:#?}");
+    let late = bench.step(at(111), PrimaryEvent::AppExited(AppExit::Signal(9)));
+    assert!(!late.iter().any(|action| matches!(action, PrimaryAction::Tell { .. })), "{late:#?}");
+
+    for policy in [OnCrash::Stop, OnCrash::Restart] {
+        let mut bench = Bench::protected(|config| config.on_crash = policy);
+        let actions = bench.step(at(110), dying());
+        assert!(!actions.iter().any(|action| matches!(action, PrimaryAction::Tell { .. })), "{actions:#?}");
+        assert_eq!((ended(&actions), bench.primary.phase()), (None, Phase::Protected));
+    }
+}
+
+#[test]
 fn a_crash_follows_the_policy() {
     let crash = || PrimaryEvent::AppExited(AppExit::Signal(11));
     let mut bench = Bench::protected(|_| {});

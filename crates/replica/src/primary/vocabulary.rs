@@ -150,6 +150,10 @@ pub enum PrimaryEvent {
     },
     /// The app replaced its address space: what was tracked is gone.
     Executed,
+    /// A signal is killing the app, and the rest of it is silent as soon as the permit is shut. `AppExited` follows.
+    AppDying {
+        signal: i32,
+    },
     AppExited(AppExit),
     RegisterAnswer {
         ask: Ask,
