@@ -53,6 +53,8 @@ macro_rules! places {
             fragment_skip: usize,
             /// In bits.
             counts_microseconds: usize,
+            /// Where a socket says where its part of IPv6 is, and what is chosen there; `None` in a kernel without.
+            class: Option<(usize, usize)>,
             $(pub $name: usize,)*
         }
 
@@ -73,6 +75,7 @@ macro_rules! places {
                     fragment_len: at(fragment, len)?,
                     fragment_skip: at(fragment, skip)?,
                     counts_microseconds: types.bits("tcp_sock", "tcp_usec_ts")? as usize,
+                    class: at("inet_sock", "pinet6").zip(at("ipv6_pinfo", "tclass")),
                     $($name: places!(@sum at, $structure $(. $member)+),)*
                 })
             }
@@ -151,6 +154,8 @@ pub(super) struct Numbers {
     pub counts_microseconds: bool,
     pub segment_max: u16,
     pub chosen: Chosen,
+    /// Where the class is, which is chosen, too.
+    class: Option<u64>,
 }
 
 /// What an app may have chosen that its peer can tell.
@@ -158,6 +163,8 @@ pub(super) struct Numbers {
 pub(super) struct Chosen {
     /// `IP_TOS`.
     pub service: u8,
+    /// `IPV6_TCLASS`, if it has one.
+    pub class: Option<u8>,
     pub priority: u32,
     pub mark: u32,
     /// `TCP_USER_TIMEOUT`.
@@ -300,7 +307,24 @@ impl Looker {
         let mut bytes = Vec::with_capacity(all.len() * len);
         self.memory.read(&all, &mut bytes)?;
         let each = sockets.iter().zip(bytes.chunks_exact(len));
-        Ok(each.map(|(socket, bytes)| self.places.numbers(bytes, socket.cookie).ok_or(Miss::Other)).collect())
+        let numbers =
+            each.map(|(socket, bytes)| self.places.numbers(bytes, socket.cookie).ok_or(Miss::Other));
+        self.with_classes(numbers.collect())
+    }
+
+    fn with_classes(
+        &mut self,
+        mut all: Vec<Result<Numbers, Miss>>,
+    ) -> io::Result<Vec<Result<Numbers, Miss>>> {
+        let classes: Vec<_> = all.iter().flatten().filter_map(|one| Some((one.class?, 1))).collect();
+        if classes.is_empty() {
+            return Ok(all);
+        }
+        let mut bytes = Vec::with_capacity(classes.len());
+        self.memory.read(&classes, &mut bytes)?;
+        let of_version_6 = all.iter_mut().flatten().filter(|one| one.class.is_some());
+        of_version_6.zip(bytes).for_each(|(one, class)| one.chosen.class = Some(class));
+        Ok(all)
     }
 
     /// `None` for those that lead in circles, or elsewhere.
@@ -419,8 +443,13 @@ impl Places {
             clock_skip: socket.u32(places.clock_skip),
             counts_microseconds: bytes[counts / 8] >> (counts % 8) & 1 != 0,
             segment_max: socket.u16(places.segment_max),
+            class: places.class.and_then(|(part, class)| match socket.u64(part) {
+                0 => None,
+                part => Some(part.wrapping_add(class as u64)),
+            }),
             chosen: Chosen {
                 service: bytes[places.service],
+                class: None,
                 priority: socket.u32(places.priority),
                 mark: socket.u32(places.mark),
                 patience_ms: socket.u32(places.patience_ms),
@@ -524,6 +553,7 @@ mod tests {
             counts_microseconds: false,
             segment_max: 0,
             chosen: Chosen::default(),
+            class: None,
         }
     }
 

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use image::descriptor::{SocketOption, TcpState};
-use libc::{IPPROTO_IP, IPPROTO_TCP, SOL_SOCKET};
+use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET};
 use serde_bytes::ByteBuf;
 use sys::bpf::{Instruction, Register};
 use sys::tasks::{self, HELPER_READ_KERNEL, HELPER_SEQUENCE_WRITE, Iteration, VisitSockets};
@@ -122,27 +122,27 @@ impl Orphans {
 #[derive(Debug)]
 pub(super) struct Orphan {
     pub state: TcpState,
-    /// Those of its options that others can tell, where they are not what a new socket has.
+    /// Those of its options that others can tell. A new socket has 0 of each.
     pub options: Vec<SocketOption>,
 }
 
 /// `IP_TOS` sets the priority, which comes after it. Whether it leaves its port to others is `SO_REUSEADDR`.
 fn options_of(reuse_address: bool, chosen: Chosen) -> Vec<SocketOption> {
-    let Chosen { service, priority, mark, patience_ms } = chosen;
+    let Chosen { service, class, priority, mark, patience_ms } = chosen;
     let all = [
-        (SOL_SOCKET, libc::SO_REUSEADDR, u32::from(reuse_address)),
-        (IPPROTO_IP, libc::IP_TOS, service.into()),
-        (SOL_SOCKET, libc::SO_PRIORITY, priority),
-        (SOL_SOCKET, libc::SO_MARK, mark),
-        (IPPROTO_TCP, libc::TCP_USER_TIMEOUT, patience_ms),
+        Some((SOL_SOCKET, libc::SO_REUSEADDR, u32::from(reuse_address))),
+        Some((IPPROTO_IP, libc::IP_TOS, service.into())),
+        class.map(|class| (IPPROTO_IPV6, libc::IPV6_TCLASS, class.into())),
+        Some((SOL_SOCKET, libc::SO_PRIORITY, priority)),
+        Some((SOL_SOCKET, libc::SO_MARK, mark)),
+        Some((IPPROTO_TCP, libc::TCP_USER_TIMEOUT, patience_ms)),
     ];
-    let is_set = all.into_iter().filter(|(.., value)| *value != 0);
     let option = |(level, name, value): (i32, i32, u32)| SocketOption {
         level,
         name,
         value: ByteBuf::from(value.to_ne_bytes()),
     };
-    is_set.map(option).collect()
+    all.into_iter().flatten().map(option).collect()
 }
 
 /// A connection that is to be read, with what the diagnosis said of it.

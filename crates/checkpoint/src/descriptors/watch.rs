@@ -219,6 +219,6 @@ fn options_of_closed(known: &HashMap<u64, Known>, cookie: u64, seen: Vec<SocketO
     let name = |option: &SocketOption| (option.level, option.name);
     let mut options = before.unwrap_or_default();
     options.retain(|option| seen.iter().all(|seen| name(seen) != name(option)));
-    options.extend(seen);
+    options.extend(seen.into_iter().filter(|option| option.value.iter().any(|byte| *byte != 0)));
     options
 }

@@ -162,36 +162,44 @@ fn a_connection_that_came_and_went_between_two_freezes_is_answered() {
     }
 }
 
-/// What the peer, or a router on the way, can tell: also of one that no freeze has seen with a descriptor.
+/// What the peer, or a router on the way, can tell: also of one that no freeze has seen with a descriptor, and of one whose
+/// app has chosen something else since.
 #[test]
 fn what_was_chosen_for_a_connection_holds_after_its_end() {
-    const CHOICES: [(i32, i32, i32); 4] = [
+    const CHOICES: [(i32, i32, i32); 5] = [
         (libc::IPPROTO_IP, libc::IP_TOS, 0x10),
         (libc::SOL_SOCKET, libc::SO_PRIORITY, 5),
         (libc::SOL_SOCKET, libc::SO_MARK, 77),
         (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 9000),
+        (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 0x48),
     ];
-    for seen_before in [false, true] {
-        let Connected { world, mut app, number, mut client, .. } = Connected::talking(V4);
+    for (ip, before, after) in [V4, V6].into_iter().flat_map(|ip| [(ip, 0, 1), (ip, 2, 1), (ip, 2, 0)]) {
+        let Connected { world, mut app, number, mut client, .. } = Connected::talking(ip);
         let mut cache = cache();
         let mut save =
             |app: &Servant| circumstances().save(app, &mut cache).expect("everything can be saved");
-        if seen_before {
-            set_option(app.borrow(number).as_fd(), libc::IPPROTO_IP, libc::IP_TOS, 0x20);
+        let choices = &CHOICES[..if ip == V4 { 4 } else { 5 }];
+        let choose = |app: &Servant, factor: i32| {
+            for (level, name, value) in choices {
+                set_option(app.borrow(number).as_fd(), *level, *name, value * factor);
+            }
+        };
+        if before > 0 {
+            choose(&app, before);
             save(&app);
         }
-        for (level, name, value) in CHOICES {
-            set_option(app.borrow(number).as_fd(), level, name, value);
-        }
+        choose(&app, after);
         world.mute_primary();
         app.write_to(number, b"an answer");
         app.close(number);
         let saved = save(&app);
         let options = &saved.strays[0].options;
-        for (level, name, value) in CHOICES {
-            let found = options.iter().filter(|option| (option.level, option.name) == (level, name));
+        for (level, name, value) in choices {
+            let found = options.iter().filter(|option| (option.level, option.name) == (*level, *name));
             let values: Vec<&[u8]> = found.map(|option| option.value.as_slice()).collect();
-            assert_eq!(values, [value.to_ne_bytes()], "option {name} of level {level}");
+            let expected = value.to_ne_bytes();
+            let expected = &[&expected[..]][..after as usize];
+            assert_eq!(values, expected, "{ip}, {before}, {after}: option {name} of level {level}");
         }
         assert_eq!(finish(&world, app, &saved, &mut client), b"an answer");
     }

@@ -275,8 +275,7 @@ impl Figures {
         let mut seed = Seed::announce();
         let mut pair = Pair::protecting(STRONG, &Streams::serve());
         let mut streams = Streams::start(&pair.clients, pair.dir.path(), words);
-        let connections = words.iter().skip_while(|word| **word != "--connections").nth(1);
-        pair.wait_until_accepted(connections.unwrap().parse().unwrap());
+        pair.wait_until_accepted();
         let over = Deadline::after(seed.up_to(LATEST_DEATH)).poll(|| (!streams.is_running()).then_some(()));
         assert_eq!(over, None, "the death came too late");
         strike(&mut pair, death, None, &mut seed);

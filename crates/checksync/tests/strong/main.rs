@@ -99,7 +99,7 @@ fn every_byte_of_a_stream_arrives_in_its_place_across_a_takeover() {
         let mut words = vec!["--connections", "12", "--modes", MODES, "--pause", "1500ms"];
         words.extend(["--bytes", bytes, "--rate", rate]);
         let mut streams = Streams::start(&pair.clients, pair.dir.path(), &words);
-        pair.wait_until_accepted(12);
+        pair.wait_until_accepted();
         let instant = seed.up_to(Duration::from_millis(1000));
         println!("death of {} after {instant:?}", death.name());
         let over = Deadline::after(instant).poll(|| (!streams.is_running()).then_some(()));

@@ -101,17 +101,13 @@ impl Pair {
         Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
     }
 
-    /// Waits until the app has taken these connections, so that a blow falls on streams that are under way.
+    /// Waits until the app has taken all connections that there are, so that a blow falls on streams that are under way.
     #[track_caller]
-    pub fn wait_until_accepted(&self, connections: usize) {
-        let fds = PathBuf::from(format!("/proc/{}/fd", self.app_pid().as_raw_nonzero()));
-        let is_socket = |fd: &fs::DirEntry| {
-            fs::read_link(fd.path()).is_ok_and(|what| what.to_string_lossy().starts_with("socket:"))
-        };
+    pub fn wait_until_accepted(&self) {
+        let table = format!("/proc/{}/net/tcp", self.app_pid().as_raw_nonzero());
         self.wait("accepted connections", || {
-            let sockets = fs::read_dir(&fds).ok()?.flatten().filter(is_socket).count();
-            // One listens.
-            (sockets > connections).then_some(())
+            let table = fs::read_to_string(&table).ok()?;
+            (!table.lines().any(is_not_accepted)).then_some(())
         });
     }
 
@@ -176,5 +172,16 @@ impl Deref for Pair {
 impl DerefMut for Pair {
     fn deref_mut(&mut self) -> &mut Street {
         &mut self.0
+    }
+}
+
+/// A line of `/proc/net/tcp`: a handshake that is not over, or a listener with somebody in its queue.
+fn is_not_accepted(line: &str) -> bool {
+    const SYN_RECV: &str = "03";
+    const LISTEN: &str = "0A";
+    match line.split_whitespace().collect::<Vec<_>>()[..] {
+        [_, _, _, SYN_RECV, ..] => true,
+        [_, _, _, LISTEN, queues, ..] => !queues.ends_with(":00000000"),
+        _ => false,
     }
 }

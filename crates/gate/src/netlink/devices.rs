@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use super::{CREATE, EXCLUSIVE, Message, Netlink, REPLACE, attribute, unintelligible};
 
@@ -14,6 +15,7 @@ const GET_LINK: u16 = 18;
 const NEW_ADDRESS: u16 = 20;
 const DELETE_ADDRESS: u16 = 21;
 const NEW_ROUTE: u16 = 24;
+const SET_NEIGHBOUR_TABLE: u16 = 67;
 
 const LINK_HEADER_BYTES: usize = 16;
 const LINK_MAC: u16 = 1;
@@ -40,6 +42,11 @@ const ADDRESS_LOCAL: u16 = 2;
 const NO_DETECTION: u8 = 0x02;
 const ROUTE_DEVICE: u16 = 4;
 const ROUTE_GATEWAY: u16 = 5;
+const TABLE_NAME: u16 = 1;
+const TABLE_PARAMETERS: u16 = 6;
+const PARAMETERS_DEVICE: u16 = 1;
+const PARAMETERS_PAUSE: u16 = 5;
+const PARAMETERS_QUESTIONS: u16 = 11;
 
 const UP: u32 = 1;
 /// `IFF_NOARP`.
@@ -192,6 +199,25 @@ impl Netlink {
                 });
             });
         })
+    }
+
+    /// How often the kernel asks for a neighbour, of the family of `address`, before it drops what waits for the answer.
+    pub(crate) fn ask_for_neighbours(
+        &self,
+        index: u32,
+        address: IpAddr,
+        questions: u32,
+        pause: Duration,
+    ) -> io::Result<()> {
+        let mut request = Message::new(SET_NEIGHBOUR_TABLE, REPLACE);
+        request.raw(&[family(address), 0, 0, 0]);
+        request.text(TABLE_NAME, if address.is_ipv4() { "arp_cache" } else { "ndisc_cache" });
+        request.nest(TABLE_PARAMETERS, |parameters| {
+            parameters.number(PARAMETERS_DEVICE, index);
+            parameters.number(PARAMETERS_QUESTIONS, questions);
+            parameters.attribute(PARAMETERS_PAUSE, &(pause.as_millis() as u64).to_ne_bytes());
+        });
+        self.ask(request)
     }
 
     /// Switches on a device that is a mere queue: it resolves no neighbours.

@@ -57,6 +57,11 @@ const RANK_SHUT: u16 = 3;
 const RANK_PERMIT: u16 = 4;
 /// What RFC 5227 grants a host to defend its address, shortened to what a local network needs.
 const PROBE_PATIENCE: Duration = Duration::from_millis(450);
+/// The kernel asks for a neighbour three times, a second apart. Whoever gives its address up forgets all neighbours, and a
+/// question that is lost in a cut would keep its clients waiting for that second when the cut is over. So it asks
+/// for the same three seconds, but more often.
+const NEIGHBOUR_PAUSE: Duration = Duration::from_millis(50);
+const NEIGHBOUR_QUESTIONS: u32 = 60;
 
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -168,7 +173,7 @@ impl CellNetwork {
         let mark = unguessable().map_err(to("mark the gate's packets"))?;
         let ours = programs::ours(mark, None).map_err(program)?;
         let (device, herald) = namespace::within(namespace.as_fd(), || {
-            let device = switch_on(&cable.0, &ours, &way_out, &way_in)?;
+            let device = switch_on(&cable.0, [&ours, &way_out, &way_in], spec.address.ip())?;
             let herald = Herald::start(device.index, spec.address.ip(), device.mac, mark);
             Ok::<_, NetworkError>((device, herald.map_err(to("listen to the cell's link"))?))
         })?;
@@ -338,9 +343,8 @@ fn connect(
 /// Shuts the way out before anything can go there, then switches the device on.
 fn switch_on(
     inside: &Netlink,
-    ours: &OwnedFd,
-    way_out: &OwnedFd,
-    way_in: &OwnedFd,
+    [ours, way_out, way_in]: [&OwnedFd; 3],
+    address: IpAddr,
 ) -> Result<Link, NetworkError> {
     let filter = |direction, rank, program: &OwnedFd, name| {
         let set = inside.set_filter(DEVICE_INDEX, direction, rank, program.as_fd(), name);
@@ -354,6 +358,9 @@ fn switch_on(
     // A router's word gives the cell no addresses; where /proc/sys is read-only, `keep_quiet` has to do.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{DEVICE}/accept_ra"), "0");
     inside.set_up(DEVICE_INDEX).map_err(to("switch the cell's device on"))?;
+    inside
+        .ask_for_neighbours(DEVICE_INDEX, address, NEIGHBOUR_QUESTIONS, NEIGHBOUR_PAUSE)
+        .map_err(to("say how often the cell asks for its neighbours"))?;
     inside.link_at(DEVICE_INDEX).map_err(to("look at the cell's device"))
 }
 

@@ -1,7 +1,7 @@
 //! Whose the address is: raising, lowering, moving and defending it.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -45,7 +45,7 @@ fn ask(client: &UdpSocket, number: u8) -> u8 {
     })
 }
 
-fn moves(world: &World, cells: [CellNetwork; 2], client_address: std::net::IpAddr) {
+fn moves(world: &World, cells: [CellNetwork; 2], client_address: IpAddr) {
     const PORT: u16 = 7000;
     let service = SocketAddr::new(cells[0].spec().address.ip(), PORT);
     cells.iter().for_each(|cell| cell.let_out());
@@ -349,6 +349,46 @@ fn gateway_leads_to_other_networks() {
     let wrong = NetworkSpec::new("10.9.0.9/24".parse().unwrap(), "br0", Some("10.8.0.1".parse().unwrap()));
     let cell = world.try_cell(wrong.unwrap()).unwrap();
     assert!(matches!(cell.raise(Claim::Takeover), Err(NetworkError::Gateway { .. })));
+}
+
+/// A kernel by itself asks three times, a second apart, and then drops what waits for the answer.
+#[test]
+fn neighbour_that_hears_no_earlier_than_the_fifth_question_gets_what_waits_for_it() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    let late = ["10.9.0.77", "fd09::77"].map(|address| address.parse::<IpAddr>().unwrap());
+    for (cell, late) in [world.cell(), world.cell_v6()].into_iter().zip(late) {
+        cell.let_out();
+        cell.raise(Claim::Takeover).unwrap();
+        let (any, prefix): (&str, u8) =
+            if late.is_ipv4() { ("0.0.0.0:0", PREFIX) } else { ("[::]:0", PREFIX_V6) };
+        let hearer = inside(&world.client, || UdpSocket::bind(any).unwrap());
+        let place = SocketAddr::new(late, hearer.local_addr().unwrap().port());
+        let ear = world.ear();
+        datagrams(cell.namespace(), cell.spec().address.ip(), place).send(b"x").unwrap();
+        let mut questions = 0;
+        while questions < 5 {
+            let frame = ear.next_from(cell.mac(), PATIENCE);
+            let frame = frame.unwrap_or_else(|| panic!("{questions} questions for {late}"));
+            questions += u32::from(asks_for(&frame, late));
+        }
+        let appear = || {
+            Netlink::open().and_then(|netlink| netlink.add_address(netlink.link("eth0")?.index, late, prefix))
+        };
+        world.client.within(appear).unwrap();
+        assert!(is_readable(&hearer, PATIENCE), "what waited for {late} is lost");
+    }
+}
+
+fn asks_for(frame: &[u8], address: IpAddr) -> bool {
+    const NEIGHBOUR_SOLICITATION: u8 = 135;
+    match address {
+        IpAddr::V4(address) => frame[12..14] == [8, 6] && frame[38..42] == address.octets(),
+        IpAddr::V6(address) => {
+            let is_question = frame[12..14] == [0x86, 0xdd] && frame.get(54) == Some(&NEIGHBOUR_SOLICITATION);
+            is_question && frame[62..78] == address.octets()
+        }
+    }
 }
 
 #[test]
