@@ -1,6 +1,7 @@
 //! What the operator asked for when he had the app protected. It travels with the app: a standby that takes over goes on
 //! with it as a primary, though nobody told it any of this.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +23,10 @@ pub struct Policy {
     consistency: Consistency,
     grace_ms: u64,
     shadow_bytes: u64,
+    #[serde(default)]
+    state_dirs: Vec<PathBuf>,
+    #[serde(default)]
+    shared_dirs: Vec<PathBuf>,
 }
 
 /// What the host of a takeover knows by itself.
@@ -45,6 +50,8 @@ impl Policy {
             consistency: settings.consistency,
             grace_ms: u64::try_from(grace).unwrap_or(u64::MAX),
             shadow_bytes: settings.shadow_bytes,
+            state_dirs: settings.state_dirs.clone(),
+            shared_dirs: settings.shared_dirs.clone(),
         }
     }
 
@@ -73,6 +80,14 @@ impl Policy {
         self.shadow_bytes
     }
 
+    pub fn state_dirs(&self) -> Vec<PathBuf> {
+        self.state_dirs.clone()
+    }
+
+    pub fn shared_dirs(&self) -> Vec<PathBuf> {
+        self.shared_dirs.clone()
+    }
+
     /// The settings of the primary that goes on with it.
     pub fn settings(&self, here: Here) -> PrimarySettings {
         let Here { app, standbys, timing, network, structures, shared } = here;
@@ -96,6 +111,8 @@ impl Policy {
             shadow_bytes: self.shadow_bytes,
             // The winner of a takeover uploads nothing: the store's credentials are the first primary's.
             store: None,
+            state_dirs: self.state_dirs(),
+            shared_dirs: self.shared_dirs(),
             shared,
         }
     }
@@ -113,6 +130,8 @@ mod tests {
             consistency: Consistency::default(),
             grace_ms: 10_000,
             shadow_bytes: 1 << 20,
+            state_dirs: vec!["/var/lib/kv".into()],
+            shared_dirs: Vec::new(),
         };
         assert_eq!(Policy::decode(&policy.encode()).unwrap(), policy);
         assert!(Policy::decode(b"").is_err() && Policy::decode(b"\xff garbage").is_err());
