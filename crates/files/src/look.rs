@@ -28,7 +28,8 @@ impl Source {
             // Another directory may have its number by now, which nobody watches.
             self.files.entry(id).and_modify(|known| known.watch = None);
         }
-        if everything {
+        let shaken = std::mem::take(&mut self.shaken);
+        if everything || shaken {
             // Where names lead is known again only afterwards.
             let written = names.iter().filter(|(_, notice)| notice.content || notice.closed);
             let written: BTreeSet<FileId> =
@@ -36,7 +37,8 @@ impl Source {
             for root in self.roots.iter().map(|root| root.id).collect::<Vec<_>>() {
                 self.walk(root)?;
             }
-            for id in written {
+            let all = self.files.keys().copied().filter(|_| shaken).collect::<Vec<_>>();
+            for id in written.into_iter().chain(all) {
                 self.compare(id, crate::source::How::Whole)?;
             }
         }
@@ -50,7 +52,7 @@ impl Source {
                 self.walk(directory)?;
                 continue;
             }
-            self.look(directory, &name, notice)?;
+            self.look_at(directory, &name, notice)?;
         }
         directories.into_iter().try_for_each(|directory| self.refresh(directory))?;
         self.settle();
@@ -84,7 +86,7 @@ impl Source {
             self.drop_name(directory, &name);
         }
         for name in found {
-            let first = self.look(directory, &name, Notice::default())?;
+            let first = self.look_at(directory, &name, Notice::default())?;
             if let Some(id) = self.entry(directory, &name).filter(|_| !first)
                 && self.files.get(&id).is_some_and(|known| known.record.kind == FileKind::Directory)
             {
@@ -96,7 +98,7 @@ impl Source {
 
     /// Looks at one name. What it leads to is known afterwards, and its content if `notice` says that it changed or a
     /// sign does. True if it is looked at for the first time.
-    fn look(&mut self, directory: FileId, name: &[u8], notice: Notice) -> Result<bool, FilesError> {
+    fn look_at(&mut self, directory: FileId, name: &[u8], notice: Notice) -> Result<bool, FilesError> {
         let root = self.root_of(directory);
         if directory == root && name == OURS {
             return Ok(false);

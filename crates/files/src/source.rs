@@ -50,6 +50,8 @@ pub struct Source {
     owing: BTreeSet<FileId>,
     /// All of them, since the freeze began.
     compared: BTreeSet<FileId>,
+    /// A look failed half-way: what it had been told of is lost, so the next one looks at everything.
+    pub(crate) shaken: bool,
     in_flight: VecDeque<(CheckpointId, Touched)>,
     owed: Touched,
 }
@@ -161,6 +163,7 @@ impl Source {
             nameless: BTreeSet::new(),
             owing: BTreeSet::new(),
             compared: BTreeSet::new(),
+            shaken: false,
             in_flight: VecDeque::new(),
             owed: Touched::default(),
         };
@@ -221,12 +224,20 @@ impl Source {
 
     /// Looks at what has changed, while the app runs: the freeze then has less to do.
     pub fn look_ahead(&mut self) -> Result<(), FilesError> {
-        self.look_around()
+        let looked = self.look_around();
+        self.shaken |= looked.is_err();
+        looked
     }
 
     /// What the files are now that the app stands still. `mapped`: what it has in shared mappings; `opened`: what it has
     /// open for writing. What [`Self::look_ahead`] and [`Self::read_on`] found comes along.
     pub fn take(&mut self, mapped: &[Mapped], opened: &[Opened<'_>]) -> Result<Taken, FilesError> {
+        let looked = self.look(mapped, opened);
+        self.shaken |= looked.is_err();
+        looked.map(|()| self.take_found())
+    }
+
+    fn look(&mut self, mapped: &[Mapped], opened: &[Opened<'_>]) -> Result<(), FilesError> {
         let mapped = self.files_of(mapped);
         let before = std::mem::replace(&mut self.mapped, mapped);
         self.compared.clear();
@@ -254,8 +265,7 @@ impl Source {
         for id in mappable.difference(&self.compared.clone()) {
             self.look_at_sign(*id)?;
         }
-        self.pay_debts()?;
-        Ok(self.take_found())
+        self.pay_debts()
     }
 
     /// Loses what the kernel has told, as a write that is not told of does. For tests.
@@ -305,6 +315,7 @@ impl Source {
     }
 
     fn pay_debts(&mut self) -> Result<(), FilesError> {
+        // Said is not carried yet: `found` remembers what was said.
         let Touched { files, names, pages, gone } = std::mem::take(&mut self.owed);
         for id in files {
             if let Some(record) = self.files.get(&id).map(|known| known.record.clone()) {

@@ -367,6 +367,22 @@ fn a_takeover_that_died_half_way_is_finished() {
 }
 
 #[test]
+fn what_a_failed_look_was_told_is_found_by_the_next() {
+    let mut world = World::new(|state| fs::write(state.join("file"), vec![1; 3 << 20]).unwrap());
+    let device = world.state().join("a-device");
+    let (kind, mode) = (rustix::fs::FileType::CharacterDevice, rustix::fs::Mode::RUSR);
+    let number = rustix::fs::makedev(1, 3);
+    rustix::fs::mknodat(rustix::fs::CWD, &device, kind, mode, number).unwrap();
+    let file = File::options().write(true).open(world.state().join("file")).unwrap();
+    file.write_all_at(b"told of once", 12345).unwrap();
+    fs::write(world.state().join("new"), b"new").unwrap();
+    assert!(world.source.take(&[], &[]).unwrap_err().is_refusal());
+    fs::remove_file(device).unwrap();
+    world.epoch();
+    world.assert_mirrored("after a failure");
+}
+
+#[test]
 fn what_can_not_be_carried_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
