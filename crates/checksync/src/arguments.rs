@@ -234,6 +234,13 @@ pub struct PrimaryArgs {
     /// Memory for earlier versions of hot pages, in MiB; 0 sends pages whole [default: 256]
     #[arg(long, env = "CHECKSYNC_SHADOW_MIB")]
     pub shadow_mib: Option<u64>,
+    /// What the app writes below this directory is replicated with its memory, and is at the same path after a takeover;
+    /// several can be named
+    #[arg(long, env = "CHECKSYNC_STATE_DIR", value_delimiter = ',')]
+    pub state_dir: Vec<PathBuf>,
+    /// What is below this directory is the same on all hosts, without our doing
+    #[arg(long = "shared", env = "CHECKSYNC_SHARED", value_delimiter = ',')]
+    pub shared_dir: Vec<PathBuf>,
     /// Where checkpoints outlive both hosts: file:PATH, s3://BUCKET[/PREFIX] or az://CONTAINER[/PREFIX]
     #[arg(long, env = "CHECKSYNC_STORE")]
     pub store: Option<Location>,

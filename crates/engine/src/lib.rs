@@ -14,6 +14,7 @@ pub mod cell;
 mod clock;
 mod command;
 mod event;
+mod files;
 mod primary;
 mod standby;
 mod thread;

@@ -413,6 +413,7 @@ impl Actor {
             Event::Ready { .. }
             | Event::Captured { .. }
             | Event::CaptureFailed { .. }
+            | Event::Uncovered { .. }
             | Event::Progress(_) => {
                 tracing::warn!(?event, "a copy's engine spoke of captures");
             }
@@ -594,6 +595,7 @@ impl Actor {
             pause_us: None,
             stages_us: BTreeMap::new(), // The board reads them when it is asked.
             store: None,
+            unreplicated_files: Vec::new(),
             app_pid: self.serving.map(|report| report.pid),
             peer: self.machine.primary().map(|(member, _)| member.name.clone()),
             commit_on: None,

@@ -126,6 +126,7 @@ impl Memory {
                         self.apply_record(batch.target, record);
                     }
                 }
+                FrameKind::Files => panic!("a store keeps no state directories"),
                 FrameKind::State => state.extend_from_slice(&frame.payload),
                 FrameKind::End => {}
             }

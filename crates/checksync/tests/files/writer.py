@@ -1,0 +1,55 @@
+"""Writes rows into an SQLite database, remembers how many, and compares when it is asked."""
+
+import select
+import socket
+import sqlite3
+import sys
+
+path, mode, host, port = sys.argv[1:]
+database = sqlite3.connect(path, isolation_level=None)
+database.execute(f"PRAGMA journal_mode={mode}")
+database.execute("PRAGMA synchronous=OFF")
+database.execute("PRAGMA wal_autocheckpoint=100")
+database.execute("CREATE TABLE rows (n INTEGER PRIMARY KEY, text TEXT)")
+written = 0
+total = 0
+
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind((host, int(port)))
+listener.listen()
+
+
+def compare():
+    (verdict,) = database.execute("PRAGMA integrity_check").fetchone()
+    if verdict != "ok":
+        return verdict
+    count, highest, numbers = database.execute("SELECT count(*), max(n), sum(n) FROM rows").fetchone()
+    if (count, highest or 0, numbers or 0) != (written, written, total):
+        return f"{count} rows up to {highest}, remembered are {written}"
+    return "ok"
+
+
+def answer():
+    stream, _ = listener.accept()
+    try:
+        stream.recv(64)
+        stream.sendall(f"{written} {compare()}\n".encode())
+    except (OSError, sqlite3.Error) as why:
+        try:
+            stream.sendall(f"{written} {why}\n".encode())
+        except OSError:
+            pass
+    stream.close()
+
+
+while True:
+    ready, _, _ = select.select([listener], [], [], 0.001)
+    if ready:
+        answer()
+    database.execute("BEGIN")
+    for n in range(written + 1, written + 6):
+        database.execute("INSERT INTO rows VALUES (?, ?)", (n, f"row {n} " * 20))
+    database.execute("COMMIT")
+    total += sum(range(written + 1, written + 6))
+    written += 5
