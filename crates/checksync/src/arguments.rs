@@ -61,6 +61,8 @@ pub enum Verb {
     Pause(PauseArgs),
     /// Move an app of this host to its standby, and lose nothing
     Switchover(SwitchoverArgs),
+    /// Try a takeover on the standby's host: restore the copy where nobody hears it, see that it is well, throw it away
+    Drill(DrillArgs),
     /// Say whether this host, a process, a standby and a register are fit
     Check(CheckArgs),
     /// Show a takeover on this one machine
@@ -71,6 +73,9 @@ pub enum Verb {
     /// The first process of a cell
     #[command(hide = true, name = "cell-init")]
     CellInit(CellInitArgs),
+    /// A command in a cell
+    #[command(hide = true, name = "cell-enter")]
+    CellEnter(CellEnterArgs),
 }
 
 #[derive(Debug, Clone, Copy, Args)]
@@ -156,6 +161,12 @@ pub struct StandbyArgs {
     /// several as for `run`. Without any, an app stays unprotected after a takeover
     #[arg(long, env = "CHECKSYNC_STANDBY", value_delimiter = ',')]
     pub standby: Vec<String>,
+    /// Hold a drill of each app so often: 24h [default: only when asked for]
+    #[arg(long, env = "CHECKSYNC_DRILL_EVERY", value_parser = duration::parse)]
+    pub drill_every: Option<Duration>,
+    /// A command that says by its exit code whether an app is well, in drills [default: what its primary says]
+    #[arg(long, env = "CHECKSYNC_HEALTH")]
+    pub health: Option<String>,
     #[command(flatten)]
     pub shared: SharedArgs,
 }
@@ -241,6 +252,9 @@ pub struct PrimaryArgs {
     /// What is below this directory is the same on all hosts, without our doing
     #[arg(long = "shared", env = "CHECKSYNC_SHARED", value_delimiter = ',')]
     pub shared_dir: Vec<PathBuf>,
+    /// A command that says by its exit code whether the app is well: for drills on its standby, inside the sealed cell
+    #[arg(long, env = "CHECKSYNC_HEALTH")]
+    pub health: Option<String>,
     /// Where checkpoints outlive both hosts: file:PATH, s3://BUCKET[/PREFIX] or az://CONTAINER[/PREFIX]
     #[arg(long, env = "CHECKSYNC_STORE")]
     pub store: Option<Location>,
@@ -321,6 +335,9 @@ pub struct RestoreArgs {
     pub dir: Option<PathBuf>,
     #[command(flatten)]
     pub from: FromStoreArgs,
+    /// Where nobody hears it: in a network of its own that leads nowhere, and whatever it writes to files goes with it
+    #[arg(long)]
+    pub sealed: bool,
     /// Return once the process runs, instead of waiting for its end
     #[arg(long)]
     pub detach: bool,
@@ -417,6 +434,22 @@ pub struct SwitchoverArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct DrillArgs {
+    /// The app, if several are kept here
+    #[arg(long)]
+    pub app: Option<String>,
+    /// A command that says by its exit code whether the app is well; it is run in the cell of the restored app, again
+    /// and again [default: what the standby or the primary was told; without any, the app has to live for a second]
+    #[arg(long)]
+    pub health: Option<String>,
+    /// How long the restored app may take to be well
+    #[arg(long, value_parser = duration::parse, default_value = "30s")]
+    pub patience: Duration,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
 pub struct CheckArgs {
     /// Look at this running process
     #[arg(long, conflicts_with = "command")]
@@ -450,6 +483,14 @@ pub struct DemoArgs {
 pub struct DemoAppArgs {
     /// The address to listen on
     pub listen: SocketAddr,
+}
+
+#[derive(Debug, Args)]
+pub struct CellEnterArgs {
+    /// A process of the cell
+    pub pid: i32,
+    /// For a shell
+    pub command: OsString,
 }
 
 #[derive(Debug, Args)]

@@ -24,6 +24,7 @@ use crate::arguments::{
 };
 use crate::duration;
 use crate::exit::{Coded, Exit};
+use crate::manager::copy::Schedule;
 use crate::manager::store::StoreSettings;
 
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -32,6 +33,9 @@ const MISSED: u32 = 5;
 const GRACE: Duration = Duration::from_secs(10);
 const SHADOW_MIB: u64 = 256;
 const STORE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a restored app may take to be well, unless somebody says otherwise.
+pub const DRILL_PATIENCE: Duration = Duration::from_secs(30);
+const DRILL_EVERY_MIN: Duration = Duration::from_secs(1);
 /// Threads of a manager's network.
 pub const NETWORK_THREADS: usize = 2;
 const NETWORK_THREADS_MAX: usize = 64;
@@ -63,6 +67,8 @@ pub struct PrimarySettings {
     pub network: Option<NetworkSpec>,
     pub grace: Duration,
     pub shadow_bytes: u64,
+    /// Says whether the app is well, in drills on its standby.
+    pub health: Option<String>,
     pub store: Option<StoreSettings>,
     pub state_dirs: Vec<PathBuf>,
     pub shared_dirs: Vec<PathBuf>,
@@ -77,6 +83,7 @@ pub struct StandbySettings {
     /// Of what is served here after a takeover.
     pub standbys: Vec<String>,
     pub network_threads: usize,
+    pub drills: Schedule,
     pub shared: Shared,
 }
 
@@ -118,6 +125,9 @@ struct File {
     #[serde(deserialize_with = "duration::deserialize")]
     store_interval: Option<Duration>,
     store_keep: Option<String>,
+    health: Option<String>,
+    #[serde(deserialize_with = "duration::deserialize")]
+    drill_every: Option<Duration>,
 }
 
 /// In its place in the file, so that what is wrong with it is said with its line.
@@ -197,6 +207,7 @@ impl PrimarySettings {
         let shared_dirs = given(args.shared_dir, &file.shared);
         let on_crash = args.on_crash.or(file.on_crash).unwrap_or(OnCrashArg::Failover);
         let shadow_mib = args.shadow_mib.or(file.shadow_mib).unwrap_or(SHADOW_MIB);
+        let health = args.health.or(file.health.clone());
         let (address, link) = (args.address.or(file.address.clone()), args.link.or(file.link.clone()));
         let gateway = args.gateway.or(file.gateway.clone());
         let network = match (address, link) {
@@ -218,6 +229,9 @@ impl PrimarySettings {
         }
         if store.is_some() && !state_dirs.is_empty() {
             bail!("a store does not keep state directories yet; leave --store or --state-dir out");
+        }
+        if health.is_some() && structures {
+            bail!("a drill restores a process, and structures are none; leave --health out");
         }
         if let (Some(gateway), None) = (&gateway, &network) {
             bail!(
@@ -267,6 +281,7 @@ impl PrimarySettings {
             on_crash: on_crash.into(),
             grace,
             shadow_bytes: shadow_mib.saturating_mul(1 << 20),
+            health,
             store,
             state_dirs,
             shared_dirs,
@@ -392,8 +407,14 @@ impl StandbySettings {
             bail!("{network_threads} threads for the network; take 1 to {NETWORK_THREADS_MAX}");
         }
         let standbys = file.standby.unless_given(args.standby);
+        let every = args.drill_every.or(file.drill_every);
+        if every.is_some_and(|every| every < DRILL_EVERY_MIN) {
+            bail!("drills take time and memory; take at least {DRILL_EVERY_MIN:?} for --drill-every");
+        }
+        let health = args.health.or(file.health.clone());
+        let drills = Schedule { every, health, patience: DRILL_PATIENCE };
         let shared = Shared::resolve(args.shared, file)?;
-        Ok(Self { listen, promote_hook, link, standbys, network_threads, shared })
+        Ok(Self { listen, promote_hook, link, standbys, network_threads, drills, shared })
     }
 }
 

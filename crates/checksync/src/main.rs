@@ -54,9 +54,11 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Status(args) => verbs::status::run(args),
         Verb::Pause(args) => verbs::pause::run(args),
         Verb::Switchover(args) => verbs::switchover::run(args),
+        Verb::Drill(args) => verbs::drill::run(args),
         Verb::Check(args) => verbs::check::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::DemoApp(args) => demo::serve_app(&args),
         Verb::CellInit(args) => verbs::cell_init::run(args),
+        Verb::CellEnter(args) => verbs::cell_enter::run(&args),
     }
 }

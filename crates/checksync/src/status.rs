@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 
+use crate::manager::drill::{DrillReport, DrillStatus};
 use crate::manager::stages::Stages;
 use crate::manager::store::{StoreReport, StoreStatus};
 
@@ -69,6 +70,9 @@ pub struct AppReport {
     /// The app has them open for writing, and they are neither in a state directory nor shared.
     #[serde(default)]
     pub unreplicated_files: Vec<String>,
+    /// The drills of a copy.
+    #[serde(default)]
+    pub drill: Option<DrillReport>,
     /// The app's process on this host.
     pub app_pid: Option<i32>,
     pub peer: Option<String>,
@@ -130,6 +134,7 @@ pub struct Board {
     /// Read when somebody asks.
     stages: Arc<Mutex<BTreeMap<String, Stages>>>,
     stores: Arc<Mutex<BTreeMap<String, StoreStatus>>>,
+    drills: Arc<Mutex<BTreeMap<String, DrillStatus>>>,
 }
 
 impl Board {
@@ -147,7 +152,8 @@ impl Board {
             takeovers: Vec::new(),
         };
         let (apps, takeovers) = (Arc::default(), Arc::default());
-        Self { head: Arc::new(head), apps, takeovers, stages: Arc::default(), stores: Arc::default() }
+        let (stages, stores, drills) = (Arc::default(), Arc::default(), Arc::default());
+        Self { head: Arc::new(head), apps, takeovers, stages, stores, drills }
     }
 
     pub fn address(&self) -> Option<&str> {
@@ -168,8 +174,14 @@ impl Board {
         self.stores().insert(app.to_owned(), store);
     }
 
+    /// Who knows of an app's drills.
+    pub fn set_drills(&self, app: &str, drills: DrillStatus) {
+        self.drills().insert(app.to_owned(), drills);
+    }
+
     pub fn remove(&self, app: &str) {
         self.stages().remove(app);
+        self.drills().remove(app);
         self.lock().remove(app);
     }
 
@@ -189,10 +201,16 @@ impl Board {
         self.stores.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn drills(&self) -> MutexGuard<'_, BTreeMap<String, DrillStatus>> {
+        self.drills.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn line(&self) -> Vec<u8> {
         let mut apps: Vec<_> = self.lock().values().cloned().collect();
         for app in &mut apps {
             app.stages_us = self.stages().get(&app.app).map(Stages::quantiles).unwrap_or_default();
+            app.drill =
+                self.drills().get(&app.app).filter(|_| app.role == Role::Standby).map(DrillStatus::report);
             app.store = self.stores().get(&app.app).map(StoreStatus::report);
         }
         let takeovers = self.takeovers.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -88,6 +88,7 @@ fn with_everything_dead_the_store_alone_brings_the_app_back() {
     let shown = json(&ask(&world, &["inspect"], &spec, &["-o", "json"]));
     assert_eq!((&shown["epoch"], &shown["app"]), (&newest["epoch"], &Value::from("kv")));
 
+    sealed_restore_is_heard_inside_alone(&world, &spec, address);
     let log = world.dir.path().join("log");
     let restored =
         json(&ask(&world, &["restore", log.to_str().unwrap()], &spec, &["--detach", "-o", "json"]));
@@ -98,6 +99,31 @@ fn with_everything_dead_the_store_alone_brings_the_app_back() {
     client.advance(0, served + 1).unwrap();
     let pid = Pid::from_raw(restored["pid"].as_i64().unwrap() as i32).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
+    wait_until("its end", SOON, || !Path::new(&format!("/proc/{pid}")).exists());
+}
+
+/// Leaves nothing behind.
+fn sealed_restore_is_heard_inside_alone(world: &World, spec: &str, address: std::net::SocketAddr) {
+    let log = world.dir.path().join("sealed");
+    let options = [log.to_str().unwrap(), "--sealed", "--detach", "-o", "json"];
+    let restored = json(&ask(world, &["restore"], spec, &options));
+    let pid = restored["pid"].as_i64().unwrap();
+    let written = world.dir.path().join("written");
+    let script = format!(
+        "import urllib.request as r; r.urlopen(\"http://{address}/k0\").read(); open(\"{}\", \"w\")",
+        written.display()
+    );
+    let enter = |script: &str| {
+        let command = format!("{} -c '{script}'", world::python());
+        checksync(world.dir.path()).args(["cell-enter", &pid.to_string(), &command]).output().unwrap()
+    };
+    let inside = enter(&script);
+    assert!(inside.status.success(), "{inside:?}");
+    assert!(std::net::TcpStream::connect(address).is_err(), "it is heard outside");
+    assert!(!written.exists(), "what is written in there stays in there");
+    let still_there = enter(&format!("open(\"{}\")", written.display()));
+    assert!(still_there.status.success(), "{still_there:?}");
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
     wait_until("its end", SOON, || !Path::new(&format!("/proc/{pid}")).exists());
 }
 

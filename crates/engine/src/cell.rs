@@ -33,7 +33,9 @@ pub const SOCKET: &str = "/run/checksync-app/socket";
 const SOCKET_VARIABLE: &str = "CHECKSYNC_SOCKET";
 const LINE: i32 = 3;
 const NETWORK: i32 = 5;
-/// Before the other arguments, where descriptor [`NETWORK`] is given.
+/// Before the other arguments, where the cell's files are to be sealed.
+const SEALED: &str = "sealed";
+/// After that, where descriptor [`NETWORK`] is given.
 const IN_NETWORK: &str = "in-network";
 /// The skeleton's end of the channel for descriptors.
 pub const CHANNEL: i32 = 4;
@@ -54,6 +56,8 @@ pub struct CellSpec {
     pub network: Option<OwnedFd>,
     /// The app is told of its manager's socket.
     pub socket: bool,
+    /// What is written to files in there goes with the cell: see [`sys::seal`].
+    pub sealed: bool,
     /// The control group that a skeleton is born into: `cgroup.procs`' directory. N.B. moving a process takes the
     /// kernel up to some tens of milliseconds, which a takeover does not have.
     pub cgroup: Option<PathBuf>,
@@ -66,14 +70,16 @@ impl CellSpec {
         let inherited = self.inherited.iter().map(copy).collect::<io::Result<_>>()?;
         let network = self.network.as_ref().map(OwnedFd::try_clone).transpose()?;
         let (program, arguments) = (self.program.clone(), self.arguments.clone());
-        Ok(Self { program, arguments, inherited, network, socket: self.socket, cgroup: self.cgroup.clone() })
+        let (socket, sealed, cgroup) = (self.socket, self.sealed, self.cgroup.clone());
+        Ok(Self { program, arguments, inherited, network, socket, sealed, cgroup })
     }
 }
 
 impl CellSpec {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments).args(self.network.is_some().then_some(IN_NETWORK));
+        command.args(&self.arguments).args(self.sealed.then_some(SEALED));
+        command.args(self.network.is_some().then_some(IN_NETWORK));
         command
     }
 
@@ -204,12 +210,17 @@ impl Init {
     pub fn enter(arguments: &[OsString]) -> io::Result<Self> {
         sys::spawn::close_all_on_exec()?;
         sys::spawn::enter_mount_namespace()?;
-        if let Some(place) = Path::new(SOCKET).parent()
-            && let Err(why) = fs::create_dir_all(place).and_then(|()| sys::spawn::mount_own_directory(place))
-        {
+        let place = Path::new(SOCKET).parent().unwrap_or(Path::new("/"));
+        let place_made = fs::create_dir_all(place);
+        let sealed = arguments.first().is_some_and(|word| word == SEALED);
+        if sealed {
+            sys::seal::seal_files(place)?;
+        }
+        if let Err(why) = place_made.and_then(|()| sys::spawn::mount_own_directory(place)) {
             // The app can live without, and the manager says so.
             eprintln!("cannot make {}: {why}", place.display());
         }
+        let arguments = &arguments[usize::from(sealed)..];
         let networked = arguments.first().is_some_and(|word| word == IN_NETWORK);
         let network = networked.then(|| sys::spawn::adopt_descriptor(NETWORK));
         let arguments = &arguments[usize::from(networked)..];

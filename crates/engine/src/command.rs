@@ -10,6 +10,7 @@ use checkpoint::descriptors::{CellNetwork, Connections, ManagerSocket};
 use image::CheckpointId;
 
 use crate::cell::CellSpec;
+use crate::twin::Showing;
 
 /// What is called when everything stands still and nothing has been read yet, with the checkpoint's name.
 #[derive(Clone)]
@@ -42,6 +43,8 @@ pub struct Settings {
     pub state_dirs: Vec<PathBuf>,
     /// What it writes below these is on the standby's host as well.
     pub shared_dirs: Vec<PathBuf>,
+    /// Nobody waits for this engine, and those of others come first.
+    pub in_background: bool,
 }
 
 /// Starts a program in a cell of its own.
@@ -78,6 +81,8 @@ pub struct Promotion {
     pub cgroup: Option<PathBuf>,
     /// The cell's own network, if it has one: brought up on the way.
     pub network: Option<Box<dyn CellNetwork>>,
+    /// Nobody is there whom the app was connected with: its connections to others end, and nobody is asked.
+    pub alone: bool,
 }
 
 /// What a promoted copy's captures are like, in the place of what [`Settings`] say, which were made before anybody knew
@@ -134,6 +139,8 @@ pub enum Command {
     CaptureAs(Captures),
     /// Makes the copy the app.
     Promote(Promotion),
+    /// Has the copy watched, as it is and as it becomes, by somebody who makes another of it.
+    Show(Showing),
     /// Throws the copy away.
     Discard,
 
@@ -161,6 +168,7 @@ impl std::fmt::Debug for Command {
             Self::Apply(id) => return write!(f, "Apply({id})"),
             Self::CaptureAs(_) => "CaptureAs",
             Self::Promote(_) => "Promote",
+            Self::Show(_) => "Show",
             Self::Discard => "Discard",
             Self::End => "End",
         };

@@ -18,6 +18,7 @@ mod files;
 mod primary;
 mod standby;
 mod thread;
+pub mod twin;
 
 pub use checkpoint::descriptors::{CellNetwork, ConnectionCounts, Connections, ManagerSocket, Unanswered};
 pub use command::{AppStdio, Attach, Barrier, Captures, Command, FrameSink, Launch, Promotion, Settings};

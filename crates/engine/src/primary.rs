@@ -274,6 +274,7 @@ fn obey(context: &Context, app: &mut App, command: Command, syncing: &mut Option
         | Command::Apply(_)
         | Command::CaptureAs(_)
         | Command::Promote(_)
+        | Command::Show(_)
         | Command::Discard => {
             tracing::warn!(?command, "a command for a copy came to the app's own engine");
         }

@@ -28,6 +28,7 @@ use crate::command::{Captures, Command, Promotion};
 use crate::event::{Event, RestoreReport};
 use crate::primary::{App, chain, inodes_of, listen_in, move_into, serve};
 use crate::thread::Context;
+use crate::twin::Showing;
 
 /// How long the dying are left alone.
 const REAP_AGAIN: Duration = Duration::from_millis(100);
@@ -40,6 +41,8 @@ struct Copy {
     mirror: Mirror,
     /// What was applied last, and when it came.
     held: Option<Held>,
+    /// Who makes another of it.
+    audience: Option<Showing>,
     _remains: Remains,
 }
 
@@ -152,6 +155,7 @@ impl Keeper<'_> {
                             return Some(app);
                         }
                     }
+                    Command::Show(showing) => self.show(showing),
                     Command::Discard => {
                         self.drop_half();
                         self.copy = None;
@@ -325,7 +329,7 @@ impl Keeper<'_> {
         let mut skeleton = Skeleton::hollow_out(frozen, cell.pid, layout, trees)?;
         skeleton.apply_layout(layout)?;
         let remains = Remains { pid: cell.pid, unreaped: Rc::clone(&self.unreaped) };
-        Ok(Copy { skeleton, cell, mirror: Mirror::default(), held: None, _remains: remains })
+        Ok(Copy { skeleton, cell, mirror: Mirror::default(), held: None, audience: None, _remains: remains })
     }
 
     fn receive(&mut self, id: CheckpointId, full: bool, keep_old: bool) {
@@ -391,6 +395,9 @@ impl Keeper<'_> {
             (Prepared::Full(copy), place) => *place = Some(*copy),
             (Prepared::Incremental(epoch, received), Some(copy)) => {
                 tracing::trace!(target: "epochs", %id, "epoch applying");
+                if copy.audience.as_ref().is_some_and(|audience| !audience.show(&epoch)) {
+                    copy.audience = None;
+                }
                 if let Err(why) = copy.apply(&epoch) {
                     self.copy = None;
                     return self.context.say(Event::ApplyFailed { id, why: chain(&why) });
@@ -406,6 +413,25 @@ impl Keeper<'_> {
             }
         }
         self.context.say(Event::Applied { id });
+    }
+
+    /// Shows what is held, and from now on what becomes of it.
+    fn show(&mut self, showing: Showing) {
+        let app = &self.context.settings.app;
+        let Some(copy) = &mut self.copy else {
+            let _nobody_may_listen = showing.begin(None);
+            return;
+        };
+        if !copy.mirror.is_empty() {
+            return showing.refuse();
+        }
+        let shown = copy.held.as_ref().and_then(|held| {
+            let look = copy.skeleton.look();
+            let look = look.inspect_err(|why| tracing::warn!("the copy can't be looked at: {why}")).ok()?;
+            Some((app.clone(), held.id, look, held.state.clone()))
+        });
+        let is_there = shown.is_some();
+        copy.audience = (showing.begin(shown) && is_there).then_some(showing);
     }
 
     fn promote(&mut self, promotion: Promotion) -> Option<App> {
@@ -436,11 +462,15 @@ impl Keeper<'_> {
         began: Instant,
     ) -> Result<(App, RestoreReport), CopyError> {
         let host = |what| move |source| CopyError::Host { what, source };
-        let Copy { skeleton, cell, mirror, held, _remains } = copy;
-        let held = held.ok_or(CopyError::Empty)?;
+        let Copy { skeleton, cell, mirror, held, audience, _remains } = copy;
+        drop(audience);
+        let mut held = held.ok_or(CopyError::Empty)?;
         for replaced in mirror.replace(&format!("{}-{}", held.id.term, held.id.epoch))? {
             let before = replaced.before.map(|before| before.display().to_string());
             tracing::info!(path = %replaced.path.display(), before, "the state directory is in its place");
+        }
+        if promotion.alone {
+            checkpoint::descriptors::forget_others(&mut held.state);
         }
         let pid = skeleton.pid();
         if let Some(cgroup) = promotion.cgroup.as_ref().filter(|_| self.cell.cgroup.is_none()) {

@@ -48,8 +48,12 @@ impl Engine {
         let body = move || {
             // Stopped threads wait for this one: it goes first. Without the right to it, pauses are longer.
             const PRIORITY: i32 = 10;
-            if let Err(why) = sys::task::become_real_time(PRIORITY) {
-                tracing::warn!("no real-time priority for the engine, pauses will be longer: {why}");
+            let told = match context.settings.in_background {
+                true => sys::task::step_back(),
+                false => sys::task::become_real_time(PRIORITY),
+            };
+            if let Err(why) = told {
+                tracing::warn!("the engine does not get its priority, pauses will be longer: {why}");
             }
             if panic::catch_unwind(panic::AssertUnwindSafe(|| run(&mut context))).is_err() {
                 context.say(Event::Failed { why: "the engine failed; see the log".to_owned() });

@@ -59,6 +59,11 @@ fn senseless<T>(why: impl Into<String>) -> Result<T, FilesError> {
 }
 
 impl Mirror {
+    /// Whether it is of no directory.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
     /// Takes a part of a full sync.
     pub fn add_part(&mut self, mut part: FileChanges) -> Result<(), FilesError> {
         for StateDirectory { id, path } in std::mem::take(&mut part.directories) {

@@ -30,7 +30,7 @@ use image::CheckpointId;
 pub use cgroup::{CellCgroup, CgroupError};
 pub use ingress::{Batch, OnPackets, Recorded, Recorder, RecorderCounters, Replayed, replay};
 pub use namespace::Namespace;
-pub use network::{CellNetwork, Claim, NetworkError, NetworkSpec, ServiceAddress, SpecError};
+pub use network::{CellNetwork, Claim, NetworkError, NetworkSpec, ServiceAddress, SpecError, sealed_network};
 pub use permit::{Permit, PermitError, PermitHandle, Revoked, boot_clock_ns};
 pub use tap::{
     OnWaiting, QUEUE_FRAMES, TapCounters, TapError, TapGate, TapHandle, TapOptions, TapState, Waiting,

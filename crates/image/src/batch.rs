@@ -109,6 +109,18 @@ impl BatchWriter {
         }
     }
 
+    /// A record as it came in another batch.
+    pub fn again(&mut self, pages: &Pages) {
+        match pages {
+            Pages::Whole { range, data } => self.whole(range.start, data),
+            Pages::Gone { range } => self.gone(*range),
+            Pages::Lines { page, lines, data } => {
+                self.record(*page, 1, KIND_LINES, *lines);
+                self.data.put_slice(data);
+            }
+        }
+    }
+
     /// The batch as the payload of a frame; the writer is empty again.
     pub fn finish(&mut self) -> Bytes {
         let mut out = BytesMut::with_capacity(self.len_bytes());
@@ -228,8 +240,11 @@ mod tests {
             writer.whole(0x1000, &page);
             writer.gone(Range::new(0x4000, 0x9000));
             writer.lines(0x2000, 0b101, &page);
-            let batch = PageBatch::decode(writer.finish()).unwrap();
+            let payload = writer.finish();
+            let batch = PageBatch::decode(payload.clone()).unwrap();
             assert!(writer.is_empty());
+            batch.pages.iter().for_each(|pages| writer.again(pages));
+            assert_eq!(writer.finish(), payload);
             let lines = [&page[..64], &page[128..192]].concat();
             assert_eq!(batch.target, target);
             assert_eq!(

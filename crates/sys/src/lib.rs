@@ -17,6 +17,7 @@ pub mod pagemap;
 pub mod peek;
 pub mod ptrace;
 pub mod rights;
+pub mod seal;
 pub mod servant;
 pub mod sockets;
 pub mod spawn;

@@ -121,3 +121,10 @@ pub fn become_real_time(priority: i32) -> io::Result<()> {
     };
     set_scheduling(0, &attributes)
 }
+
+/// This thread, and what it forks, runs when the others leave something over.
+pub fn step_back() -> io::Result<()> {
+    const SCHED_BATCH: u32 = 3;
+    const LOWEST: i32 = 19;
+    set_scheduling(0, &SchedulingAttributes { policy: SCHED_BATCH, nice: LOWEST, ..Default::default() })
+}

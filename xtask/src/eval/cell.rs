@@ -19,6 +19,7 @@ pub fn spec() -> CellSpec {
         network: None,
         socket: false,
         cgroup: None,
+        sealed: false,
     }
 }
 

@@ -98,7 +98,7 @@ impl Pair {
         let stdio = standby.stdio()?;
         let began = Instant::now();
         standby.engine.send(Command::Apply(id));
-        standby.engine.send(Command::Promote(Promotion { stdio, cgroup: None, network: None }));
+        standby.engine.send(Command::Promote(Promotion { stdio, cgroup: None, network: None, alone: false }));
         let report = standby.until("a restored app", |event| match event {
             Event::Restored(report) => Some(*report),
             _ => None,

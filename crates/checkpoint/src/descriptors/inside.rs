@@ -9,17 +9,18 @@
 //! If the receiver was looked at before and the sender after it, neither has the bytes. Then the receiver is looked
 //! at again ([`mend`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use image::descriptor::{FileKind, InternetSocket, OpenFile, TcpState};
+use image::state::State;
 
 use super::error::SaveError;
 use super::internet;
 use super::probe::Answer;
 use super::revive::{Kept, expected, first_unacknowledged, flow, scaled};
 use super::save::{Connections, Saver};
-use super::segments::Flow;
+use super::segments::{Flow, address};
 use super::stream::{app_has_finished, peer_has_finished};
 use super::watch::Need;
 
@@ -35,6 +36,31 @@ pub(super) fn is_inside(flow: &Flow) -> bool {
         IpAddr::V6(ip) => ip.is_loopback(),
     };
     is_loopback || flow.remote.ip() == flow.local.ip()
+}
+
+/// Nobody is there whom the app was connected with: connections to others than itself have ended when it wakes up.
+pub fn forget_others(state: &mut State) {
+    state.strays.clear();
+    for open in &mut state.files {
+        if let FileKind::Connection(image) = &mut open.kind
+            && !flow(image).is_ok_and(|flow| is_inside(&flow))
+        {
+            image.tcp = None;
+        }
+    }
+}
+
+/// The addresses of this host's that the app's sockets are bound to, but for its loopback's.
+pub fn addresses(state: &State) -> BTreeSet<IpAddr> {
+    let local = |open: &OpenFile| match &open.kind {
+        FileKind::Listener(socket)
+        | FileKind::Datagram(socket)
+        | FileKind::Unconnected(socket)
+        | FileKind::Connection(socket) => address(&socket.local).map(|local| local.ip().to_canonical()),
+        _ => None,
+    };
+    let own = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast();
+    state.files.iter().filter_map(local).filter(own).collect()
 }
 
 /// What the peer of each connection would say, where it is known without asking.

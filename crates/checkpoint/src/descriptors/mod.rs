@@ -45,6 +45,7 @@ pub(crate) use admit::warm_up as warm_up_admission;
 pub use cache::Cache;
 pub use conversation::{ManagerSocket, Unanswered};
 pub use error::{RebuildError, SaveError};
+pub use inside::{addresses, forget_others};
 pub use install::{Skeleton, install};
 pub(crate) use prepare::check_references;
 pub use prepare::{Prepared, Surroundings, prepare};

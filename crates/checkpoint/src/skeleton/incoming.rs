@@ -6,7 +6,7 @@ use image::state::State;
 use image::{FileChanges, Header, PageBatch, PageTarget};
 
 /// An incremental epoch, whole and decoded.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct EpochBytes {
     pub header: Header,
     pub layout: Option<Layout>,

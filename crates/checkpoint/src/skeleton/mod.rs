@@ -10,6 +10,7 @@
 mod birth;
 mod check;
 mod incoming;
+mod look;
 mod plan;
 mod promote;
 mod trees;
@@ -25,6 +26,7 @@ use image::{FrameError, PageBatch, Range};
 use tracee::{Frozen, TraceError};
 
 pub use incoming::{Collector, EpochBytes, Incoming, Piece};
+pub use look::Look;
 pub use promote::{Promotion, PromotionTimes};
 pub use trees::Trees;
 

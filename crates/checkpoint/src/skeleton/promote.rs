@@ -9,14 +9,14 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use image::Range;
 use image::layout::{Backing, ObjectKey, ObjectKind};
 use image::state::State;
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, Mode, OFlags, ResolveFlags, SeekFrom};
 use tracee::{Call, Frozen, Remote};
 
 use super::writer::{HeldObject, bits};
@@ -122,10 +122,11 @@ impl<'tree> Skeleton<'tree> {
     /// mapped in the place of what stood for them. The others are handed on as they are.
     fn materialize_objects(&mut self) -> Result<HashMap<ObjectKey, OwnedFd>, ApplyError> {
         let mut objects = HashMap::new();
+        let root = self.root()?;
         for (key, held) in &self.objects {
             let file = match &held.object.kind {
                 ObjectKind::File { path, deleted, mode } => {
-                    let file = write_file(held, path, *deleted, *mode)?;
+                    let file = write_file(root.as_fd(), held, path, *deleted, *mode)?;
                     map_file(&mut self.frozen, self.pid, &self.mappings, *key, &file)?;
                     file
                 }
@@ -151,7 +152,7 @@ impl<'tree> Skeleton<'tree> {
         objects: &HashMap<ObjectKey, OwnedFd>,
         network: &mut Option<&mut dyn CellNetwork>,
     ) -> Result<Revival<'p>, ApplyError> {
-        let root = File::open(format!("/proc/{}/root", self.pid)).map_err(host("open the cell's root"))?;
+        let root = self.root()?;
         let surroundings = Surroundings {
             root: root.as_fd(),
             cgroup: promotion.cgroup,
@@ -179,6 +180,11 @@ impl<'tree> Skeleton<'tree> {
         let mut target = InSkeleton(self.frozen.remote(self.pid)?);
         let network = network.as_mut().map(|network| &mut **network as &mut dyn CellNetwork);
         Ok(descriptors::install(prepared, &mut target, &skeleton, network)?)
+    }
+
+    /// The directory that the app takes for the root.
+    fn root(&self) -> Result<File, ApplyError> {
+        File::open(format!("/proc/{}/root", self.pid)).map_err(host("open the cell's root"))
     }
 
     fn lock_memory(&mut self) -> Result<(), ApplyError> {
@@ -216,22 +222,49 @@ fn elapsed_since(monotonic_ns: u64) -> Duration {
     Duration::from_nanos(now_ns.saturating_sub(monotonic_ns))
 }
 
-fn write_file(held: &HeldObject, path: &[u8], deleted: bool, mode: u32) -> Result<File, ApplyError> {
+/// The file as the cell has it: its mounts may be others than ours.
+fn write_file(
+    root: BorrowedFd<'_>,
+    held: &HeldObject,
+    path: &[u8],
+    deleted: bool,
+    mode: u32,
+) -> Result<File, ApplyError> {
     let path = Path::new(std::ffi::OsStr::from_bytes(path));
     let failed = |why: io::Error| ApplyError::File { path: path.display().to_string(), why: why.to_string() };
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false).mode(mode & 0o7777);
-    if deleted {
+    let mode = Mode::from_raw_mode(mode & 0o7777);
+    let file = if deleted {
         let place = path.parent().unwrap_or(Path::new("/tmp"));
-        options.create(false).custom_flags(libc::O_TMPFILE);
-        let file = options.open(place).or_else(|_| options.open("/tmp")).map_err(failed)?;
-        return copy_bytes(held, file).map_err(failed);
+        let nameless = |place| open_in(root, place, OFlags::RDWR | OFlags::TMPFILE, mode);
+        nameless(place).or_else(|_| nameless(Path::new("/tmp")))
+    } else {
+        make_directories(root, path.parent().unwrap_or(path)).map_err(failed)?;
+        open_in(root, path, OFlags::RDWR | OFlags::CREATE, mode)
+    };
+    copy_bytes(held, file.map_err(failed)?.into()).map_err(failed)
+}
+
+/// Opens the cell's own path, whatever links lie on it.
+fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    let below = path.strip_prefix("/").unwrap_or(path);
+    let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
+    let flags = flags | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat2(root, below, flags, mode, ResolveFlags::IN_ROOT)?)
+}
+
+fn make_directories(root: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    const USUAL: Mode = Mode::from_raw_mode(0o777);
+    let directory = |path| open_in(root, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
+    match (directory(path), path.parent(), path.file_name()) {
+        (Err(why), Some(parent), Some(name)) if why.kind() == io::ErrorKind::NotFound => {
+            make_directories(root, parent)?;
+            match rustix::fs::mkdirat(directory(parent)?, name, USUAL) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+                Err(why) => Err(why.into()),
+            }
+        }
+        (opened, ..) => opened.map(drop),
     }
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(failed)?;
-    }
-    let file = options.open(path).map_err(failed)?;
-    copy_bytes(held, file).map_err(failed)
 }
 
 fn copy_bytes(held: &HeldObject, file: File) -> io::Result<File> {
@@ -344,6 +377,19 @@ impl Target for InSkeleton<'_, '_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_and_links_are_those_of_the_given_root() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("/real", dir.path().join("link")).unwrap();
+        let root = File::open(dir.path()).unwrap();
+        make_directories(root.as_fd(), Path::new("/link/a/b")).unwrap();
+        let flags = OFlags::RDWR | OFlags::CREATE;
+        open_in(root.as_fd(), Path::new("/link/a/b/file"), flags, Mode::from_raw_mode(0o600)).unwrap();
+        assert!(dir.path().join("real/a/b/file").exists());
+        open_in(root.as_fd(), Path::new("/"), OFlags::PATH, Mode::empty()).unwrap();
+    }
 
     #[test]
     fn an_offset_has_no_negative_nanoseconds() {

@@ -55,6 +55,7 @@ impl CellKit {
             inherited,
             network: None,
             socket: false,
+            sealed: false,
             cgroup: None,
         };
         let stdio = AppStdio { output: output_end, error: error_end };

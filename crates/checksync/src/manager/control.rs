@@ -13,6 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::drill::Record;
 use crate::status::{Socket, run_dir};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,12 @@ pub enum Order {
     /// Nobody takes over by itself for so long; zero ends that.
     Pause {
         millis: u64,
+    },
+    /// To a standby's daemon: restore the copy of `app` beside it.
+    Drill {
+        app: String,
+        health: Option<String>,
+        patience_ms: u64,
     },
 }
 
@@ -38,6 +45,8 @@ pub enum News {
     CalledOff { why: String },
     /// The app runs at `to`; nobody was answered for this long.
     Moved { to: String, pause_us: u64 },
+    /// The drill is over.
+    Drilled { record: Box<Record> },
 }
 
 /// Who hears what comes of an order. When it is dropped, no more is said.
@@ -117,7 +126,7 @@ async fn attend(stream: UnixStream, on_order: impl Fn(Order, Listener), on_gone:
                 if to.write_all(&text).await.is_err() {
                     break;
                 }
-                if matches!(news, News::Done | News::CalledOff { .. } | News::Moved { .. }) {
+                if matches!(news, News::Done | News::CalledOff { .. } | News::Moved { .. } | News::Drilled { .. }) {
                     return;
                 }
             }
@@ -143,7 +152,11 @@ fn find_in(dir: &Path, app: Option<&str>) -> anyhow::Result<PathBuf> {
     }
     let entries = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "ctl"));
+    let of_a_primary = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("primary-") && name.ends_with(".ctl")
+    };
+    paths.retain(of_a_primary);
     match paths.len() {
         0 => bail!("no manager that serves an app runs on this host"),
         1 => Ok(paths.remove(0)),

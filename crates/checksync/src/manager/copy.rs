@@ -3,6 +3,7 @@
 //! It lives from the first hello of an app until the app, taken over, has ended here. Inputs are taken one
 //! by one on a thread of its own, so that neither another app nor the network is in front of a heartbeat.
 
+mod drilling;
 mod stream;
 mod takeover;
 
@@ -29,12 +30,15 @@ use wire::{
     Welcome,
 };
 
+use self::drilling::Drills;
+pub use self::drilling::Schedule;
 use self::stream::Intake;
 use self::takeover::Plan;
 use super::app_socket::AppSocket;
 use super::arrived::Arrived;
 use super::asker::{Asker, term_of};
 use super::cell::{CellKit, GuardLine};
+use super::drill;
 use super::fence::Fence;
 use super::network::CopyNetwork;
 use super::output::Forwarding;
@@ -64,6 +68,7 @@ pub struct Setup {
     /// The app's own, here.
     pub network: Option<gate::NetworkSpec>,
     pub host_facts: Bytes,
+    pub drills: Schedule,
     pub board: Board,
     pub runtime: Handle,
 }
@@ -88,6 +93,8 @@ pub enum Input {
     Stop {
         grace: Duration,
     },
+    Drill(drill::Order),
+    Drilled(Box<drill::Record>),
     /// The primary that the app was left to has ended, and with it the app.
     Over,
 }
@@ -133,6 +140,7 @@ pub struct Actor {
     receiving: Option<CheckpointId>,
     held_since_ns: Option<u64>,
     stages: Stages,
+    drills: Drills,
     /// When the first frame of what is taken in was there.
     header_at: Arc<Mutex<Option<Instant>>>,
     serving: Option<RestoreReport>,
@@ -181,6 +189,7 @@ impl Actor {
             fencing: setup.fencing,
         };
         let stages = Stages::default();
+        let drills = Drills::new(&setup);
         setup.board.set_stages(&setup.app, stages.clone());
         let body = Body {
             engine: Arc::new(engine.context("cannot start an engine")?),
@@ -208,6 +217,7 @@ impl Actor {
             receiving: None,
             held_since_ns: None,
             stages,
+            drills,
             header_at: Arc::default(),
             serving: None,
             note: None,
@@ -233,6 +243,7 @@ impl Actor {
                 Err(_) => {
                     next_tick = Instant::now() + tick;
                     self.step(StandbyEvent::Tick, &mut Asker::default());
+                    self.drill_if_due();
                 }
             }
             self.ended |= self.stopping.is_some() && self.may_stop();
@@ -273,6 +284,8 @@ impl Actor {
             Input::Register(ask, answer) => self.step_alone(StandbyEvent::RegisterAnswer { ask, answer }),
             Input::Sync(call, patience) => self.take_sync(call, patience),
             Input::Stop { grace } => self.stop(grace),
+            Input::Drill(order) => self.take_drill(order),
+            Input::Drilled(record) => self.drilled(&record),
             Input::Over => self.ended = true,
         }
     }
@@ -561,6 +574,9 @@ impl Actor {
 
     fn say_status(&mut self, status: StandbyStatus) {
         tracing::info!(app = self.setup.app, "{}", status_words(&status).0);
+        if matches!(status, StandbyStatus::Claiming { .. } | StandbyStatus::Promoting { .. }) {
+            self.drills.call_off();
+        }
         match status {
             StandbyStatus::Suspecting(_) | StandbyStatus::Claiming { .. } => {
                 self.suspected_at_ns.get_or_insert_with(wall_clock_ns);
@@ -596,6 +612,7 @@ impl Actor {
             stages_us: BTreeMap::new(), // The board reads them when it is asked.
             store: None,
             unreplicated_files: Vec::new(),
+            drill: None,
             app_pid: self.serving.map(|report| report.pid),
             peer: self.machine.primary().map(|(member, _)| member.name.clone()),
             commit_on: None,

@@ -12,6 +12,7 @@ pub mod candidates;
 pub mod cell;
 pub mod control;
 pub mod copy;
+pub mod drill;
 pub mod fence;
 pub mod heart;
 pub mod hook;
@@ -25,6 +26,7 @@ pub mod places;
 pub mod policy;
 pub mod primary;
 pub mod register;
+pub mod sealed;
 pub mod signals;
 pub mod stages;
 pub mod standby;
@@ -51,6 +53,7 @@ fn engine_settings(app: &str, shadow_bytes: u64) -> Settings {
         manager: None,
         state_dirs: Vec::new(),
         shared_dirs: Vec::new(),
+        in_background: false,
     }
 }
 

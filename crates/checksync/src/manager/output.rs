@@ -16,8 +16,17 @@ pub struct Forwarding {
 
 impl Forwarding {
     pub fn start([output, error]: [OwnedFd; 2], log: Option<PathBuf>) -> io::Result<Self> {
+        Self::begin([(output, Some(Stream::Output)), (error, Some(Stream::Error))], log)
+    }
+
+    /// Into the log alone; without one it is thrown away.
+    pub fn quietly([output, error]: [OwnedFd; 2], log: Option<PathBuf>) -> io::Result<Self> {
+        Self::begin([(output, None), (error, None)], log)
+    }
+
+    fn begin(streams: [(OwnedFd, Option<Stream>); 2], log: Option<PathBuf>) -> io::Result<Self> {
         let (ended, done) = mpsc::channel();
-        for (stream, to) in [(output, Stream::Output), (error, Stream::Error)] {
+        for (stream, to) in streams {
             let log = log.as_deref().map(Log::open).transpose()?;
             let ended = ended.clone();
             thread::Builder::new().name("output".to_owned()).spawn(move || {
@@ -65,7 +74,7 @@ impl Log {
 }
 
 /// Whether or not somebody listens to us: the app must not be held up, so a failed write is passed over.
-fn forward(mut from: File, to: Stream, mut log: Option<Log>) {
+fn forward(mut from: File, to: Option<Stream>, mut log: Option<Log>) {
     let mut buffer = vec![0; 64 << 10];
     loop {
         let len = match from.read(&mut buffer) {
@@ -76,11 +85,12 @@ fn forward(mut from: File, to: Stream, mut log: Option<Log>) {
         };
         let bytes = &buffer[..len];
         let _ = match to {
-            Stream::Output => {
+            None => Ok(()),
+            Some(Stream::Output) => {
                 let mut out = io::stdout().lock();
                 out.write_all(bytes).and_then(|()| out.flush())
             }
-            Stream::Error => io::stderr().write_all(bytes),
+            Some(Stream::Error) => io::stderr().write_all(bytes),
         };
         if let Some(log) = &mut log {
             log.write(bytes);

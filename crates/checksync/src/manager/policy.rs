@@ -30,6 +30,9 @@ pub struct Policy {
     state_dirs: Vec<PathBuf>,
     #[serde(default)]
     shared_dirs: Vec<PathBuf>,
+    /// For drills on the standby.
+    #[serde(default)]
+    health: Option<String>,
 }
 
 /// What the host of a takeover knows by itself.
@@ -56,6 +59,7 @@ impl Policy {
             shadow_bytes: settings.shadow_bytes,
             state_dirs: settings.state_dirs.clone(),
             shared_dirs: settings.shared_dirs.clone(),
+            health: settings.health.clone(),
         }
     }
 
@@ -78,6 +82,10 @@ impl Policy {
 
     pub fn consistency(&self) -> Consistency {
         self.consistency
+    }
+
+    pub fn health(&self) -> Option<String> {
+        self.health.clone()
     }
 
     pub fn shadow_bytes(&self) -> u64 {
@@ -114,6 +122,7 @@ impl Policy {
             network,
             grace: Duration::from_millis(self.grace_ms),
             shadow_bytes: self.shadow_bytes,
+            health: self.health.clone(),
             // The winner of a takeover uploads nothing: the store's credentials are the first primary's.
             store: None,
             state_dirs: self.state_dirs(),
@@ -138,6 +147,7 @@ mod tests {
             shadow_bytes: 1 << 20,
             state_dirs: vec!["/var/lib/kv".into()],
             shared_dirs: Vec::new(),
+            health: Some("true".to_owned()),
         };
         assert_eq!(Policy::decode(&policy.encode()).unwrap(), policy);
         assert!(Policy::decode(b"").is_err() && Policy::decode(b"\xff garbage").is_err());

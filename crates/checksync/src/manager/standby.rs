@@ -15,7 +15,9 @@ use wire::{
     Refusal, RefusalCode, Silent, TlsFiles,
 };
 
-use super::copy::{Actor, Input, Setup};
+use super::control::News;
+use super::copy::{Actor, Input, Schedule, Setup};
+use super::drill::Order;
 use super::host::HostFacts;
 use super::places::{Found, NoPlace, Places, Reservation};
 use super::structures::{self, Copies};
@@ -37,6 +39,7 @@ pub struct Daemon {
     pub standbys: Vec<String>,
     /// Where the apps' addresses are; the primary's word without it.
     pub link: Option<String>,
+    pub drills: Schedule,
     pub facts: HostFacts,
     pub board: Board,
     pub runtime: Handle,
@@ -193,6 +196,7 @@ impl Daemon {
             gated,
             network,
             host_facts: self.facts.encode(),
+            drills: self.drills.clone(),
             board: self.board.clone(),
             runtime: self.runtime.clone(),
         };
@@ -224,6 +228,27 @@ impl Daemon {
 
     fn find(&self, app: &str) -> Option<Post> {
         self.apps.find(app, App::post)
+    }
+
+    /// Has a drill of this app's copy held. Whoever asked hears what came of it.
+    pub fn drill(&self, app: &str, order: Order) {
+        let refuse = |order: Order, why: String| {
+            if let Some(listener) = order.listener {
+                listener.say(News::CalledOff { why });
+            }
+        };
+        match self.find(app) {
+            Some(Post::Process(actor)) => {
+                if let Err(mpsc::SendError(Input::Drill(order))) = actor.send(Input::Drill(order)) {
+                    refuse(order, "the app has ended here".to_owned());
+                }
+            }
+            Some(Post::Structures(_)) => {
+                let why = "its structures are kept here, and no process that could be restored".to_owned();
+                refuse(order, why);
+            }
+            None => refuse(order, "no copy of it is kept here".to_owned()),
+        }
     }
 
     /// Ends every app: copies are dropped, and what is served here gets `grace`.

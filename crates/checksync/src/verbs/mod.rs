@@ -1,11 +1,13 @@
 //! One module per verb, each with `run(args)`.
 
 pub mod attach;
+pub mod cell_enter;
 pub mod cell_init;
 pub mod check;
 pub mod checkpoint;
 pub mod checkpoints;
 mod describe;
+pub mod drill;
 pub mod inspect;
 mod one_shot;
 pub mod pause;

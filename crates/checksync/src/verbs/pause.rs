@@ -21,7 +21,9 @@ pub fn run(args: PauseArgs) -> anyhow::Result<ExitCode> {
             println!("nobody takes over by itself for {span:?}; `checksync pause --end` ends that")
         }
         Some(News::CalledOff { why }) => bail!("not paused: {why}"),
-        Some(News::Expect { .. } | News::Moved { .. }) | None => bail!("the manager has not answered"),
+        Some(News::Expect { .. } | News::Moved { .. } | News::Drilled { .. }) | None => {
+            bail!("the manager has not answered")
+        }
     }
     Ok(Exit::Ok.into())
 }

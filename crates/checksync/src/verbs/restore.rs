@@ -7,6 +7,7 @@
 mod detach;
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver};
@@ -15,7 +16,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use engine::{AppExit, AppStdio, Command, Engine, Event, Promotion, RestoreReport};
-use image::Header;
+use image::state::State;
+use image::{Frame, FrameKind, Header};
 use serde::{Deserialize, Serialize};
 
 use super::one_shot::{self, Reader};
@@ -26,6 +28,7 @@ use crate::exit::{Coded, Exit};
 use crate::guard::Order;
 use crate::manager::cell::CellKit;
 use crate::manager::output::Forwarding;
+use crate::manager::sealed;
 
 /// Between the SIGTERM that is passed on and a SIGKILL.
 const GRACE: Duration = Duration::from_secs(10);
@@ -57,7 +60,10 @@ pub fn run(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let (post, inputs) = mpsc::channel();
     let interrupts = post.clone();
     signals::listen(move || drop(interrupts.send(Input::Interrupted)))?;
-    let CellKit { spec, mut guard, stdio, streams } = CellKit::new(None).context("cannot make a cell")?;
+    let CellKit { spec, mut guard, stdio, streams } = match args.sealed {
+        true => sealed::cell(&source.addresses()?)?,
+        false => CellKit::new(None).context("cannot make a cell")?,
+    };
     // Nobody is left to tell once this verb is at its end.
     let events = Box::new(move |event| drop(post.send(Input::Engine(event))));
     let engine = Engine::stand_by(one_shot::engine_settings(&header.app), spec, events);
@@ -103,6 +109,19 @@ impl Source {
         }
     }
 
+    /// Where its sockets are: a sealed network has to have that.
+    fn addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
+        let mut state = Vec::new();
+        for frame in self.frames()? {
+            let frame = Frame::parse(frame?)?;
+            if frame.kind == FrameKind::State {
+                state.extend_from_slice(&frame.payload);
+            }
+        }
+        let state: State = image::frame::decode(&state, "state")?;
+        Ok(checkpoint::descriptors::addresses(&state).into_iter().collect())
+    }
+
     /// The frames, from the header on.
     fn frames(&self) -> anyhow::Result<Box<dyn Iterator<Item = anyhow::Result<Bytes>> + '_>> {
         match self {
@@ -141,7 +160,8 @@ impl Restoring {
     }
 
     fn set_going(&self, stdio: AppStdio) -> anyhow::Result<RestoreReport> {
-        self.engine.send(Command::Promote(Promotion { stdio, cgroup: None, network: None }));
+        // Whoever it was connected with has long gone.
+        self.engine.send(Command::Promote(Promotion { stdio, cgroup: None, network: None, alone: true }));
         match self.until(|event| matches!(event, Event::Restored(_)))? {
             Event::Restored(report) => Ok(report),
             other => bail!("the engine said {other:?} instead of how it restored"),

@@ -15,11 +15,13 @@ use super::attach::{lock_state, runtime};
 use crate::arguments::{Format, StandbyArgs};
 use crate::config::{StandbySettings, fencing_name};
 use crate::exit::{Coded, Exit};
+use crate::manager::control::{self, Listener, News, Order};
+use crate::manager::drill::{self, Trigger};
 use crate::manager::heart;
 use crate::manager::host::HostFacts;
 use crate::manager::places::Places;
 use crate::manager::standby::{APPS_MAX, Daemon};
-use crate::status::{Board, Role, SCHEMA};
+use crate::status::{self, Board, Role, SCHEMA};
 
 /// How long an app that is served here may take to end when the daemon stops.
 const GRACE: Duration = Duration::from_secs(10);
@@ -49,7 +51,8 @@ pub fn run(args: StandbyArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
-    let StandbySettings { listen, promote_hook, link, standbys, network_threads: _, shared } = settings;
+    let StandbySettings { listen, promote_hook, link, standbys, network_threads: _, drills, shared } =
+        settings;
     if !standbys.is_empty() {
         // Later an app may be in the midst of its takeover, which looks at memory that must not be locked.
         heart::lock_memory();
@@ -72,11 +75,13 @@ async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
         pki: shared.pki.clone(),
         standbys,
         link,
+        drills,
         facts: HostFacts::read().context("cannot look at this host")?,
         board,
         runtime: tokio::runtime::Handle::current(),
         apps: Arc::new(Places::new(APPS_MAX)),
     });
+    let _orders = take_orders(&daemon, address.port())?;
     let stop = on_stop()?;
     announce(address, shared.format)?;
     let handler = Arc::clone(&daemon) as Arc<dyn wire::Handler>;
@@ -88,6 +93,25 @@ async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
     tracing::info!("stopping");
     tokio::task::spawn_blocking(move || daemon.stop(GRACE)).await.context("stopping failed")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What an operator may ask of a standby: drills.
+fn take_orders(daemon: &Arc<Daemon>, port: u16) -> anyhow::Result<status::Socket> {
+    let daemon = Arc::downgrade(daemon);
+    let on_order = move |order, listener: Listener| match (order, daemon.upgrade()) {
+        (Order::Drill { app, health, patience_ms }, Some(daemon)) => {
+            let patience = Duration::from_millis(patience_ms);
+            let listener = Some(listener);
+            daemon.drill(&app, drill::Order { health, patience, trigger: Trigger::Asked, listener });
+        }
+        (Order::SwitchOver { .. } | Order::Pause { .. }, _) => {
+            listener.say(News::CalledOff { why: "this is a standby; ask the app's primary".to_owned() });
+        }
+        (Order::Drill { .. }, None) => {
+            listener.say(News::CalledOff { why: "the standby is stopping".to_owned() });
+        }
+    };
+    control::serve(&format!("standby-{port}"), on_order, || {})
 }
 
 /// Ready at the first SIGTERM or Ctrl-C. At the second the process ends at once, and its guards see to the rest.

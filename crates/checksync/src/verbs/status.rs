@@ -6,7 +6,9 @@ use serde::Serialize;
 
 use crate::arguments::{Format, StatusArgs};
 use crate::exit::Exit;
+use crate::manager::drill::{DrillReport, Record};
 use crate::manager::store::StoreReport;
+use crate::moment;
 use crate::status::{self, AppReport, ManagerReport, SCHEMA, StandbyReport};
 
 #[derive(Serialize)]
@@ -72,6 +74,7 @@ fn line(app: &AppReport, fencing: &str) -> String {
     if !app.unreplicated_files.is_empty() {
         parts.push(format!("not replicated: {}", app.unreplicated_files.join(", ")));
     }
+    parts.extend(app.drill.as_ref().and_then(drill));
     parts.push(format!("fencing {fencing}"));
     parts.join(", ").replacen(", (", " (", 1)
 }
@@ -86,6 +89,23 @@ fn standby_line(standby: &StandbyReport) -> String {
     parts.extend(standby.lag_ms.map(|lag| format!("lag {lag} ms")));
     parts.extend((standby.in_flight > 0).then(|| format!("{} on their way", standby.in_flight)));
     parts.join(", ").replacen(", (", " (", 1)
+}
+
+/// When the last ones were: nothing, if there was none.
+fn drill(drills: &DrillReport) -> Option<String> {
+    let at = |record: &Record| moment::text(record.began_at_ns);
+    let passed = drills.last_success.as_ref().map(|record| format!("drill passed {}", at(record)));
+    let failed = drills
+        .last_failure
+        .as_ref()
+        .map(|record| format!("drill FAILED {} ({})", at(record), record.why.as_deref().unwrap_or_default()));
+    // What came after is what counts.
+    let newer =
+        |record: &Record| record.began_at_ns > drills.last_success.as_ref().map_or(0, |it| it.began_at_ns);
+    let failed = failed.filter(|_| drills.last_failure.as_ref().is_some_and(newer));
+    let running = drills.running.then(|| "drill under way".to_owned());
+    let said: Vec<String> = [running, failed, passed].into_iter().flatten().collect();
+    (!said.is_empty()).then(|| said.join(", "))
 }
 
 fn store(store: &StoreReport) -> String {

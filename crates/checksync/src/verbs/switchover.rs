@@ -36,7 +36,7 @@ fn text(news: &News) -> String {
                 "clients will wait for {checkpoint}, a swap of the register and the restoring: some 10 ms"
             )
         }
-        News::Done => "done".to_owned(),
+        News::Done | News::Drilled { .. } => "done".to_owned(),
         News::CalledOff { why } => format!("called off: {why}; the app goes on where it was"),
         News::Moved { to, pause_us } => {
             format!("moved to {to}, with a pause of {:.1} ms", *pause_us as f64 / 1e3)

@@ -15,10 +15,8 @@ use crate::world::{Fencing, Primary, SOON, World, checksync};
 pub struct Hosts {
     pub world: World,
     pub primary: Primary,
-    pub path: PathBuf,
     /// What the standby has at `path`.
     pub standby_tree: PathBuf,
-    pub primary_tree: PathBuf,
     _place: tempfile::TempDir,
 }
 
@@ -46,7 +44,7 @@ impl Hosts {
         let mut command = command;
         command.stderr(log);
         let primary = Primary(Running::start(command));
-        Self { world, primary, path, standby_tree, primary_tree, _place: place }
+        Self { world, primary, standby_tree, _place: place }
     }
 
     pub fn wait_until_protected(&self) {

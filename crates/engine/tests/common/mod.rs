@@ -56,6 +56,7 @@ fn settings() -> Settings {
         manager: None,
         state_dirs: Vec::new(),
         shared_dirs: Vec::new(),
+        in_background: false,
     }
 }
 
@@ -67,6 +68,7 @@ fn cell() -> CellSpec {
         inherited: vec![],
         network: None,
         socket: false,
+        sealed: false,
         cgroup: None,
     }
 }
@@ -156,7 +158,7 @@ impl Side {
 
     /// Makes the copy the app; the reason if that fails.
     pub fn promote(&self) -> Result<RestoreReport, String> {
-        let promotion = Promotion { stdio: self.output.stdio(), cgroup: None, network: None };
+        let promotion = Promotion { stdio: self.output.stdio(), cgroup: None, network: None, alone: false };
         self.engine.send(Command::Promote(promotion));
         loop {
             match self.next_event("end of a takeover") {
@@ -298,7 +300,8 @@ impl Pair {
     pub fn take_over(self) -> (Side, RestoreReport) {
         let Self { primary, standby, .. } = self;
         drop(primary);
-        let promotion = Promotion { stdio: standby.output.stdio(), cgroup: None, network: None };
+        let promotion =
+            Promotion { stdio: standby.output.stdio(), cgroup: None, network: None, alone: false };
         standby.engine.send(Command::Promote(promotion));
         let report = standby.until("a restored app", |event| match event {
             Event::Restored(report) => Some(*report),

@@ -21,6 +21,7 @@
 
 mod herald;
 mod programs;
+mod sealed;
 mod spec;
 
 use std::fs;
@@ -38,6 +39,7 @@ use crate::netlink::devices::CellDevice;
 use crate::netlink::{Direction, Link, Mac, Netlink};
 use herald::Herald;
 
+pub use sealed::sealed_network;
 pub use spec::{NetworkSpec, ServiceAddress, SpecError};
 
 /// What the app sees; the same number on every host, since programs remember it.

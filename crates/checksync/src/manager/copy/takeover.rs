@@ -60,6 +60,11 @@ impl Plan {
         self.policy = Policy::of_hello(hello);
     }
 
+    /// What the app's primary said of how to see that it is well.
+    pub fn health(&self) -> Option<String> {
+        self.policy.as_ref()?.health()
+    }
+
     /// How the app is captured once it is ours.
     fn captures(&self) -> Captures {
         let Some(policy) = &self.policy else { return Captures::default() };
@@ -111,7 +116,7 @@ impl Actor {
         let cgroup = body.fence.directory();
         let network = body.network.as_ref().map(|network| network.to_be_raised(self.arrived.take()));
         body.engine.send(Command::CaptureAs(self.succession.captures()));
-        body.engine.send(Command::Promote(Promotion { stdio, cgroup, network }));
+        body.engine.send(Command::Promote(Promotion { stdio, cgroup, network, alone: false }));
         self.succession.won = Some((right.clone(), from));
     }
 

@@ -42,6 +42,10 @@ impl Actor {
                 self.step(PrimaryEvent::Pause { until: now() + Nanos::from_millis(millis) });
                 listener.say(News::Done);
             }
+            Order::Drill { .. } => {
+                let why = "the app is served here; a drill belongs on its standby".to_owned();
+                listener.say(News::CalledOff { why });
+            }
         }
     }
 

@@ -69,6 +69,7 @@ impl Actor {
             stages_us: BTreeMap::new(), // The board reads them when it is asked.
             store: None,
             unreplicated_files: self.uncovered.clone(),
+            drill: None,
             app_pid: self.app_pid,
             peer: (!names.is_empty()).then(|| names.join(", ")),
             commit_on: (self.settings.seats().len() > 1).then(|| self.settings.commit_on.to_string()),

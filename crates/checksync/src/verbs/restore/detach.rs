@@ -44,6 +44,7 @@ fn start(args: &RestoreArgs, log: &Path) -> anyhow::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg("restore").args(&args.dir).args(["--output", "json"]).env(MARK, "1");
     command.args(from_store(&args.from));
+    command.args(args.sealed.then_some("--sealed"));
     if let Some(pidfile) = &args.pidfile {
         command.arg("--pidfile").arg(pidfile);
     }

@@ -29,6 +29,7 @@ impl State {
             stages_us: BTreeMap::new(),
             store: None,
             unreplicated_files: Vec::new(),
+            drill: None,
             app_pid: serving.map(|serving| serving.program.pid()),
             peer: self.machine.primary().map(|(member, _)| member.name.clone()),
             commit_on: None,

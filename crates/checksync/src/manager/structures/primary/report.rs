@@ -48,6 +48,7 @@ impl Actor {
             stages_us: BTreeMap::new(),
             store: None,
             unreplicated_files: Vec::new(),
+            drill: None,
             app_pid: self.program.as_ref().map(|program| program.pid()),
             peer: self.session.as_ref().map(|session| session.standby.name.clone()),
             commit_on: None,
