@@ -27,7 +27,7 @@ const (
 type machine interface {
 	// apply executes a committed command.
 	apply(command []byte) error
-	// lead is told when this node begins to lead, and when it ceases to.
+	// lead is told when this node leads and has applied all that was committed before, and when it leads no more.
 	lead(leads bool)
 }
 
@@ -215,13 +215,14 @@ func (n *node) leadsNow(leads bool) {
 		return
 	}
 	n.leads = leads
-	if !leads {
-		for _, p := range n.waiting {
-			p.committed <- false
-		}
-		clear(n.waiting)
+	if leads {
+		return // The machine is told once the first entry of this term is applied.
 	}
-	n.machine.lead(leads)
+	for _, p := range n.waiting {
+		p.committed <- false
+	}
+	clear(n.waiting)
+	n.machine.lead(false)
 }
 
 func (n *node) apply(entry *pb.Entry) error {
@@ -229,8 +230,11 @@ func (n *node) apply(entry *pb.Entry) error {
 	switch {
 	case entry.GetType() != pb.EntryNormal:
 		return fmt.Errorf("entry %d is of type %s, but members never change", entry.GetIndex(), entry.GetType())
-	case len(content) == 0:
-		return nil // A new leader's first.
+	case len(content) == 0: // A new leader's first: all that earlier ones committed comes before it.
+		if n.leads && entry.GetTerm() == n.raw.BasicStatus().GetTerm() {
+			n.machine.lead(true)
+		}
+		return nil
 	case len(content) < 16:
 		return io.ErrUnexpectedEOF
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"checksync/apps/raftnode"
+	pb "go.etcd.io/raft/v3/raftpb"
 )
 
 const patience = 30 * time.Second
@@ -231,6 +235,54 @@ func TestANodeThatComesBackReadsItsLog(t *testing.T) {
 	c.work(18)
 	for i, out := range c.outputs {
 		c.waitFor(fmt.Sprintf("node %d prints the counts", i+1), func() bool { return out.has(printed) })
+	}
+}
+
+// calls is a machine that keeps what it is told.
+type calls struct {
+	told chan string
+}
+
+func (c *calls) apply(command []byte) error { c.told <- string(command); return nil }
+func (c *calls) lead(leads bool)            { c.told <- fmt.Sprint("leads ", leads) }
+
+func TestANewLeaderOpensItsDoorOnceItHasAppliedWhatWasCommitted(t *testing.T) {
+	dir, told := t.TempDir(), &calls{make(chan string, 8)}
+	log, _, _, err := raftnode.OpenLog(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What a crash leaves: entries on disk, and no word that they are committed.
+	var entries []*pb.Entry
+	for index := range uint64(3) {
+		at, term := index+2, uint64(1)
+		entries = append(entries, &pb.Entry{Index: &at, Term: &term, Data: fmt.Appendf(make([]byte, 16), "command %d", index)})
+	}
+	if err := errors.Join(log.Append(nil, entries, true), log.Close()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	n, err := newNode(ctx, nodeConfig{id: 1, dir: dir, peers: map[uint64]string{1: "nobody"}, election: electionTicks * time.Millisecond}, told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := n.run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	defer running.Wait()
+	defer stop()
+	for _, expected := range []string{"command 0", "command 1", "command 2", "leads true"} {
+		select {
+		case found := <-told.told:
+			if found != expected {
+				t.Fatalf("%q comes before %q", found, expected)
+			}
+		case <-time.After(patience):
+			t.Fatalf("waited in vain for %q", expected)
+		}
 	}
 }
 

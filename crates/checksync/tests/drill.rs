@@ -163,7 +163,7 @@ fn sleepers(world: &World) -> usize {
             left.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
         }
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        found += usize::from(line == b"sleep\0100\0");
+        found += usize::from(line == b"sleep\x00100\x00");
     }
     found
 }

@@ -320,7 +320,7 @@ impl<O: FnMut(Bytes) -> bool, C: Fn() -> bool> Copying<O, C> {
 
 /// Whether pages of it are private, and the copy's own.
 fn holds_pages(mapping: &Mapping) -> bool {
-    !mapping.shared && matches!(mapping.backing, Backing::Anonymous | Backing::File(_))
+    !mapping.shared && matches!(mapping.backing, Backing::Anonymous | Backing::File(_) | Backing::Object(_))
 }
 
 /// The pages in there that are the process's own: neither absent, nor zero, nor of a file.

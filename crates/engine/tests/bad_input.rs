@@ -47,11 +47,7 @@ struct Victim {
 impl Victim {
     fn new() -> Self {
         let go_file = GoFile::new();
-        let guest = testkit::programs::guest_path();
-        let go = go_file.path();
-        let line = ["memory-memfd", "--go", go.to_str().unwrap()];
-        let mut pair = Pair::start(guest.to_str().unwrap(), &line);
-        pair.primary.output.wait_for("ready", PATIENCE);
+        let mut pair = Pair::of_guest("memory-memfd", &go_file, &[]);
         pair.full_sync();
         pair.epoch();
         go_file.step(1);

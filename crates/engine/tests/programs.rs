@@ -57,15 +57,12 @@ fn arguments(name: &str) -> &'static [&'static str] {
 
 fn survives(name: &str, steps: u32) {
     let go_file = GoFile::new();
-    let guest = testkit::programs::guest_path();
-    let (path, directory) = (go_file.path(), go_file.dir().to_str().unwrap().to_owned());
-    let mut line = vec![name, "--go", path.to_str().unwrap()];
-    line.extend(arguments(name));
+    let directory = go_file.dir().to_str().unwrap().to_owned();
+    let mut line: Vec<&str> = arguments(name).to_vec();
     if matches!(name, "regular-files" | "deleted-file" | "shared-offsets" | "fifo" | "inotify") {
         line.push(&directory);
     }
-    let mut pair = Pair::start(guest.to_str().unwrap(), &line);
-    pair.primary.output.wait_for("ready", PATIENCE);
+    let mut pair = Pair::of_guest(name, &go_file, &line);
     pair.full_sync();
     let output = pair.primary.output.clone();
     let mut epochs = || {

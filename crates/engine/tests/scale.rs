@@ -44,9 +44,7 @@ fn main() {
 fn survives(name: &str, is_enough: fn(usize) -> bool) {
     const PAUSE_MAX: Duration = Duration::from_secs(1);
     let go_file = GoFile::new();
-    let (guest, go) = (testkit::programs::guest_path(), go_file.path());
-    let mut pair = Pair::start(guest.to_str().unwrap(), &[name, "--go", go.to_str().unwrap()]);
-    pair.primary.output.wait_for("ready", PATIENCE);
+    let mut pair = Pair::of_guest(name, &go_file, &[]);
     let full = pair.full_sync();
     let mut pauses: Vec<Duration> = (0..20).map(|_| pair.epoch().pause).collect();
     pauses.sort_unstable();

@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use engine::{Command, Event};
+use testkit::guest::GoFile;
 
 use common::{PATIENCE, Pair, Side};
 
@@ -15,6 +16,11 @@ fn main() {
         ("an_interpreter_goes_on_where_it_was", an_interpreter_goes_on_where_it_was),
         ("a_go_server_goes_on_where_it_was", a_go_server_goes_on_where_it_was),
         ("an_exit_code_is_reported", an_exit_code_is_reported),
+        (
+            "a_new_standby_is_not_told_of_guards_that_are_gone",
+            a_new_standby_is_not_told_of_guards_that_are_gone,
+        ),
+        ("who_changes_all_of_its_memory_goes_on_and_ends_well", who_changes_all_of_its_memory_goes_on),
     ]);
 }
 
@@ -40,6 +46,39 @@ fn an_interpreter_goes_on_where_it_was() {
     println!("restored: {report:?}");
     assert_eq!(count(address, "GET"), 30);
     assert_eq!(count(address, "POST"), 31);
+}
+
+fn who_changes_all_of_its_memory_goes_on() {
+    let rounds = std::env::var("CHECKSYNC_ROUNDS").map_or(6, |rounds| rounds.parse().unwrap());
+    for seed in 1..=rounds {
+        let go_file = GoFile::new();
+        let mut pair = Pair::of_guest("churn", &go_file, &[&seed.to_string()]);
+        pair.full_sync();
+        for number in 0..20 {
+            if number == 10 {
+                pair.full_sync();
+            }
+            pair.epoch();
+        }
+        let (standby, report) = pair.take_over();
+        println!("seed {seed}, restored: {report:?}");
+        go_file.go();
+        standby.output.wait_for("pass", PATIENCE);
+    }
+}
+
+/// They were known to the standby before, and their mapping went while nobody looked.
+fn a_new_standby_is_not_told_of_guards_that_are_gone() {
+    let go_file = GoFile::new();
+    let mut pair = Pair::of_guest("memory-guard-unmap", &go_file, &[]);
+    pair.full_sync();
+    pair.epoch();
+    go_file.step(1);
+    pair.primary.output.wait_for("ready 1", PATIENCE);
+    pair.full_sync();
+    let (standby, _) = pair.take_over();
+    go_file.go();
+    standby.output.wait_for("pass", PATIENCE);
 }
 
 fn a_go_server_goes_on_where_it_was() {

@@ -15,5 +15,6 @@ pub mod process;
 pub mod programs;
 pub mod rights;
 pub mod servers;
+pub mod stat;
 pub mod swap;
 pub mod wait;

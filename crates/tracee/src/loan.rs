@@ -10,7 +10,8 @@ use sys::wait::{Stop, Whom};
 use sys::{ptrace, wait};
 
 use crate::error::TraceError;
-use crate::scratch::Call;
+use crate::frozen::SYSCALL;
+use crate::scratch::{CODE, Call};
 use crate::tree::{OPTIONS, TICK, Tree};
 
 const ALL_SIGNALS: u64 = u64::MAX;
@@ -21,6 +22,8 @@ pub(crate) struct Loan {
     pub tid: i32,
     registers: Registers,
     mask: u64,
+    /// Where it stands once all that was started is done.
+    end: u64,
     deferred: Vec<i32>,
 }
 
@@ -39,13 +42,14 @@ impl Loan {
         let mask = ptrace::signal_mask(tid).map_err(failed("read the signal mask"))?;
         ptrace::set_signal_mask(tid, ALL_SIGNALS).map_err(failed("block the signals"))?;
         ptrace::set_options(tid, options | ptrace::O_SUSPEND_SECCOMP).map_err(failed("suspend seccomp"))?;
-        Ok(Self { tid, registers, mask, deferred: Vec::new() })
+        Ok(Self { tid, registers, mask, end: 0, deferred: Vec::new() })
     }
 
     /// N.B. the stack pointer is not the app's: `sigaltstack` answers for the stack that it points into.
     pub fn start(&mut self, code: u64, table: u64) -> Result<(), TraceError> {
         let registers = Registers { rip: code, rbx: table, rsp: 0, orig_rax: u64::MAX, ..self.registers };
         self.set(&registers)?;
+        self.end = code + CODE.len() as u64;
         ptrace::resume(self.tid, 0).map_err(TraceError::kernel("start calls", self.tid))
     }
 
@@ -71,6 +75,7 @@ impl Loan {
             ..self.registers
         };
         self.set(&registers)?;
+        self.end = instruction + SYSCALL.len() as u64;
         ptrace::single_step(self.tid).map_err(TraceError::kernel("step", self.tid))?;
         self.await_trap(tree, ptrace::single_step)?;
         let after = ptrace::registers(self.tid).map_err(TraceError::kernel("read a result", self.tid))?;
@@ -106,6 +111,10 @@ impl Loan {
             match self.await_stop(tree)? {
                 Stop::Signal(libc::SIGTRAP) => return Ok(()),
                 Stop::Signal(signal @ libc::SIGSTOP) => self.deferred.push(signal),
+                // The kernel looks for the trap, which it unblocks, and takes the first fault in the queue, blocked or not:
+                // one of the app's own, which it makes again when it goes on, since it stands where it made it.
+                Stop::Signal(libc::SIGSEGV | libc::SIGBUS | libc::SIGFPE | libc::SIGILL)
+                    if self.is_at_end()? => {}
                 Stop::Interrupted | Stop::Group(_) => (),
                 stop @ (Stop::Exited(_) | Stop::Killed(_)) => {
                     tree.ended(self.tid, stop);
@@ -124,6 +133,13 @@ impl Loan {
             }
             go_on(self.tid).map_err(TraceError::kernel("go on with a call", self.tid))?;
         }
+    }
+
+    /// All that we had started is done, so that no fault is ours.
+    fn is_at_end(&self) -> Result<bool, TraceError> {
+        let found =
+            ptrace::registers(self.tid).map_err(TraceError::kernel("read the registers", self.tid))?;
+        Ok(found.rip == self.end)
     }
 
     /// Somebody may kill the app meanwhile: see [`Tree::reap_threads`].

@@ -41,7 +41,7 @@ pub(crate) const RESTORED_TIMES: usize = TIMES_MAX / 2;
 
 /// Makes the calls of the table at rbx, stores each result, and traps at the end of the table.
 #[rustfmt::skip]
-const CODE: [u8; 47] = [
+pub(crate) const CODE: [u8; 47] = [
     0x48, 0x8b, 0x03,             // next: mov  rax, [rbx]
     0x48, 0x83, 0xf8, 0xff,       //       cmp  rax, -1
     0x74, 0x24,                   //       je   done

@@ -14,10 +14,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct Guest(Child);
 
 impl Guest {
-    fn start(script: &str) -> Self {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        Self(command.spawn().expect("sh starts"))
+    /// It is this program, and no more its starter, once this has returned.
+    fn start(program: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self(command.spawn().expect("it starts"))
     }
 
     fn pid(&self) -> i32 {
@@ -34,7 +35,7 @@ impl Drop for Guest {
 
 #[test]
 fn remote_calls_are_made_by_the_tracee() {
-    let guest = Guest::start("exec sleep 60");
+    let guest = Guest::start("sleep", &["60"]);
     let mut tree = Tree::seize(guest.pid()).expect("seize");
     for _ in 0..50 {
         tree.pump().expect("pump");
@@ -56,7 +57,7 @@ fn remote_calls_are_made_by_the_tracee() {
 /// The loans of a process that job control has stopped end in its group stop, which the next SIGCONT ends.
 #[test]
 fn a_process_that_was_stopped_stands_through_freezes_and_goes_on_when_it_is_continued() {
-    let mut guest = Guest::start("while read line; do echo $line; done");
+    let mut guest = Guest::start("sh", &["-c", "while read line; do echo $line; done"]);
     let pid = Pid::from_raw(guest.pid()).unwrap();
     let (mut words, mut said) = (guest.0.stdin.take().unwrap(), guest.0.stdout.take().unwrap());
     let mut tree = Tree::seize(guest.pid()).expect("seize");
@@ -90,7 +91,7 @@ fn speaks(tree: &mut Tree, said: &ChildStdout, limit: Duration) -> bool {
 
 #[test]
 fn an_interrupted_sleep_is_not_noticed() {
-    let mut guest = Guest::start("sleep 0.4; echo slept $?");
+    let mut guest = Guest::start("sh", &["-c", "sleep 0.4; echo slept $?"]);
     let mut tree = Tree::seize(guest.pid()).expect("seize");
     let began = std::time::Instant::now();
     let ending = loop {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use testkit::programs::go_app;
+use testkit::stat::name_and_seconds;
 
 use super::asked::Asking;
 use super::street::{Mode, Protected, SERVICE};
@@ -111,19 +112,9 @@ fn processor_times(protected: &Protected) -> Result<[f64; 2]> {
     let mut times = [0.0; 2];
     for (time, pid) in times.iter_mut().zip(protected.managers.pids()) {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("a manager is gone")?;
-        *time = seconds_in(&stat).context("no times in a manager's stat")?;
+        *time = name_and_seconds(&stat).context("no times in a manager's stat")?.1;
     }
     Ok(times)
-}
-
-/// In user mode and in the kernel, the words 14 and 15; a name in the second word may hold blanks.
-fn seconds_in(stat: &str) -> Option<f64> {
-    const TICKS_PER_SECOND: f64 = 100.0;
-    let (_, rest) = stat.rsplit_once(") ")?;
-    let mut words = rest.split_ascii_whitespace().skip(11);
-    let user: f64 = words.next()?.parse().ok()?;
-    let kernel: f64 = words.next()?.parse().ok()?;
-    Some((user + kernel) / TICKS_PER_SECOND)
 }
 
 /// By least squares, in units per second.
@@ -161,11 +152,5 @@ mod tests {
         let growing: Vec<[f64; 2]> = (0..100).map(|n| [f64::from(n), 2.0 * f64::from(n)]).collect();
         assert!((drift(&growing).expect("a slope") - 2.0).abs() < 1e-9);
         assert_eq!(drift(&[]), None);
-    }
-
-    #[test]
-    fn times_are_read_behind_a_name_with_blanks() {
-        let stat = "12 (a ) b) S 1 1 1 0 -1 4194560 1 2 3 4 150 50 0 0 20 0 1 0";
-        assert_eq!(seconds_in(stat), Some(2.0));
     }
 }

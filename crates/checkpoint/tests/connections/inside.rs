@@ -117,7 +117,7 @@ fn what_is_on_its_way_at_the_freeze_is_not_lost() {
     let world = World::new();
     let mut app = world.app();
     world.at(&world.primary, || {
-        run("tc qdisc add dev lo root tbf rate 300mbit burst 70000 limit 20000000").expect("a slow lo")
+        run("tc qdisc add dev lo root tbf rate 30mbit burst 70000 limit 20000000").expect("a slow lo")
     });
     let ([receiver, sender], _) = pair(&mut app, "127.0.0.1");
     assert!(receiver < sender);

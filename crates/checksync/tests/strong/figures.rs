@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use testkit::process::Running;
 use testkit::programs::go_app;
 use testkit::servers::Server;
+use testkit::stat::name_and_seconds;
 use testkit::wait::Deadline;
 
 use super::STRONG;
@@ -347,17 +348,11 @@ impl Busy {
         busy
     }
 
-    /// N.B. the name in the brackets may hold blanks.
     fn add(&mut self, stat: &str, whose: impl Fn(&str) -> &'static str) {
-        const TICKS_PER_SECOND: f64 = 100.0;
         // It may have ended meanwhile.
         let text = fs::read_to_string(stat).unwrap_or_default();
-        let Some((name, rest)) = text.split_once('(').and_then(|(_, text)| text.rsplit_once(')')) else {
-            return;
-        };
-        let ticks =
-            rest.split_ascii_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok());
-        *self.0.entry(whose(name)).or_default() += ticks.sum::<f64>() / TICKS_PER_SECOND;
+        let Some((name, seconds)) = name_and_seconds(&text) else { return };
+        *self.0.entry(whose(name)).or_default() += seconds;
     }
 
     fn until(&self, later: &Self) -> Vec<(&'static str, f64)> {

@@ -101,7 +101,7 @@ impl Pair {
         Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
     }
 
-    /// Waits until the app has taken these connections: a takeover ends those that wait for it.
+    /// Waits until the app has taken these connections, so that a blow falls on streams that are under way.
     #[track_caller]
     pub fn wait_until_accepted(&self, connections: usize) {
         let fds = PathBuf::from(format!("/proc/{}/fd", self.app_pid().as_raw_nonzero()));

@@ -18,6 +18,7 @@ use engine::{
     AppExit, AppStdio, CaptureReport, Command, Engine, Event, Launch, Promotion, RestoreReport, Settings,
 };
 use image::CheckpointId;
+use testkit::guest::GoFile;
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 const FIRST: &str = "cell-first-process";
@@ -204,6 +205,15 @@ impl Pair {
         primary.until("a ready app", |event| matches!(event, Event::Ready { .. }).then_some(()));
         primary.engine.send(Command::Start);
         Self { primary, standby: Side::standby(), last: CheckpointId::new(1, 0) }
+    }
+
+    /// With a guest that is set up, and waits for this file.
+    pub fn of_guest(name: &str, go_file: &GoFile, arguments: &[&str]) -> Self {
+        let (guest, go) = (testkit::programs::guest_path(), go_file.path());
+        let line = [&[name, "--go", go.to_str().unwrap()][..], arguments].concat();
+        let pair = Self::start(guest.to_str().unwrap(), &line);
+        pair.primary.output.wait_for("ready", PATIENCE);
+        pair
     }
 
     pub fn full_sync(&mut self) -> CaptureReport {

@@ -60,8 +60,21 @@ impl Tracker {
 
     /// What of `ranges` is private memory of the app now.
     pub(super) fn private<'a>(&'a self, ranges: &'a RangeSet) -> impl Iterator<Item = Range> + 'a {
-        let private =
-            self.tracked.iter().map(|tracked| &tracked.mapping).filter(|m| !m.shared && can_be_tracked(m));
+        self.private_where(ranges, can_be_tracked)
+    }
+
+    /// What of `ranges` lies in private mappings of shared objects.
+    pub(super) fn private_of_objects<'a>(&'a self, ranges: &'a RangeSet) -> impl Iterator<Item = Range> + 'a {
+        self.private_where(ranges, |mapping| matches!(mapping.backing, Backing::Object(_)))
+    }
+
+    fn private_where<'a>(
+        &'a self,
+        ranges: &'a RangeSet,
+        is_wanted: impl Fn(&Mapping) -> bool + 'a,
+    ) -> impl Iterator<Item = Range> + 'a {
+        let mappings = self.tracked.iter().map(|tracked| &tracked.mapping);
+        let private = mappings.filter(move |mapping| !mapping.shared && is_wanted(mapping));
         private.flat_map(|mapping| ranges.within(mapping.range))
     }
 

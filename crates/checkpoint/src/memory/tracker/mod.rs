@@ -247,6 +247,9 @@ impl Tracker {
         self.data.clear();
         self.objects.start_over();
         self.pending.clear();
+        // Where one was there may be nothing by now: they are looked for again before they are told of.
+        let guards = std::mem::take(&mut self.guards);
+        self.unsearched.extend(guards.iter());
         self.layout_pending = true;
     }
 
@@ -264,8 +267,12 @@ impl Tracker {
     pub fn precopy(&mut self, from: u64, bytes: u64) -> Result<Precopied, CaptureError> {
         let Some(window) = self.next_window(from, bytes) else { return Ok(Precopied::default()) };
         let regions = self.tell_files(self.scan_written(&[window])?)?;
-        let found = self.sort(&regions, Data::Copied);
+        let mut found = self.sort(&regions, Data::Copied);
         self.unsearched.extend(found.guards.iter());
+        // An object may have another size by now than the standby was told of: these wait for the freeze.
+        let of_objects: Vec<Range> = self.private_of_objects(&found.copy).collect();
+        of_objects.iter().for_each(|&range| found.copy.remove(range));
+        self.remember(of_objects.into_iter());
         let chunks = self.copy(found.copy.iter(), false)?;
         chunks.iter().flat_map(|chunk| &chunk.ranges).for_each(|&range| self.present.insert(range));
         Ok(Precopied { chunks, next: Some(window.end) })

@@ -26,6 +26,7 @@ pub const GUESTS: &[Guest] = &[
     Guest::stepped("memory-stack", 1, stack),
     Guest::stepped("memory-protect", 1, protect),
     Guest::stepped("memory-guard", 1, guard_pages),
+    Guest::stepped("memory-guard-unmap", 1, guard_pages_unmapped),
     Guest::stepped("memory-huge-pages", 1, huge_pages),
     Guest::stepped("memory-shared", 1, shared),
     Guest::stepped("memory-memfd", 1, memfd),
@@ -246,10 +247,11 @@ fn mapping_line(address: usize) -> Option<String> {
     maps.lines().find(|line| holds(line) == Some(true)).map(str::to_owned)
 }
 
+const MADV_GUARD_INSTALL: i32 = 102;
+const MADV_GUARD_REMOVE: i32 = 103;
+
 /// Guards make an access fail; process_vm_readv tells without dying.
 fn guard_pages(context: &mut Context) -> Outcome {
-    const MADV_GUARD_INSTALL: i32 = 102;
-    const MADV_GUARD_REMOVE: i32 = 103;
     let memory = Mapping::anonymous(BYTES)?;
     memory.fill(1);
     memory.advise(0..2 * PAGE, MADV_GUARD_INSTALL)?;
@@ -263,6 +265,20 @@ fn guard_pages(context: &mut Context) -> Outcome {
     ensure_eq!("pages without a guard", readable, [1, 3, 6]);
     ensure_zero!("a page whose guard was taken away", memory, 1..2);
     ensure_filled!("kept", memory, 6..PAGES, 1);
+    Ok(())
+}
+
+/// A guard goes with its mapping.
+fn guard_pages_unmapped(context: &mut Context) -> Outcome {
+    let memory = Mapping::anonymous(BYTES)?;
+    memory.fill(1);
+    memory.advise(2 * PAGE..4 * PAGE, MADV_GUARD_INSTALL)?;
+    context.step();
+    memory.unmap(PAGE..5 * PAGE)?;
+    context.ready();
+    let start = memory.range().start;
+    let readable: Vec<_> = (0..6).filter(|page| is_readable(start + page * PAGE)).collect();
+    ensure_eq!("pages that are left", readable, [0, 5]);
     Ok(())
 }
 
