@@ -32,6 +32,8 @@ pub enum Piece {
 pub struct Pages {
     /// Of each page. N.B. not secret, but nobody outside can make two pages of one digest, as he does not know the seed.
     digests: Vec<u64>,
+    /// What the standby was told. It has nothing behind this, whatever was read there of a file that grows meanwhile.
+    size: u64,
     /// It is not known what the standby has there.
     unknown: RangeSet,
 }
@@ -71,6 +73,7 @@ impl Pages {
     pub fn resize(&mut self, size: u64, digester: Digester) -> Range {
         let (old, new) = (self.end(), size.next_multiple_of(PAGE_BYTES));
         self.digests.resize((new / PAGE_BYTES) as usize, digester.zero);
+        self.size = size;
         let lost = Range::new(new.min(old), old);
         if !lost.is_empty() && size < new {
             // The standby has cut it there, too, and what it has behind the cut is zero.
@@ -93,7 +96,9 @@ impl Pages {
             at = data.start;
             while at < data.end {
                 let len = STEP_BYTES.min(data.end - at) as usize;
-                read_or_zero(file, &mut buffer[..len], at)?;
+                let told = self.size.saturating_sub(at).min(len as u64) as usize;
+                read_or_zero(file, &mut buffer[..told], at)?;
+                buffer[told..len].fill(0);
                 self.compare_pages(at, &buffer[..len], digester, &mut pieces);
                 at += len as u64;
             }

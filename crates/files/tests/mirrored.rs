@@ -25,15 +25,21 @@ struct World {
 
 impl World {
     fn new(prepare: impl FnOnce(&Path)) -> Self {
+        Self::with_life(prepare, |_| ())
+    }
+
+    /// `live` happens before each piece of the full sync is read.
+    fn with_life(prepare: impl FnOnce(&Path), mut live: impl FnMut(&Path)) -> Self {
         let (primary, standby) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let state = primary.path().join("state");
         fs::create_dir(&state).unwrap();
         prepare(&state);
         let mut source = Source::open(primary.path(), &[PathBuf::from("/state")], SEED).unwrap();
         let mut mirror = Mirror::default();
-        let mut first = true;
-        while first || source.read_on(300_000).unwrap() {
-            first = false;
+        let mut more = true;
+        while more {
+            live(&state);
+            more = source.read_on(300_000).unwrap();
             full(&mut mirror, source.take_found(), standby.path());
         }
         full(&mut mirror, source.take(&[], &[]).unwrap(), standby.path());
@@ -154,6 +160,21 @@ fn what_is_there_at_first_is_mirrored() {
         // Looking at it in full would take for ever.
         fs::remove_file(state.join("sparse")).unwrap();
     });
+    world.assert_mirrored("at first");
+}
+
+#[test]
+fn a_file_that_grows_in_its_last_page_during_the_full_sync_is_whole() {
+    let mut grown = false;
+    let world = World::with_life(
+        |state| fs::write(state.join("log"), vec![1; 5000]).unwrap(),
+        |state| {
+            if !std::mem::replace(&mut grown, true) {
+                let log = File::options().append(true).open(state.join("log")).unwrap();
+                log.write_all_at(&[2; 100], 0).unwrap();
+            }
+        },
+    );
     world.assert_mirrored("at first");
 }
 
