@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use testkit::needs;
@@ -35,12 +36,16 @@ fn redis(dir: &Path, address: SocketAddr, fsync: &str) -> Vec<String> {
     line
 }
 
+/// Whoever hears nothing for so long asks anew.
+const SILENCE: Duration = Duration::from_secs(2);
+
 struct Client(BufReader<TcpStream>);
 
 impl Client {
     fn connect(address: SocketAddr) -> Option<Self> {
         let stream = TcpStream::connect(address).ok()?;
-        stream.set_read_timeout(Some(SOON)).ok()?;
+        // Nobody resets a connection to a server that went silent.
+        stream.set_read_timeout(Some(SILENCE)).ok()?;
         Some(Self(BufReader::new(stream)))
     }
 
@@ -102,11 +107,12 @@ fn digest_of_files(dir: &Path) -> String {
     let mut command = Command::new(&line[0]);
     command.args(&line[1..]);
     let mut server = Running::start(command);
-    let digest = wait_for("a server of the files", SOON, || {
-        Client::connect(address)?
-            .call(&["DEBUG", "DIGEST"])
-            .filter(|answer| !answer.starts_with("LOADING") && answer.len() == 40)
+    // N.B. the digest is answered while it still loads, and is that of a part.
+    let mut client = wait_for("a server of the files", SOON, || {
+        let mut client = Client::connect(address)?;
+        client.call(&["PING"]).filter(|answer| answer == "PONG").map(|_| client)
     });
+    let digest = client.call(&["DEBUG", "DIGEST"]).unwrap();
     server.signal(Signal::KILL);
     server.wait(SOON);
     digest
@@ -124,8 +130,10 @@ fn agrees(fsync: &str) {
         wait_until("writes after the takeover", SOON, || load.written() > before + 50);
         load.stop();
         let mut client = wait_for("redis after the takeover", SOON, || Client::connect(address));
-        // What it serves is in its buffer for the file at most until it waits for the next call.
-        client.call(&["PING"]).unwrap();
+        // What waits for a sync of the second before is in its buffer, and in its file soon.
+        wait_until("an empty buffer", SOON, || {
+            client.call(&["INFO", "persistence"]).is_some_and(|info| info.contains("aof_buffer_length:0\r"))
+        });
         let memory = client.call(&["DEBUG", "DIGEST"]).unwrap();
         let files = hosts.standby_tree.join("appendonlydir");
         let checked =

@@ -6,10 +6,17 @@ import sqlite3
 import sys
 
 path, mode, host, port = sys.argv[1:]
-database = sqlite3.connect(path, isolation_level=None)
-database.execute(f"PRAGMA journal_mode={mode}")
-database.execute("PRAGMA synchronous=OFF")
-database.execute("PRAGMA wal_autocheckpoint=100")
+
+
+def connect():
+    opened = sqlite3.connect(path, isolation_level=None)
+    opened.execute(f"PRAGMA journal_mode={mode}")
+    opened.execute("PRAGMA synchronous=OFF")
+    opened.execute("PRAGMA wal_autocheckpoint=100")
+    return opened
+
+
+database = connect()
 database.execute("CREATE TABLE rows (n INTEGER PRIMARY KEY, text TEXT)")
 written = 0
 total = 0
@@ -47,9 +54,17 @@ while True:
     ready, _, _ = select.select([listener], [], [], 0.001)
     if ready:
         answer()
-    database.execute("BEGIN")
-    for n in range(written + 1, written + 6):
-        database.execute("INSERT INTO rows VALUES (?, ?)", (n, f"row {n} " * 20))
-    database.execute("COMMIT")
+    try:
+        database.execute("BEGIN")
+        for n in range(written + 1, written + 6):
+            database.execute("INSERT INTO rows VALUES (?, ?)", (n, f"row {n} " * 20))
+        database.execute("COMMIT")
+    except sqlite3.OperationalError as why:
+        # SQLite, with a rollback journal, writes to no file whose inode has another number than it remembers.
+        if mode != "delete" or "readonly" not in str(why):
+            raise
+        database.close()
+        database = connect()
+        continue
     total += sum(range(written + 1, written + 6))
     written += 5
