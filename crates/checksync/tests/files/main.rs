@@ -3,6 +3,6 @@
 
 mod hosts;
 mod redis;
-mod sqlite;
 #[path = "../world/mod.rs"]
 mod world;
+mod writers;

@@ -118,12 +118,14 @@ fn digest_of_files(dir: &Path) -> String {
     digest
 }
 
-fn agrees(fsync: &str) {
+fn agrees(fsync: &str, disturb: impl Fn(SocketAddr), judge: impl Fn(&Path)) {
     for round in 0..rounds() {
         let address = own_address();
         let mut hosts = Hosts::protecting(&[], |path| redis(path, address, fsync));
         wait_for("redis", SOON, || Client::connect(address)?.call(&["PING"]));
         let load = Load::start(address);
+        hosts.wait_until_protected();
+        disturb(address);
         hosts.wait_until_protected();
         hosts.fail_over();
         let before = load.written();
@@ -145,18 +147,45 @@ fn agrees(fsync: &str) {
             Command::new("cp").arg("-r").arg(&files).arg(copy.path().join("appendonlydir")).status().unwrap();
         assert!(copied.success());
         assert_eq!(digest_of_files(copy.path()), memory, "{fsync}, round {round}");
+        judge(&hosts.standby_tree);
         hosts.world.end();
+    }
+}
+
+/// A child of the server writes files, and while it lives nothing is captured.
+fn write_by_children(address: SocketAddr) {
+    for (order, done) in [("BGREWRITEAOF", "aof_rewrites:1\r"), ("BGSAVE", "rdb_saves:1\r")] {
+        let mut client = wait_for("redis", SOON, || Client::connect(address));
+        client.call(&[order]).unwrap();
+        wait_until(order, SOON, || {
+            let info = client.call(&["INFO", "persistence"]).unwrap_or_default();
+            ["aof_rewrite_in_progress:0\r", "rdb_bgsave_in_progress:0\r", done]
+                .iter()
+                .all(|line| info.contains(line))
+        });
     }
 }
 
 #[test]
 fn redis_that_syncs_each_second_agrees_with_its_file() {
     needs!("root", "pagemap-scan", CAP_BPF, "debian:redis-server");
-    agrees("everysec");
+    agrees("everysec", |_| (), |_| ());
 }
 
 #[test]
 fn redis_that_syncs_always_agrees_with_its_file() {
     needs!("root", "pagemap-scan", CAP_BPF, "debian:redis-server");
-    agrees("always");
+    agrees("always", |_| (), |_| ());
+}
+
+#[test]
+fn what_children_of_redis_wrote_is_there_after_a_takeover() {
+    needs!("root", "pagemap-scan", CAP_BPF, "debian:redis-server");
+    agrees("everysec", write_by_children, |tree| {
+        let checked = Command::new("redis-check-rdb").arg(tree.join("dump.rdb")).output().unwrap();
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+        let files = tree.join("appendonlydir");
+        assert!(files.join("appendonly.aof.2.base.rdb").exists());
+        assert!(!files.join("appendonly.aof.1.base.rdb").exists());
+    });
 }

@@ -1,4 +1,4 @@
-//! An SQLite writer, which remembers what it wrote.
+//! Writers that remember what they wrote, and compare their files with it when they are asked.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,15 +11,15 @@ use testkit::wait::wait_for;
 use crate::hosts::{Hosts, rounds};
 use crate::world::{SOON, python};
 
-fn writer(path: &Path, mode: &str, address: SocketAddr) -> Vec<String> {
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/files/writer.py");
+fn writer(script: &str, path: &Path, mode: &str, address: SocketAddr) -> Vec<String> {
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/files").join(script);
     [python(), script.display().to_string(), path.join("db").display().to_string(), mode.to_owned()]
         .into_iter()
         .chain([address.ip().to_string(), address.port().to_string()])
         .collect()
 }
 
-/// What it finds when it compares its files with its memory, and how many rows it has.
+/// What it finds when it compares its files with its memory, and how many records it has.
 fn ask(address: SocketAddr) -> Option<(String, u64)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(SOON)).ok()?;
@@ -30,18 +30,18 @@ fn ask(address: SocketAddr) -> Option<(String, u64)> {
     Some((verdict.to_owned(), count.parse().ok()?))
 }
 
-fn agrees(mode: &str) {
+fn agrees(script: &str, mode: &str) {
     for round in 0..rounds() {
         let address = own_address();
-        let mut hosts = Hosts::protecting(&[], |path| writer(path, mode, address));
+        let mut hosts = Hosts::protecting(&[], |path| writer(script, path, mode, address));
         wait_for("the writer", SOON, || ask(address));
         hosts.wait_until_protected();
         hosts.fail_over();
         let (verdict, first) = wait_for("an answer after the takeover", SOON, || ask(address));
         assert_eq!(verdict, "ok", "{mode}, round {round}");
         let (verdict, later) =
-            wait_for("more rows", SOON, || ask(address).filter(|(_, rows)| *rows > first + 20));
-        assert_eq!(verdict, "ok", "{mode}, round {round}, with {later} rows");
+            wait_for("more records", SOON, || ask(address).filter(|(_, count)| *count > first + 20));
+        assert_eq!(verdict, "ok", "{mode}, round {round}, with {later} records");
         assert!(hosts.standby_tree.join("db").exists(), "its files are at their path");
         hosts.world.end();
     }
@@ -50,11 +50,23 @@ fn agrees(mode: &str) {
 #[test]
 fn sqlite_with_a_write_ahead_log_agrees_with_its_files() {
     needs!("root", "pagemap-scan", CAP_BPF);
-    agrees("wal");
+    agrees("sqlite.py", "wal");
 }
 
 #[test]
 fn sqlite_with_a_rollback_journal_agrees_with_its_files() {
     needs!("root", "pagemap-scan", CAP_BPF);
-    agrees("delete");
+    agrees("sqlite.py", "delete");
+}
+
+#[test]
+fn what_is_written_through_a_mapping_agrees_with_memory() {
+    needs!("root", "pagemap-scan", CAP_BPF);
+    agrees("mapped.py", "kept");
+}
+
+#[test]
+fn what_is_written_through_short_mappings_agrees_with_memory() {
+    needs!("root", "pagemap-scan", CAP_BPF);
+    agrees("mapped.py", "anew");
 }
