@@ -454,6 +454,12 @@ pub struct CheckArgs {
     /// Look at this running process
     #[arg(long, conflicts_with = "command")]
     pub pid: Option<i32>,
+    /// For `--pid`: what is to be replicated with it, as for `run`; files that it writes elsewhere are named
+    #[arg(long, env = "CHECKSYNC_STATE_DIR", value_delimiter = ',')]
+    pub state_dir: Vec<PathBuf>,
+    /// For `--pid`: what is the same on all hosts
+    #[arg(long = "shared", env = "CHECKSYNC_SHARED", value_delimiter = ',')]
+    pub shared_dir: Vec<PathBuf>,
     /// Look whether the standby at HOST:PORT answers
     #[arg(long, requires = "pki")]
     pub standby: Option<String>,

@@ -1,5 +1,8 @@
 //! The state directories of an app that is captured.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -74,16 +77,8 @@ impl StateFiles {
 
     /// Files that the app writes to, and that nobody replicates.
     fn note_uncovered(&mut self, opened: &[Opened<'_>]) {
-        let is_covered = |path: &[u8]| {
-            let path = Path::new(std::ffi::OsStr::from_bytes(path));
-            self.directories.iter().chain(&self.shared).any(|directory| path.starts_with(directory))
-        };
-        use std::os::unix::ffi::OsStrExt;
-        let uncovered = opened.iter().filter(|opened| !is_covered(opened.path));
-        let mut uncovered: Vec<String> =
-            uncovered.map(|opened| String::from_utf8_lossy(opened.path).into_owned()).collect();
-        uncovered.sort();
-        uncovered.dedup();
+        let covered: Vec<&Path> = self.directories.iter().chain(&self.shared).map(PathBuf::as_path).collect();
+        let uncovered = outside(opened, &covered);
         if uncovered != self.uncovered {
             (self.uncovered, self.news) = (uncovered, true);
         }
@@ -107,6 +102,22 @@ impl StateFiles {
     pub fn fail(&mut self) {
         self.source.iter_mut().for_each(Source::fail);
     }
+}
+
+/// Files that are open for writing, and in none of these directories.
+pub fn written_outside(files: &[OpenFile], directories: &[&Path]) -> Vec<String> {
+    outside(&files.iter().filter_map(open_for_writing).collect::<Vec<_>>(), directories)
+}
+
+fn outside(opened: &[Opened<'_>], directories: &[&Path]) -> Vec<String> {
+    let is_outside = |opened: &&Opened<'_>| {
+        let path = Path::new(OsStr::from_bytes(opened.path));
+        !directories.iter().any(|directory| path.starts_with(directory))
+    };
+    let outside = opened.iter().filter(is_outside);
+    let paths: BTreeSet<String> =
+        outside.map(|opened| String::from_utf8_lossy(opened.path).into_owned()).collect();
+    paths.into_iter().collect()
 }
 
 fn open_for_writing(file: &OpenFile) -> Option<Opened<'_>> {

@@ -23,5 +23,6 @@ pub mod twin;
 pub use checkpoint::descriptors::{CellNetwork, ConnectionCounts, Connections, ManagerSocket, Unanswered};
 pub use command::{AppStdio, Attach, Barrier, Captures, Command, FrameSink, Launch, Promotion, Settings};
 pub use event::{AppExit, CaptureReport, Event, FullSyncProgress, RestoreReport};
+pub use files::written_outside;
 pub use primary::output_pipes;
 pub use thread::{Engine, EventSink};

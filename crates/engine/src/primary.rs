@@ -238,8 +238,8 @@ fn obey(context: &Context, app: &mut App, command: Command, syncing: &mut Option
         }
         Command::Capture { id, parent } => match app.capturer.capture(&mut app.tree, id, parent) {
             Ok((frames, report)) => {
-                context.say(Event::Captured { id, frames, report });
                 say_uncovered(context, app);
+                context.say(Event::Captured { id, frames, report });
             }
             Err(why) => {
                 let ended = has_ended(context, app, &why, syncing);
@@ -363,8 +363,8 @@ fn advance(context: &Context, app: &mut App, step: Syncing) -> Option<Syncing> {
                 let id = sync.id;
                 match app.capturer.finish_full_sync(&mut app.tree, sync, &mut sink) {
                     Ok(report) => {
-                        context.say(Event::Captured { id, frames: Vec::new(), report });
                         say_uncovered(context, app);
+                        context.say(Event::Captured { id, frames: Vec::new(), report });
                     }
                     Err(why) => failed(context, id, &chain(&why), why.is_refusal()),
                 }

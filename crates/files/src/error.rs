@@ -20,6 +20,12 @@ pub enum FilesError {
     Watches { path: PathBuf },
     #[error("{} is a device, and devices can't be moved to another host; keep it outside the state directory", path.display())]
     Device { path: PathBuf },
+    #[error(
+        "{} has the attribute {name}, and extended attributes, ACLs and capabilities of files are not replicated; take it \
+         off the file, or keep the file outside the state directory",
+        path.display()
+    )]
+    Attribute { path: PathBuf, name: String },
     #[error("cannot {what} {}", path.display())]
     Kernel {
         what: &'static str,
@@ -41,7 +47,8 @@ impl FilesError {
             Self::Directory { .. }
             | Self::OtherFileSystem { .. }
             | Self::Watches { .. }
-            | Self::Device { .. } => true,
+            | Self::Device { .. }
+            | Self::Attribute { .. } => true,
             Self::Kernel { .. } | Self::Senseless(_) | Self::NoRoom { .. } => false,
         }
     }

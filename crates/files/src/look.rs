@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use image::FileId;
 use image::files::{FileKind, FileRecord, NameRecord};
 use rustix::fs::{Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
 
 use crate::OURS;
 use crate::error::{FilesError, failed};
@@ -172,7 +173,11 @@ impl Source {
         if device != Some(stat.st_dev) {
             return Err(FilesError::OtherFileSystem { path: self.name_for_people(path) });
         }
-        Ok(Some(match FileType::from_raw_mode(stat.st_mode) {
+        let file_type = FileType::from_raw_mode(stat.st_mode);
+        if matches!(file_type, FileType::RegularFile | FileType::Directory) {
+            self.refuse_attributes(path)?;
+        }
+        Ok(Some(match file_type {
             FileType::RegularFile => FileKind::Regular { size_bytes: stat.st_size as u64 },
             FileType::Directory => FileKind::Directory,
             FileType::Symlink => match rustix::fs::readlink(path, Vec::new()) {
@@ -186,6 +191,36 @@ impl Source {
                 return Err(FilesError::Device { path: self.name_for_people(path) });
             }
         }))
+    }
+
+    /// What would be lost. Labels that each host puts on by its own rules are not the file's.
+    fn refuse_attributes(&self, path: &std::path::Path) -> Result<(), FilesError> {
+        const LIST_BYTES: usize = 64 << 10;
+        let mut short = [0; 256];
+        let mut long = Vec::new();
+        let list = match rustix::fs::llistxattr(path, &mut short[..]) {
+            Ok(len) => &short[..len],
+            Err(Errno::RANGE) => {
+                long.resize(LIST_BYTES, 0);
+                let len = rustix::fs::llistxattr(path, &mut long[..]);
+                &long[..len.map_err(failed("list the attributes of", path))?]
+            }
+            // No such thing there, or no such file any more.
+            Err(Errno::NOTSUP | Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            Err(why) => return Err(failed("list the attributes of", path)(why)),
+        };
+        let is_of_file = |name: &&[u8]| {
+            name.starts_with(b"user.")
+                || name.starts_with(b"system.posix_acl_")
+                || *name == b"security.capability"
+        };
+        match list.split(|byte| *byte == 0).find(is_of_file) {
+            None => Ok(()),
+            Some(name) => Err(FilesError::Attribute {
+                path: self.name_for_people(path),
+                name: String::from_utf8_lossy(name).into_owned(),
+            }),
+        }
     }
 
     /// As the app calls it.
@@ -275,9 +310,11 @@ impl Source {
 
     /// A directory's own permissions and times.
     fn refresh(&mut self, directory: FileId) -> Result<(), FilesError> {
+        let path = self.path_of(directory);
         if self.files.contains_key(&directory)
-            && let Some(stat) = stat(&self.path_of(directory))?
+            && let Some(stat) = stat(&path)?
         {
+            self.refuse_attributes(&path)?;
             self.update(directory, &stat, FileKind::Directory);
         }
         Ok(())

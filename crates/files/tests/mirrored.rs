@@ -421,6 +421,19 @@ fn what_can_not_be_carried_is_refused_by_name() {
     let why = open().unwrap_err().to_string();
     assert!(why.contains("/state/device is a device"), "{why}");
     fs::remove_file(device).unwrap();
+    let marked = state.join("marked");
+    fs::write(&marked, b"x").unwrap();
+    match rustix::fs::setxattr(&marked, "user.colour", b"red", rustix::fs::XattrFlags::empty()) {
+        // This file system has none.
+        Err(rustix::io::Errno::NOTSUP) => (),
+        set => {
+            set.unwrap();
+            let why = open().unwrap_err();
+            let said = "/state/marked has the attribute user.colour";
+            assert!(why.is_refusal() && why.to_string().contains(said), "{why}");
+            rustix::fs::removexattr(&marked, "user.colour").unwrap();
+        }
+    }
     let missing = Source::open(dir.path(), &[PathBuf::from("/missing")], SEED).unwrap_err();
     assert!(missing.is_refusal() && missing.to_string().contains("--state-dir"), "{missing}");
     let _quiet = File::options().write(true).create(true).truncate(true).mode(0o600).open(state.join("x"));
