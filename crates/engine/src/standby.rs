@@ -85,7 +85,7 @@ enum Receiving {
     Nothing,
     /// Its header was reported; `Receive` is awaited.
     Announced(Header, Frame),
-    Incremental(CheckpointId, Collector),
+    Incremental(CheckpointId, Box<Collector>),
     Full(CheckpointId, Box<FullCopy>),
     /// Refused in the middle: its remaining frames are passed over.
     Skipping,
@@ -236,7 +236,7 @@ impl Keeper<'_> {
         if !self.is_next(&header) {
             return Receiving::Announced(header, frame);
         }
-        let collector = Collector::new(self.context.settings.epoch_bytes_max);
+        let collector = Box::new(Collector::new(self.context.settings.epoch_bytes_max));
         self.take_incremental(header.id, collector, &frame)
     }
 
@@ -245,7 +245,12 @@ impl Keeper<'_> {
         held.is_some_and(|held| header.sync == Sync::Since(held.id))
     }
 
-    fn take_incremental(&mut self, id: CheckpointId, mut collector: Collector, frame: &Frame) -> Receiving {
+    fn take_incremental(
+        &mut self,
+        id: CheckpointId,
+        mut collector: Box<Collector>,
+        frame: &Frame,
+    ) -> Receiving {
         match collector.accept(frame) {
             Ok(None) => return Receiving::Incremental(id, collector),
             Ok(Some(epoch)) => match self.copy.as_ref().map(|copy| copy.prepare(&epoch)) {
