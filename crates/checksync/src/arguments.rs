@@ -248,6 +248,13 @@ pub struct PrimaryArgs {
     /// Memory for earlier versions of hot pages, in MiB; 0 sends pages whole [default: 256]
     #[arg(long, env = "CHECKSYNC_SHADOW_MIB")]
     pub shadow_mib: Option<u64>,
+    /// What the app writes below this directory is replicated with its memory, and is at the same path after a takeover;
+    /// several can be named
+    #[arg(long, env = "CHECKSYNC_STATE_DIR", value_delimiter = ',')]
+    pub state_dir: Vec<PathBuf>,
+    /// What is below this directory is the same on all hosts, without our doing
+    #[arg(long = "shared", env = "CHECKSYNC_SHARED", value_delimiter = ',')]
+    pub shared_dir: Vec<PathBuf>,
     /// A command that says by its exit code whether the app is well: for drills on its standby, inside the sealed cell
     #[arg(long, env = "CHECKSYNC_HEALTH")]
     pub health: Option<String>,
@@ -450,6 +457,12 @@ pub struct CheckArgs {
     /// Look at this running process
     #[arg(long, conflicts_with = "command")]
     pub pid: Option<i32>,
+    /// For `--pid`: what is to be replicated with it, as for `run`; files that it writes elsewhere are named
+    #[arg(long, env = "CHECKSYNC_STATE_DIR", value_delimiter = ',')]
+    pub state_dir: Vec<PathBuf>,
+    /// For `--pid`: what is the same on all hosts
+    #[arg(long = "shared", env = "CHECKSYNC_SHARED", value_delimiter = ',')]
+    pub shared_dir: Vec<PathBuf>,
     /// Look whether the standby at HOST:PORT answers
     #[arg(long, requires = "pki")]
     pub standby: Option<String>,

@@ -70,6 +70,8 @@ pub struct PrimarySettings {
     /// Says whether the app is well, in drills on its standby.
     pub health: Option<String>,
     pub store: Option<StoreSettings>,
+    pub state_dirs: Vec<PathBuf>,
+    pub shared_dirs: Vec<PathBuf>,
     pub shared: Shared,
 }
 
@@ -117,6 +119,8 @@ struct File {
     #[serde(deserialize_with = "duration::deserialize")]
     grace: Option<Duration>,
     shadow_mib: Option<u64>,
+    state_dir: Vec<PathBuf>,
+    shared: Vec<PathBuf>,
     store: Option<String>,
     #[serde(deserialize_with = "duration::deserialize")]
     store_interval: Option<Duration>,
@@ -197,6 +201,10 @@ impl PrimarySettings {
         if interval < Duration::from_millis(1) {
             bail!("an interval of {interval:?} is too short; take at least 1ms");
         }
+        let given =
+            |given: Vec<PathBuf>, file: &Vec<PathBuf>| if given.is_empty() { file.clone() } else { given };
+        let state_dirs = state_dirs(given(args.state_dir, &file.state_dir))?;
+        let shared_dirs = given(args.shared_dir, &file.shared);
         let on_crash = args.on_crash.or(file.on_crash).unwrap_or(OnCrashArg::Failover);
         let shadow_mib = args.shadow_mib.or(file.shadow_mib).unwrap_or(SHADOW_MIB);
         let health = args.health.or(file.health.clone());
@@ -215,6 +223,12 @@ impl PrimarySettings {
         }
         if store.is_some() && structures {
             bail!("a store keeps checkpoints of a process, and structures are none; leave --store out");
+        }
+        if structures && !state_dirs.is_empty() {
+            bail!("a program with structures keeps its files by itself; leave --state-dir out");
+        }
+        if store.is_some() && !state_dirs.is_empty() {
+            bail!("a store does not keep state directories yet; leave --store or --state-dir out");
         }
         if health.is_some() && structures {
             bail!("a drill restores a process, and structures are none; leave --health out");
@@ -269,6 +283,8 @@ impl PrimarySettings {
             shadow_bytes: shadow_mib.saturating_mul(1 << 20),
             health,
             store,
+            state_dirs,
+            shared_dirs,
             shared,
         })
     }
@@ -330,6 +346,24 @@ fn check_commit_on(
         }
         CommitOn::Any | CommitOn::All | CommitOn::Count(_) => Ok(()),
     }
+}
+
+/// Directories that are there, each by its own path, none in another.
+fn state_dirs(given: Vec<PathBuf>) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found: Vec<PathBuf> = Vec::new();
+    for path in given {
+        let real = fs::canonicalize(&path).with_context(|| {
+            format!("the state directory {} is not there; make it, or leave --state-dir out", path.display())
+        })?;
+        if !real.is_dir() || real.parent().is_none() || real.to_str().is_none() {
+            bail!("{} can't be a state directory; name a directory below /, in UTF-8", real.display());
+        }
+        if let Some(other) = found.iter().find(|other| other.starts_with(&real) || real.starts_with(other)) {
+            bail!("of the state directories {} and {} one is in the other", other.display(), real.display());
+        }
+        found.push(real);
+    }
+    Ok(found)
 }
 
 /// What strong consistency can't do without.

@@ -67,6 +67,9 @@ pub struct AppReport {
     /// The durable store, of a primary that has one.
     #[serde(default)]
     pub store: Option<StoreReport>,
+    /// The app has them open for writing, and they are neither in a state directory nor shared.
+    #[serde(default)]
+    pub unreplicated_files: Vec<String>,
     /// The drills of a copy.
     #[serde(default)]
     pub drill: Option<DrillReport>,

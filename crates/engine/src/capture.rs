@@ -12,9 +12,10 @@ use checkpoint::descriptors::{self, Connections, ManagerSocket, Subject};
 use checkpoint::memory::self_test::{Kernel, SelfTestError};
 use checkpoint::memory::{Capture, CaptureError, Encoder, Ledger, OpenObjects, Started, Tracker, Workers};
 use checkpoint::process::{self, CellNumbers, ProcessCache};
+use files::FilesError;
 use image::descriptor::FileKind;
 use image::frame::{FrameKind, FrameWriter};
-use image::layout::ObjectKey;
+use image::layout::{Layout, ObjectKey};
 use image::process::{MemoryMap, Process};
 use image::state::{Clocks, State};
 use image::{CheckpointId, Header, Sync};
@@ -24,6 +25,7 @@ use crate::awake::{Awake, Cores};
 use crate::clock::ClockShift;
 use crate::command::{Barrier, Settings};
 use crate::event::CaptureReport;
+use crate::files::StateFiles;
 
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -39,6 +41,8 @@ pub enum EngineError {
     Descriptors(descriptors::SaveError),
     #[error(transparent)]
     Kernel(#[from] SelfTestError),
+    #[error(transparent)]
+    Files(#[from] FilesError),
     #[error("what the app has said can't be told apart from what it will say: {0}")]
     Barrier(String),
     #[error("cannot {what}")]
@@ -56,7 +60,19 @@ pub enum EngineError {
 impl EngineError {
     /// Whether the app does something that can't be carried, rather than that something went wrong.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Unsupported(_) | Self::Child { .. } | Self::Zombie { .. })
+        match self {
+            Self::Unsupported(_) | Self::Child { .. } | Self::Zombie { .. } => true,
+            Self::Files(why) => why.is_refusal(),
+            Self::Trace(_)
+            | Self::Memory(_)
+            | Self::Process(_)
+            | Self::Descriptors(_)
+            | Self::Kernel(_)
+            | Self::Barrier(_)
+            | Self::Host { .. }
+            | Self::PeerGone
+            | Self::NoBase => false,
+        }
     }
 }
 
@@ -107,6 +123,7 @@ pub struct Capturer {
     tracker: Option<Tracker>,
     ledger: Ledger,
     encoder: Encoder,
+    files: StateFiles,
     numbers: CellNumbers,
     process_cache: ProcessCache,
     /// Lent to the thread that reads the descriptors.
@@ -133,6 +150,7 @@ type Described = (Result<descriptors::Saved, descriptors::SaveError>, descriptor
 struct Taken {
     state: State,
     memory: Capture,
+    files: files::Taken,
     report: CaptureReport,
 }
 
@@ -140,6 +158,9 @@ struct Taken {
 pub struct FullSync {
     pub id: CheckpointId,
     frames: FrameWriter,
+    /// Waits for the files that it maps: the standby is to have them first.
+    layout: Option<Layout>,
+    files_left: bool,
     from: u64,
     round: u32,
     pages_in_round: u64,
@@ -157,6 +178,7 @@ impl Capturer {
             tracker: None,
             ledger: Ledger::default(),
             encoder: Encoder::new(settings.shadow_bytes),
+            files: StateFiles::new(settings.state_dirs.clone(), settings.shared_dirs.clone()),
             numbers: CellNumbers::new(),
             process_cache: ProcessCache::new(),
             descriptor_cache: None,
@@ -185,17 +207,25 @@ impl Capturer {
         self.shift = ClockShift::of(self.pid);
         self.ledger.clear();
         self.encoder.forget();
+        self.files.start_over();
         self.last = None;
     }
 
     pub fn committed(&mut self, id: CheckpointId) {
         self.ledger.committed(id);
+        self.files.committed(id);
+    }
+
+    /// What the app writes to without being replicated, if that is news.
+    pub fn uncovered(&mut self) -> Option<Vec<String>> {
+        self.files.uncovered()
     }
 
     /// What was not committed goes into the next checkpoint.
     pub fn return_to_ledger(&mut self) {
         self.ledger.fail();
         self.encoder.forget();
+        self.files.fail();
     }
 
     /// Stops the app for a moment to follow its memory from here on; the first frames go to `out`.
@@ -223,16 +253,30 @@ impl Capturer {
         let advised = tracker.refresh_advice();
         self.tracker = Some(tracker);
         advised?;
+        let files_left = self.files.begin(self.pid)?;
         let mut frames = FrameWriter::default();
         let header = Header { app: self.app.clone(), id, sync: Sync::Full, frozen_at_ns: 0 };
-        let mut gone = !out(frames.cbor(FrameKind::Header, &header));
-        if let Some(layout) = layout {
-            gone |= !frames.layout(&layout).into_iter().all(&mut *out);
-        }
-        if gone {
+        let alive = out(frames.cbor(FrameKind::Header, &header));
+        let (from, round, pages_in_round, bytes) = (0, 0, 0, 0);
+        let mut sync = FullSync { id, frames, layout, files_left, from, round, pages_in_round, bytes };
+        if !alive || (!files_left && !sync.send_layout(out)) {
             return Err(EngineError::PeerGone);
         }
-        Ok(FullSync { id, frames, from: 0, round: 0, pages_in_round: 0, bytes: 0 })
+        Ok(sync)
+    }
+
+    fn advance_files(
+        &mut self,
+        sync: &mut FullSync,
+        out: &mut dyn FnMut(Bytes) -> bool,
+    ) -> Result<(), EngineError> {
+        let mut alive = true;
+        sync.files_left = self.files.read_on(&mut sync.frames, &mut |frame| {
+            sync.bytes += frame.len() as u64;
+            alive &= alive && out(frame);
+        })?;
+        alive &= sync.files_left || sync.send_layout(out);
+        if alive { Ok(()) } else { Err(EngineError::PeerGone) }
     }
 
     /// Copies the next piece while the app runs; true once it pays no longer.
@@ -244,6 +288,9 @@ impl Capturer {
         const WINDOW_BYTES: u64 = 16 << 20;
         const ROUNDS_MAX: u32 = 5;
         const WORTH_ANOTHER_ROUND_PAGES: u64 = 1000;
+        if sync.files_left {
+            return self.advance_files(sync, out).map(|()| false);
+        }
         let tracker = self.tracker.as_mut().ok_or(EngineError::NoBase)?;
         let copied = tracker.precopy(sync.from, WINDOW_BYTES)?;
         let capture = Capture::of_chunks(copied.chunks);
@@ -278,9 +325,10 @@ impl Capturer {
         mut sync: FullSync,
         out: &mut dyn FnMut(Bytes) -> bool,
     ) -> Result<CaptureReport, EngineError> {
+        self.files.look_ahead()?;
         let taken = self.take(tree, sync.id)?;
         let mut alive = true;
-        let report = self.encode(taken, &mut sync.frames, &mut |frame| alive &= alive && out(frame));
+        let report = self.encode(sync.id, taken, &mut sync.frames, &mut |frame| alive &= alive && out(frame));
         alive &= alive && out(sync.frames.end());
         if !alive {
             return Err(EngineError::PeerGone);
@@ -297,6 +345,7 @@ impl Capturer {
         parent: CheckpointId,
     ) -> Result<(Vec<Bytes>, CaptureReport), EngineError> {
         self.follow(parent)?;
+        self.files.look_ahead()?;
         let taken = self.take(tree, id)?;
         Ok(self.epoch(id, parent, taken))
     }
@@ -312,6 +361,7 @@ impl Capturer {
         stand_still: &mut dyn FnMut(Vec<Bytes>, CaptureReport),
     ) -> Result<(), EngineError> {
         self.follow(parent)?;
+        self.files.look_ahead()?;
         let usual = (self.connections, self.barrier.clone());
         if barrier.is_some() {
             (self.connections, self.barrier) = (Connections::Keep, barrier);
@@ -347,7 +397,7 @@ impl Capturer {
         let frozen_at_ns = taken.report.frozen_at_ns;
         let header = Header { app: self.app.clone(), id, sync: Sync::Since(parent), frozen_at_ns };
         let mut out = vec![frames.cbor(FrameKind::Header, &header)];
-        let report = self.encode(taken, &mut frames, &mut |frame| out.push(frame));
+        let report = self.encode(id, taken, &mut frames, &mut |frame| out.push(frame));
         out.push(frames.end());
         (out, report)
     }
@@ -355,17 +405,22 @@ impl Capturer {
     /// After the thaw: frames of everything that was taken.
     fn encode(
         &mut self,
+        id: CheckpointId,
         taken: Taken,
         frames: &mut FrameWriter,
         out: &mut dyn FnMut(Bytes),
     ) -> CaptureReport {
-        let Taken { state, memory, mut report } = taken;
+        let Taken { state, memory, mut files, mut report } = taken;
         let began = Instant::now();
         let mut bytes = 0;
         let mut count = |frame: Bytes| {
             bytes += frame.len() as u64;
             out(frame);
         };
+        // Before the layout, which may map them.
+        let (changes, content) = (std::mem::take(&mut files.changes), std::mem::take(&mut files.content));
+        files::frames(changes, &content, frames, &mut count);
+        self.files.enter(id, files);
         self.encoder.encode(&memory, frames, &mut count);
         frames.state(&state).into_iter().for_each(count);
         report.pages = memory.pages();
@@ -461,6 +516,15 @@ impl Capturer {
             (Ok(memory), Some(Ok(saved))) => (memory, saved),
             (Ok(_), None) => unreachable!("a capture asks for the open objects"),
         };
+        let looked = Instant::now();
+        let files = match self.files.take(tracker, &saved) {
+            Ok(files) => files,
+            Err(why) => {
+                self.ledger.owe(memory.carried(), memory.layout.is_some());
+                return Err(why.into());
+            }
+        };
+        let looked = looked.elapsed();
         let state = state_of(process, saved, clocks);
         let threads = frozen.threads(self.pid).len();
         let times = memory.times;
@@ -469,11 +533,12 @@ impl Capturer {
             scan: times.maps + times.scan,
             copy: times.copy,
             state: state_time,
+            files: looked,
             threads,
             frozen_at_ns: clocks.realtime_ns,
             ..CaptureReport::default()
         };
-        Ok((frozen, Taken { state, memory, report }))
+        Ok((frozen, Taken { state, memory, files, report }))
     }
 
     fn start_descriptors(
@@ -538,6 +603,13 @@ impl Capturer {
         let text = std::fs::read_to_string(format!("/proc/{}/statm", self.pid)).unwrap_or_default();
         let pages = text.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
         pages.unwrap_or(0) * image::PAGE_BYTES
+    }
+}
+
+impl FullSync {
+    fn send_layout(&mut self, out: &mut dyn FnMut(Bytes) -> bool) -> bool {
+        let frames = self.layout.take().map(|layout| self.frames.layout(&layout));
+        frames.into_iter().flatten().all(out)
     }
 }
 

@@ -39,6 +39,10 @@ pub struct Settings {
     pub barrier: Option<Barrier>,
     /// What an app in a cell may call the manager on.
     pub manager: Option<Arc<dyn ManagerSocket>>,
+    /// What the app writes below these is replicated with its memory.
+    pub state_dirs: Vec<PathBuf>,
+    /// What it writes below these is on the standby's host as well.
+    pub shared_dirs: Vec<PathBuf>,
     /// Nobody waits for this engine, and those of others come first.
     pub in_background: bool,
 }
@@ -88,6 +92,8 @@ pub struct Captures {
     pub shadow_bytes: u64,
     pub connections: Connections,
     pub barrier: Option<Barrier>,
+    pub state_dirs: Vec<PathBuf>,
+    pub shared_dirs: Vec<PathBuf>,
 }
 
 /// Where a full sync's frames go. Blocks while there is no room; `false`: the peer is gone, stop.

@@ -37,6 +37,10 @@ pub enum Event {
         refused: bool,
     },
     Progress(FullSyncProgress),
+    /// The app has these open for writing, and nobody replicates them. Said when they are others than before.
+    Uncovered {
+        paths: Vec<String>,
+    },
     ChildSeen {
         pid: i32,
     },
@@ -93,6 +97,8 @@ pub struct CaptureReport {
     pub scan: Duration,
     pub copy: Duration,
     pub state: Duration,
+    /// Looking at state directories, in the freeze.
+    pub files: Duration,
     pub thaw: Duration,
     pub pages: u64,
     pub bytes: u64,

@@ -239,7 +239,10 @@ fn obey(context: &Context, app: &mut App, command: Command, syncing: &mut Option
             }
         }
         Command::Capture { id, parent } => match app.capturer.capture(&mut app.tree, id, parent) {
-            Ok((frames, report)) => context.say(Event::Captured { id, frames, report }),
+            Ok((frames, report)) => {
+                say_uncovered(context, app);
+                context.say(Event::Captured { id, frames, report });
+            }
             Err(why) => {
                 let ended = has_ended(context, app, &why, syncing);
                 failed(context, id, &chain(&why), why.is_refusal());
@@ -279,6 +282,12 @@ fn obey(context: &Context, app: &mut App, command: Command, syncing: &mut Option
         }
     }
     false
+}
+
+fn say_uncovered(context: &Context, app: &mut App) {
+    if let Some(paths) = app.capturer.uncovered() {
+        context.say(Event::Uncovered { paths });
+    }
 }
 
 /// Returns when the app is to go on, or to die.
@@ -355,7 +364,10 @@ fn advance(context: &Context, app: &mut App, step: Syncing) -> Option<Syncing> {
             Ok(true) => {
                 let id = sync.id;
                 match app.capturer.finish_full_sync(&mut app.tree, sync, &mut sink) {
-                    Ok(report) => context.say(Event::Captured { id, frames: Vec::new(), report }),
+                    Ok(report) => {
+                        say_uncovered(context, app);
+                        context.say(Event::Captured { id, frames: Vec::new(), report });
+                    }
                     Err(why) => failed(context, id, &chain(&why), why.is_refusal()),
                 }
                 None

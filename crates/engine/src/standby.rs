@@ -11,11 +11,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use checkpoint::skeleton::{self, ApplyError, Collector, EpochBytes, Incoming, Piece, Skeleton};
+use checkpoint::skeleton::{self, ApplyError, Collector, EpochBytes, Incoming, Piece, Skeleton, Trees};
+use files::{FilesError, Mirror};
 use image::frame::{Frame, FrameError, FrameKind};
 use image::layout::Layout;
 use image::state::State;
-use image::{CheckpointId, Header, Sync};
+use image::{CheckpointId, FileChanges, Header, Sync};
 use rustix::time::ClockId;
 use tracee::Tree;
 
@@ -36,6 +37,8 @@ const REAP_AGAIN: Duration = Duration::from_millis(100);
 struct Copy {
     skeleton: Skeleton<'static>,
     cell: Cell,
+    /// The state directories.
+    mirror: Mirror,
     /// What was applied last, and when it came.
     held: Option<Held>,
     /// Who makes another of it.
@@ -56,6 +59,20 @@ impl Drop for Remains {
     }
 }
 
+impl Copy {
+    /// All that can fail before the epoch is acknowledged.
+    fn prepare(&self, epoch: &EpochBytes) -> Result<(), CopyError> {
+        self.skeleton.prepare(epoch)?;
+        Ok(self.mirror.check(&epoch.files, &epoch.content)?)
+    }
+
+    fn apply(&mut self, epoch: &EpochBytes) -> Result<(), CopyError> {
+        // First, since the memory may map them.
+        self.mirror.apply(&epoch.files, &epoch.content)?;
+        Ok(self.skeleton.apply(epoch)?)
+    }
+}
+
 struct Held {
     id: CheckpointId,
     state: State,
@@ -68,7 +85,7 @@ enum Receiving {
     Nothing,
     /// Its header was reported; `Receive` is awaited.
     Announced(Header, Frame),
-    Incremental(CheckpointId, Collector),
+    Incremental(CheckpointId, Box<Collector>),
     Full(CheckpointId, Box<FullCopy>),
     /// Refused in the middle: its remaining frames are passed over.
     Skipping,
@@ -76,6 +93,7 @@ enum Receiving {
 
 struct FullCopy {
     incoming: Incoming,
+    mirror: Mirror,
     copy: Option<Copy>,
 }
 
@@ -124,10 +142,13 @@ impl Keeper<'_> {
                     Command::Receive { id, full, keep_old } => self.receive(id, full, keep_old),
                     Command::DropHalf => self.drop_half(),
                     Command::Apply(id) => self.apply(id),
-                    Command::CaptureAs(Captures { shadow_bytes, connections, barrier }) => {
+                    Command::CaptureAs(captures) => {
+                        let Captures { shadow_bytes, connections, barrier, state_dirs, shared_dirs } =
+                            captures;
                         let settings = &mut self.context.settings;
                         settings.shadow_bytes = shadow_bytes;
                         (settings.connections, settings.barrier) = (connections, barrier);
+                        (settings.state_dirs, settings.shared_dirs) = (state_dirs, shared_dirs);
                     }
                     Command::Promote(promotion) => {
                         if let Some(app) = self.promote(promotion) {
@@ -215,7 +236,7 @@ impl Keeper<'_> {
         if !self.is_next(&header) {
             return Receiving::Announced(header, frame);
         }
-        let collector = Collector::new(self.context.settings.epoch_bytes_max);
+        let collector = Box::new(Collector::new(self.context.settings.epoch_bytes_max));
         self.take_incremental(header.id, collector, &frame)
     }
 
@@ -224,10 +245,15 @@ impl Keeper<'_> {
         held.is_some_and(|held| header.sync == Sync::Since(held.id))
     }
 
-    fn take_incremental(&mut self, id: CheckpointId, mut collector: Collector, frame: &Frame) -> Receiving {
+    fn take_incremental(
+        &mut self,
+        id: CheckpointId,
+        mut collector: Box<Collector>,
+        frame: &Frame,
+    ) -> Receiving {
         match collector.accept(frame) {
             Ok(None) => return Receiving::Incremental(id, collector),
-            Ok(Some(epoch)) => match self.copy.as_ref().map(|copy| copy.skeleton.prepare(&epoch)) {
+            Ok(Some(epoch)) => match self.copy.as_ref().map(|copy| copy.prepare(&epoch)) {
                 Some(Ok(())) => {
                     self.prepared = Some((id, Prepared::Incremental(Box::new(epoch), received())));
                     self.context.say(Event::Prepared { id });
@@ -245,6 +271,7 @@ impl Keeper<'_> {
             Ok(None) => return Receiving::Full(id, full),
             Ok(Some(state)) => match full.copy.take() {
                 Some(mut copy) => {
+                    copy.mirror = std::mem::take(&mut full.mirror);
                     let (received_monotonic_ns, received_boottime_ns) = received();
                     copy.held = Some(Held { id, state, received_monotonic_ns, received_boottime_ns });
                     self.prepared = Some((id, Prepared::Full(Box::new(copy))));
@@ -260,10 +287,21 @@ impl Keeper<'_> {
     /// Applies a frame of a full epoch. `Some` at its end.
     fn fill(&self, full: &mut FullCopy, frame: &Frame) -> Result<Option<State>, CopyError> {
         let piece = full.incoming.accept(frame)?;
+        if !matches!(piece, Piece::Files(_)) {
+            full.mirror.settle()?;
+        }
         match (piece, &mut full.copy) {
-            (Piece::Layout(layout), None) => full.copy = Some(self.make_copy(&layout)?),
+            (Piece::Files(part), _) => full.mirror.add_part(part)?,
+            (Piece::Content(batch), _) => {
+                let batch = [batch];
+                full.mirror.check(&FileChanges::default(), &batch)?;
+                full.mirror.write(&batch)?;
+            }
+            (Piece::Layout(layout), None) => {
+                let trees = full.mirror.located().into_iter().map(|it| (it.path, it.tree));
+                full.copy = Some(self.make_copy(&layout, Trees(trees.collect()))?);
+            }
             (Piece::Layout(layout), Some(copy)) => {
-                skeleton::check_layout(copy.skeleton.mappings(), &layout)?;
                 copy.skeleton.apply_layout(&layout)?;
             }
             (Piece::Pages(batch), Some(copy)) => {
@@ -283,9 +321,9 @@ impl Keeper<'_> {
 
     /// N.B. the number of the app's process is not known before the state comes, at the end; the layout's
     /// frame has it, see [`Layout::pid`].
-    fn make_copy(&self, layout: &Layout) -> Result<Copy, CopyError> {
+    fn make_copy(&self, layout: &Layout, trees: Trees) -> Result<Copy, CopyError> {
         let host = |what| move |source| CopyError::Host { what, source };
-        skeleton::check_layout(&[], layout)?;
+        skeleton::check_layout(&[], layout, &trees)?;
         let spec = self.cell.try_clone().map_err(host("prepare a cell"))?;
         let cell = Cell::with_skeleton(spec, layout.pid).map_err(host("make a cell for the copy"))?;
         if let Some(cgroup) = &self.cell.cgroup {
@@ -293,10 +331,10 @@ impl Keeper<'_> {
         }
         let tree = Tree::seize(cell.pid).map_err(ApplyError::from)?;
         let frozen = tree.freeze_for_good(self.context.settings.freeze_patience).map_err(ApplyError::from)?;
-        let mut skeleton = Skeleton::hollow_out(frozen, cell.pid, layout)?;
+        let mut skeleton = Skeleton::hollow_out(frozen, cell.pid, layout, trees)?;
         skeleton.apply_layout(layout)?;
         let remains = Remains { pid: cell.pid, unreaped: Rc::clone(&self.unreaped) };
-        Ok(Copy { skeleton, cell, held: None, audience: None, _remains: remains })
+        Ok(Copy { skeleton, cell, mirror: Mirror::default(), held: None, audience: None, _remains: remains })
     }
 
     fn receive(&mut self, id: CheckpointId, full: bool, keep_old: bool) {
@@ -324,7 +362,9 @@ impl Keeper<'_> {
         }
         let mut incoming = Incoming::new(u64::MAX);
         self.receiving = match incoming.accept(&frame) {
-            Ok(_) => Receiving::Full(id, Box::new(FullCopy { incoming, copy: None })),
+            Ok(_) => {
+                Receiving::Full(id, Box::new(FullCopy { incoming, mirror: Mirror::default(), copy: None }))
+            }
             Err(_) => Receiving::Skipping,
         };
     }
@@ -363,7 +403,7 @@ impl Keeper<'_> {
                 if copy.audience.as_ref().is_some_and(|audience| !audience.show(&epoch)) {
                     copy.audience = None;
                 }
-                if let Err(why) = copy.skeleton.apply(&epoch) {
+                if let Err(why) = copy.apply(&epoch) {
                     self.copy = None;
                     return self.context.say(Event::ApplyFailed { id, why: chain(&why) });
                 }
@@ -387,6 +427,9 @@ impl Keeper<'_> {
             let _nobody_may_listen = showing.begin(None);
             return;
         };
+        if !copy.mirror.is_empty() {
+            return showing.refuse();
+        }
         let shown = copy.held.as_ref().and_then(|held| {
             let look = copy.skeleton.look();
             let look = look.inspect_err(|why| tracing::warn!("the copy can't be looked at: {why}")).ok()?;
@@ -424,9 +467,13 @@ impl Keeper<'_> {
         began: Instant,
     ) -> Result<(App, RestoreReport), CopyError> {
         let host = |what| move |source| CopyError::Host { what, source };
-        let Copy { skeleton, cell, held, audience, _remains } = copy;
+        let Copy { skeleton, cell, mirror, held, audience, _remains } = copy;
         drop(audience);
         let mut held = held.ok_or(CopyError::Empty)?;
+        for replaced in mirror.replace(&format!("{}-{}", held.id.term, held.id.epoch))? {
+            let before = replaced.before.map(|before| before.display().to_string());
+            tracing::info!(path = %replaced.path.display(), before, "the state directory is in its place");
+        }
         if promotion.alone {
             checkpoint::descriptors::forget_others(&mut held.state);
         }
@@ -491,6 +538,8 @@ enum CopyError {
     Frame(#[from] FrameError),
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    #[error(transparent)]
+    Files(#[from] FilesError),
     #[error(transparent)]
     Engine(EngineError),
     #[error("cannot {what}")]

@@ -37,6 +37,8 @@ pub enum TwinError {
     Nothing,
     #[error("the copy was replaced, given up or taken over meanwhile")]
     Gone,
+    #[error("it has state directories, of which a second copy can't be made yet; leave --drill-every out")]
+    StateDirectories,
     #[error("it was called off")]
     CalledOff,
     #[error("the engine of the second copy takes nothing more")]
@@ -57,6 +59,8 @@ struct Original {
 enum Sight {
     Copy(Box<Original>),
     Epoch(Box<EpochBytes>),
+    /// Of an app with state directories.
+    Unshowable,
     Nothing,
 }
 
@@ -99,6 +103,11 @@ impl Showing {
         self.to.send(sight).is_ok()
     }
 
+    pub(crate) fn refuse(&self) {
+        // Nobody may look any more.
+        drop(self.to.send(Sight::Unshowable));
+    }
+
     /// Before the epoch is applied. False if nobody looks any more, or nobody follows.
     pub(crate) fn show(&self, epoch: &EpochBytes) -> bool {
         let waiting = self.waiting.fetch_add(bytes_of(epoch), Ordering::SeqCst);
@@ -119,6 +128,7 @@ impl Twin {
     pub fn wait(self) -> Result<Source, TwinError> {
         match self.from.recv_timeout(PATIENCE) {
             Ok(Sight::Copy(original)) => Ok(Source { original: *original, twin: self }),
+            Ok(Sight::Unshowable) => Err(TwinError::StateDirectories),
             Ok(Sight::Nothing | Sight::Epoch(_)) => Err(TwinError::Nothing),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(TwinError::Gone),
         }
@@ -215,7 +225,7 @@ impl<O: FnMut(Bytes) -> bool, C: Fn() -> bool> Copying<O, C> {
         loop {
             match self.twin.from.try_recv() {
                 Ok(Sight::Epoch(epoch)) => self.pass_on(*epoch)?,
-                Ok(Sight::Copy(_) | Sight::Nothing) | Err(TryRecvError::Disconnected) => {
+                Ok(Sight::Copy(_) | Sight::Nothing | Sight::Unshowable) | Err(TryRecvError::Disconnected) => {
                     return Err(TwinError::Gone);
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
@@ -225,7 +235,8 @@ impl<O: FnMut(Bytes) -> bool, C: Fn() -> bool> Copying<O, C> {
 
     fn pass_on(&mut self, epoch: EpochBytes) -> Result<(), TwinError> {
         self.twin.waiting.fetch_sub(bytes_of(&epoch), Ordering::SeqCst);
-        let EpochBytes { header, layout, batches, state } = epoch;
+        // N.B. a copy with state directories is not shown, so there are no files.
+        let EpochBytes { header, layout, batches, state, files: _, content: _ } = epoch;
         if let Some(layout) = layout {
             self.objects.retain(|key, _| layout.objects.iter().any(|object| object.key == *key));
             self.layout = layout;

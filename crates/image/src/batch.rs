@@ -12,6 +12,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::PAGE_BYTES;
+use crate::files::FileId;
 use crate::frame::{FrameError, PAYLOAD_BYTES_MAX};
 use crate::layout::ObjectKey;
 use crate::ranges::Range;
@@ -27,6 +28,9 @@ pub enum PageTarget {
     Space(u32),
     /// The content of a shared object; `start` is an offset in it.
     Object(ObjectKey),
+    /// The content of a file in a state directory; `start` is an offset in it. What a page has beyond the file's end
+    /// is zero.
+    File(FileId),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,11 +148,13 @@ const KIND_GONE: u32 = 2;
 const KIND_LINES: u32 = 3;
 const TARGET_SPACE: u32 = 1;
 const TARGET_OBJECT: u32 = 2;
+const TARGET_FILE: u32 = 3;
 
 fn put_target(out: &mut BytesMut, target: PageTarget) {
     let (kind, a, b) = match target {
         PageTarget::Space(space) => (TARGET_SPACE, u64::from(space), 0),
         PageTarget::Object(key) => (TARGET_OBJECT, key.device, key.inode),
+        PageTarget::File(FileId(id)) => (TARGET_FILE, id, 0),
     };
     out.put_u32_le(kind);
     out.put_u64_le(a);
@@ -167,6 +173,7 @@ impl PageBatch {
                 PageTarget::Space(u32::try_from(a).map_err(|_| bad(format!("address space {a}")))?)
             }
             TARGET_OBJECT => PageTarget::Object(ObjectKey { device: a, inode: b }),
+            TARGET_FILE => PageTarget::File(FileId(a)),
             kind => return Err(bad(format!("target kind {kind}"))),
         };
         let count = payload.get_u32_le() as usize;
@@ -227,7 +234,8 @@ mod tests {
     #[test]
     fn batch_survives_encoding_and_decoding() {
         let page: Vec<u8> = (0..PAGE_BYTES).map(|n| n as u8).collect();
-        for target in [PageTarget::Space(3), PageTarget::Object(ObjectKey { device: 1, inode: 2 })] {
+        let object = ObjectKey { device: 1, inode: 2 };
+        for target in [PageTarget::Space(3), PageTarget::Object(object), PageTarget::File(FileId(4))] {
             let mut writer = BatchWriter::new(target);
             writer.whole(0x1000, &page);
             writer.gone(Range::new(0x4000, 0x9000));

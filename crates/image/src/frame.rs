@@ -34,6 +34,8 @@ pub enum FrameKind {
     State = 4,
     /// [`End`]; always last.
     End = 5,
+    /// [`crate::FileChanges`], or a part of them.
+    Files = 6,
 }
 
 impl FrameKind {
@@ -44,6 +46,7 @@ impl FrameKind {
             3 => Self::Pages,
             4 => Self::State,
             5 => Self::End,
+            6 => Self::Files,
             kind => return Err(FrameError::Kind(kind)),
         })
     }
@@ -226,6 +229,11 @@ impl FrameWriter {
         encode(state).chunks(PAYLOAD_BYTES_MAX).map(|slice| self.frame(FrameKind::State, slice)).collect()
     }
 
+    /// The frames of changes of files.
+    pub fn files(&mut self, changes: crate::FileChanges) -> Vec<Bytes> {
+        changes.parts().iter().map(|part| self.cbor(FrameKind::Files, part)).collect()
+    }
+
     /// The frames of a layout.
     pub fn layout(&mut self, layout: &crate::layout::Layout) -> Vec<Bytes> {
         layout.parts().iter().map(|part| self.cbor(FrameKind::Layout, part)).collect()
@@ -349,6 +357,7 @@ mod tests {
             let _ = Frame::parse(bytes.clone().into());
             let _ = decode::<crate::state::State>(&bytes, "state");
             let _ = decode::<crate::layout::LayoutPart>(&bytes, "layout");
+            let _ = decode::<crate::FileChanges>(&bytes, "changes of files");
         }
     }
 }

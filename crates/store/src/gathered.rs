@@ -31,6 +31,8 @@ pub enum GatherError {
     Frame(#[from] FrameError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the epoch has state directories, which a store does not keep yet")]
+    StateDirectories,
     #[error("epoch {found} builds on {parent}, and {tip} is what is there")]
     Gap { found: CheckpointId, parent: CheckpointId, tip: CheckpointId },
 }
@@ -149,6 +151,7 @@ impl Gathered {
                 }
             }
             FrameKind::Pages => self.take_pages(&PageBatch::decode(frame.payload.clone())?)?,
+            FrameKind::Files => return Err(GatherError::StateDirectories),
             FrameKind::State => self.incoming.state.extend_from_slice(&frame.payload),
             FrameKind::End => {
                 self.state = std::mem::take(&mut self.incoming).state;

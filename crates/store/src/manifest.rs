@@ -10,7 +10,7 @@
 use std::fmt;
 
 use image::layout::ObjectKey;
-use image::{CheckpointId, PageTarget};
+use image::{CheckpointId, FileId, PageTarget};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
@@ -124,6 +124,7 @@ pub enum SegmentKind {
 pub enum Target {
     Space(u32),
     Object { device: u64, inode: u64 },
+    File(u64),
 }
 
 impl From<PageTarget> for Target {
@@ -131,6 +132,7 @@ impl From<PageTarget> for Target {
         match target {
             PageTarget::Space(space) => Self::Space(space),
             PageTarget::Object(ObjectKey { device, inode }) => Self::Object { device, inode },
+            PageTarget::File(FileId(id)) => Self::File(id),
         }
     }
 }
@@ -140,6 +142,7 @@ impl From<Target> for PageTarget {
         match target {
             Target::Space(space) => Self::Space(space),
             Target::Object { device, inode } => Self::Object(ObjectKey { device, inode }),
+            Target::File(id) => Self::File(FileId(id)),
         }
     }
 }

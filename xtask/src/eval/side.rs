@@ -41,6 +41,8 @@ fn settings() -> Settings {
         connections: engine::Connections::Reset,
         barrier: None,
         manager: None,
+        state_dirs: Vec::new(),
+        shared_dirs: Vec::new(),
         in_background: false,
     }
 }

@@ -23,7 +23,18 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("libc", &["sys", "tracee", "checkpoint", "engine", "gate", "testkit", "checksync"]),
     (
         "rustix",
-        &["sys", "tracee", "checkpoint", "engine", "gate", "arbiter", "testkit", "checksync", "xtask"],
+        &[
+            "sys",
+            "tracee",
+            "checkpoint",
+            "engine",
+            "files",
+            "gate",
+            "arbiter",
+            "testkit",
+            "checksync",
+            "xtask",
+        ],
     ),
 ];
 /// The helpers of the tests, which only tests and this program may use.

@@ -67,6 +67,13 @@ impl Objects {
         self.known.keys().copied()
     }
 
+    pub fn files(&self) -> impl Iterator<Item = (ObjectKey, Vec<u8>)> + '_ {
+        self.known.iter().filter_map(|(&key, object)| match &object.kind {
+            ObjectKind::File { path, .. } => Some((key, path.clone())),
+            ObjectKind::Memfd { .. } | ObjectKind::Anonymous => None,
+        })
+    }
+
     pub fn retain(&mut self, mut used: impl FnMut(ObjectKey) -> bool) {
         let forgotten = &mut self.forgotten;
         self.known.retain(|&key, _| {

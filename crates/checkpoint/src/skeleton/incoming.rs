@@ -3,7 +3,7 @@
 use image::frame::{Frame, FrameError, FrameKind, FrameOrder, decode};
 use image::layout::{Layout, LayoutPart, Mapping};
 use image::state::State;
-use image::{Header, PageBatch};
+use image::{FileChanges, Header, PageBatch, PageTarget};
 
 /// An incremental epoch, whole and decoded.
 #[derive(Debug, Clone)]
@@ -11,6 +11,9 @@ pub struct EpochBytes {
     pub header: Header,
     pub layout: Option<Layout>,
     pub batches: Vec<PageBatch>,
+    /// What changed in state directories; these are not the skeleton's.
+    pub files: FileChanges,
+    pub content: Vec<PageBatch>,
     pub state: State,
 }
 
@@ -20,6 +23,10 @@ pub enum Piece {
     Header(Header),
     Layout(Layout),
     Pages(PageBatch),
+    /// Changes of files in state directories, or a part of them.
+    Files(FileChanges),
+    /// Pages of such files.
+    Content(PageBatch),
     /// A slice of the state, or a part of a layout: more of it follows.
     Part,
     End(Box<State>),
@@ -56,7 +63,14 @@ impl Incoming {
         Ok(match frame.kind {
             FrameKind::Header => Piece::Header(frame.decode("header")?),
             FrameKind::Layout => self.join(frame.decode("layout")?)?,
-            FrameKind::Pages => Piece::Pages(PageBatch::decode(frame.payload.clone())?),
+            FrameKind::Pages => {
+                let batch = PageBatch::decode(frame.payload.clone())?;
+                match batch.target {
+                    PageTarget::Space(_) | PageTarget::Object(_) => Piece::Pages(batch),
+                    PageTarget::File(_) => Piece::Content(batch),
+                }
+            }
+            FrameKind::Files => Piece::Files(frame.decode("changes of files")?),
             FrameKind::State => {
                 self.state.extend_from_slice(&frame.payload);
                 Piece::Part
@@ -90,11 +104,20 @@ pub struct Collector {
     header: Option<Header>,
     layout: Option<Layout>,
     batches: Vec<PageBatch>,
+    files: FileChanges,
+    content: Vec<PageBatch>,
 }
 
 impl Collector {
     pub fn new(bytes_max: u64) -> Self {
-        Self { incoming: Incoming::new(bytes_max), header: None, layout: None, batches: Vec::new() }
+        Self {
+            incoming: Incoming::new(bytes_max),
+            header: None,
+            layout: None,
+            batches: Vec::new(),
+            files: FileChanges::default(),
+            content: Vec::new(),
+        }
     }
 
     /// `Some` once the epoch is whole.
@@ -107,11 +130,19 @@ impl Collector {
             }
             Piece::Layout(layout) => self.layout = Some(layout),
             Piece::Pages(batch) => self.batches.push(batch),
+            Piece::Files(changes) => self.files.extend(changes),
+            Piece::Content(batch) => self.content.push(batch),
             Piece::Part => (),
             Piece::End(state) => {
                 let header = self.header.take().ok_or(FrameError::Place(FrameKind::End))?;
-                let batches = std::mem::take(&mut self.batches);
-                return Ok(Some(EpochBytes { header, layout: self.layout.take(), batches, state: *state }));
+                return Ok(Some(EpochBytes {
+                    header,
+                    layout: self.layout.take(),
+                    batches: std::mem::take(&mut self.batches),
+                    files: std::mem::take(&mut self.files),
+                    content: std::mem::take(&mut self.content),
+                    state: *state,
+                }));
             }
         }
         Ok(None)

@@ -13,6 +13,7 @@ mod incoming;
 mod look;
 mod plan;
 mod promote;
+mod trees;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use tracee::{Frozen, TraceError};
 pub use incoming::{Collector, EpochBytes, Incoming, Piece};
 pub use look::Look;
 pub use promote::{Promotion, PromotionTimes};
+pub use trees::Trees;
 
 use self::writer::HeldObject;
 use crate::Unsupported;
@@ -82,12 +84,19 @@ pub struct Skeleton<'tree> {
     mappings: Vec<Mapping>,
     guards: Vec<Range>,
     objects: BTreeMap<ObjectKey, HeldObject>,
+    trees: Trees,
 }
 
 impl<'tree> Skeleton<'tree> {
     /// Hollows out a process that was made for it: nothing is left in there but the vdso and our scratch.
-    /// `layout` is the first one of the app, whose place is kept free.
-    pub fn hollow_out(mut frozen: Frozen<'tree>, pid: i32, layout: &Layout) -> Result<Self, ApplyError> {
+    /// `layout` is the first one of the app, whose place is kept free; `trees` says where files are kept that are not at
+    /// their paths yet.
+    pub fn hollow_out(
+        mut frozen: Frozen<'tree>,
+        pid: i32,
+        layout: &Layout,
+        trees: Trees,
+    ) -> Result<Self, ApplyError> {
         let scratch = birth::hollow_out(&mut frozen, pid, layout)?;
         let memory = File::options()
             .read(true)
@@ -103,6 +112,7 @@ impl<'tree> Skeleton<'tree> {
             mappings: Vec::new(),
             guards: Vec::new(),
             objects: BTreeMap::new(),
+            trees,
         })
     }
 
@@ -157,7 +167,7 @@ impl<'tree> Skeleton<'tree> {
     }
 
     fn check_layout(&self, layout: &Layout) -> Result<(), ApplyError> {
-        check_layout(&self.mappings, layout)?;
+        check_layout(&self.mappings, layout, &self.trees)?;
         match layout.mappings.iter().find(|mapping| mapping.range.intersect(self.scratch).is_some()) {
             Some(mapping) => Err(ApplyError::Occupied(mapping.range.start)),
             None => Ok(()),
@@ -179,8 +189,8 @@ impl<'tree> Skeleton<'tree> {
 }
 
 /// Whether a layout that came from the network can be applied over `old`: its mappings are in order, and its
-/// files are here and the same.
-pub fn check_layout(old: &[Mapping], layout: &Layout) -> Result<(), ApplyError> {
+/// files are here and the same. Those in `trees` come with the epoch.
+pub fn check_layout(old: &[Mapping], layout: &Layout, trees: &Trees) -> Result<(), ApplyError> {
     if layout.space != 0 {
         return Err(ApplyError::Space(layout.space));
     }
@@ -189,7 +199,7 @@ pub fn check_layout(old: &[Mapping], layout: &Layout) -> Result<(), ApplyError> 
     if layout.mappings.len() > max {
         return Err(ApplyError::Crowded { found: layout.mappings.len(), max });
     }
-    plan::check_files(old, layout)
+    plan::check_files(old, layout, trees)
 }
 
 fn mappings_max() -> usize {

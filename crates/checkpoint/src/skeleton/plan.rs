@@ -8,7 +8,7 @@ use std::path::Path;
 use image::layout::{Advice, Backing, FileIdentity, Layout, Mapping, Protection, surviving};
 use image::{Range, RangeSet};
 
-use super::ApplyError;
+use super::{ApplyError, Trees};
 use crate::memory::build_id;
 
 /// The steps, in the order in which they must be taken.
@@ -79,11 +79,13 @@ fn without(range: Range, survivors: &RangeSet) -> Vec<Range> {
 }
 
 /// Whether every file that the layout newly maps is here, and the same.
-pub fn check_files(old: &[Mapping], layout: &Layout) -> Result<(), ApplyError> {
+pub fn check_files(old: &[Mapping], layout: &Layout, trees: &Trees) -> Result<(), ApplyError> {
     let mut checked: Vec<&FileIdentity> = old.iter().filter_map(file_of).collect();
     for identity in layout.mappings.iter().filter_map(file_of) {
         if !checked.contains(&identity) {
-            check_file(identity)?;
+            if trees.locate(&identity.path).is_none() {
+                check_file(identity)?;
+            }
             checked.push(identity);
         }
     }

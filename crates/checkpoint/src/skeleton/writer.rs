@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
 use image::batch::{LINE_BYTES, Pages};
@@ -119,7 +120,9 @@ impl Skeleton<'_> {
                 continue;
             }
             let mut remote = self.frozen.remote(self.pid)?;
-            let path = remote.put(0, &[&identity.path[..], b"\0"].concat());
+            let located = self.trees.locate(&identity.path);
+            let path = located.as_ref().map_or(&identity.path[..], |path| path.as_os_str().as_bytes());
+            let path = remote.put(0, &[path, b"\0"].concat());
             let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
             let at = libc::AT_FDCWD as u64;
             let opened = remote.call("open a mapped file", libc::SYS_openat, [at, path, flags]);
@@ -172,6 +175,8 @@ impl Skeleton<'_> {
                 misplaced.map_or(Ok(()), |range| Err(ApplyError::NotMapped(range.start)))
             }
             PageTarget::Space(space) => Err(ApplyError::Space(space)),
+            // They go into a tree, and come another way.
+            PageTarget::File(_) => Err(ApplyError::UnknownObject),
             PageTarget::Object(key) => {
                 let size = match layout {
                     Some(layout) => layout.objects.iter().find(|o| o.key == key).map(|o| o.size_bytes),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use checkpoint::memory::{Capture, CaptureError, Encoder, Ledger, Tracker, self_test, workers};
 use checkpoint::process::{CellNumbers, ProcessCache, save};
-use checkpoint::skeleton::{Collector, Skeleton};
+use checkpoint::skeleton::{Collector, Skeleton, Trees};
 use image::frame::{Frame, FrameKind, FrameWriter};
 use image::state::{Clocks, State};
 use image::{CheckpointId, Header, RangeSet, Sync};
@@ -137,7 +137,7 @@ impl World {
         if self.skeleton.is_none() {
             let layout = capture.layout.as_ref().expect("the first epoch has a layout");
             let hollow = self.hollow.take().expect("made once");
-            let made = Skeleton::hollow_out(hollow, self.shell.pid(), layout);
+            let made = Skeleton::hollow_out(hollow, self.shell.pid(), layout, Trees::default());
             self.skeleton = Some(made.expect("the shell is hollowed out"));
         }
         if fate == Fate::Merged {

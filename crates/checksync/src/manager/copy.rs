@@ -426,6 +426,7 @@ impl Actor {
             Event::Ready { .. }
             | Event::Captured { .. }
             | Event::CaptureFailed { .. }
+            | Event::Uncovered { .. }
             | Event::Progress(_) => {
                 tracing::warn!(?event, "a copy's engine spoke of captures");
             }
@@ -610,6 +611,7 @@ impl Actor {
             pause_us: None,
             stages_us: BTreeMap::new(), // The board reads them when it is asked.
             store: None,
+            unreplicated_files: Vec::new(),
             drill: None,
             app_pid: self.serving.map(|report| report.pid),
             peer: self.machine.primary().map(|(member, _)| member.name.clone()),

@@ -51,6 +51,8 @@ fn engine_settings(app: &str, shadow_bytes: u64) -> Settings {
         connections: engine::Connections::Reset,
         barrier: None,
         manager: None,
+        state_dirs: Vec::new(),
+        shared_dirs: Vec::new(),
         in_background: false,
     }
 }

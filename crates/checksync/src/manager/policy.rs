@@ -1,6 +1,7 @@
 //! What the operator asked for when he had the app protected. It travels with the app: a standby that takes over goes on
 //! with it as a primary, though nobody told it any of this.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +26,10 @@ pub struct Policy {
     commit_on: CommitOn,
     grace_ms: u64,
     shadow_bytes: u64,
+    #[serde(default)]
+    state_dirs: Vec<PathBuf>,
+    #[serde(default)]
+    shared_dirs: Vec<PathBuf>,
     /// For drills on the standby.
     #[serde(default)]
     health: Option<String>,
@@ -52,6 +57,8 @@ impl Policy {
             commit_on: settings.commit_on,
             grace_ms: u64::try_from(grace).unwrap_or(u64::MAX),
             shadow_bytes: settings.shadow_bytes,
+            state_dirs: settings.state_dirs.clone(),
+            shared_dirs: settings.shared_dirs.clone(),
             health: settings.health.clone(),
         }
     }
@@ -85,6 +92,14 @@ impl Policy {
         self.shadow_bytes
     }
 
+    pub fn state_dirs(&self) -> Vec<PathBuf> {
+        self.state_dirs.clone()
+    }
+
+    pub fn shared_dirs(&self) -> Vec<PathBuf> {
+        self.shared_dirs.clone()
+    }
+
     /// The settings of the primary that goes on with it.
     pub fn settings(&self, here: Here) -> PrimarySettings {
         let Here { app, standbys, timing, network, structures, shared } = here;
@@ -110,6 +125,8 @@ impl Policy {
             health: self.health.clone(),
             // The winner of a takeover uploads nothing: the store's credentials are the first primary's.
             store: None,
+            state_dirs: self.state_dirs(),
+            shared_dirs: self.shared_dirs(),
             shared,
         }
     }
@@ -128,6 +145,8 @@ mod tests {
             commit_on: CommitOn::Any,
             grace_ms: 10_000,
             shadow_bytes: 1 << 20,
+            state_dirs: vec!["/var/lib/kv".into()],
+            shared_dirs: Vec::new(),
             health: Some("true".to_owned()),
         };
         assert_eq!(Policy::decode(&policy.encode()).unwrap(), policy);

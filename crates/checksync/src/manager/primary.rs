@@ -155,6 +155,8 @@ pub struct Actor {
     /// The standby was told to take over.
     handed_over: bool,
     moving: Moving,
+    /// Files that the app writes to, and that nobody replicates.
+    uncovered: Vec<String>,
     stops: u32,
     failure: Option<String>,
     ending: Option<Ending>,
@@ -180,6 +182,9 @@ impl Actor {
             Target::Command { .. } | Target::Copy => Fence::raise(&settings.app, fencing)?,
             Target::Process(pid) => Fence::around(*pid, fencing)?,
         };
+        for directory in &settings.state_dirs {
+            files::finish_replacing(directory)?;
+        }
         let facts = HostFacts::read().context("cannot look at this host")?;
         // Before the engine: it is to find no thread that locks memory while it tries the kernel out.
         let outreach = Outreach::open(&settings, &me, &facts)?;
@@ -250,6 +255,7 @@ impl Actor {
             restarts: Restarts::default(),
             handed_over: false,
             moving: Moving::default(),
+            uncovered: Vec::new(),
             stops: 0,
             failure: None,
             ending: None,
@@ -324,6 +330,8 @@ impl Actor {
         let events = Box::new(move |event| drop(post.send(Input::Engine(number, event))));
         let mut settings = engine_settings(&self.settings.app, self.settings.shadow_bytes);
         settings.manager = self.socket.as_ref().map(AppSocket::for_engine);
+        settings.state_dirs = self.settings.state_dirs.clone();
+        settings.shared_dirs = self.settings.shared_dirs.clone();
         if self.settings.is_strong() {
             settings.connections = Connections::Keep;
             settings.barrier = self.network.as_ref().and_then(AppNetwork::barrier);
@@ -413,6 +421,7 @@ impl Actor {
                 self.step(PrimaryEvent::CaptureFailed { id, why });
             }
             Event::Progress(now) => self.progress.iter().for_each(|progress| progress.show(now)),
+            Event::Uncovered { paths } => self.note_uncovered(paths),
             Event::ChildSeen { pid } => self.step(PrimaryEvent::ChildSeen { pid }),
             Event::ChildGone { pid } => self.step(PrimaryEvent::ChildGone { pid }),
             Event::Executed => self.step(PrimaryEvent::Executed),

@@ -88,6 +88,9 @@ impl Passage {
         }
         let asked_at = epoch.asked_at;
         self.stages.note("pause", report.pause);
+        if !report.files.is_zero() {
+            self.stages.note("files", report.files);
+        }
         self.stages.note("encode", report.encode);
         self.stages.note("hops", now.saturating_duration_since(asked_at).saturating_sub(in_engine));
     }

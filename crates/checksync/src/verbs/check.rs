@@ -9,6 +9,8 @@ mod process;
 mod program;
 mod register;
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -20,7 +22,7 @@ use finding::{Area, Finding, Level, Report};
 pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let mut findings = host::look();
     if let Some(pid) = args.pid {
-        findings.extend(process::look(pid));
+        findings.extend(process::look(pid, &covered(&args)));
     }
     if let Some((command, _)) = args.command.split_first() {
         findings.extend(program::look(command));
@@ -37,6 +39,12 @@ pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         Format::Json => println!("{}", serde_json::to_string(&report).context("cannot write the report")?),
     }
     Ok(exit(&report.findings).into())
+}
+
+/// Where the process may write: as the kernel calls the directories, if they are there.
+fn covered(args: &CheckArgs) -> Vec<PathBuf> {
+    let given = args.state_dir.iter().chain(&args.shared_dir);
+    given.map(|path| fs::canonicalize(path).unwrap_or_else(|_| path.clone())).collect()
 }
 
 /// What a script has to act on first: a host that can't, before a peer that does not answer.

@@ -123,6 +123,11 @@ fn capture(
             Input::Interrupted => bail!("interrupted; the process runs on, and no checkpoint was taken"),
             Input::Engine(Event::Captured { report, .. }) => return Ok(report),
             Input::Engine(Event::Progress(now)) => progress.show(now),
+            Input::Engine(Event::Uncovered { paths }) if !paths.is_empty() => tracing::warn!(
+                "not in the checkpoint, though the process has them open for writing: {}; keep them as they are until it \
+                 is restored",
+                paths.join(", ")
+            ),
             Input::Engine(Event::CaptureFailed { why, refused, .. }) => {
                 return Err(failure(file, why, refused));
             }

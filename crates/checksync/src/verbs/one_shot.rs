@@ -221,6 +221,8 @@ pub fn engine_settings(app: &str) -> engine::Settings {
         connections: engine::Connections::Reset,
         barrier: None,
         manager: None,
+        state_dirs: Vec::new(),
+        shared_dirs: Vec::new(),
         in_background: false,
     }
 }

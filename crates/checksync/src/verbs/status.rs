@@ -71,6 +71,9 @@ fn line(app: &AppReport, fencing: &str) -> String {
     parts.extend(app.peer.as_ref().map(|peer| format!("peer {peer}")));
     parts.extend(app.commit_on.as_ref().map(|rule| format!("commit on {rule}")));
     parts.extend(app.store.as_ref().map(store));
+    if !app.unreplicated_files.is_empty() {
+        parts.push(format!("not replicated: {}", app.unreplicated_files.join(", ")));
+    }
     parts.extend(app.drill.as_ref().and_then(drill));
     parts.push(format!("fencing {fencing}"));
     parts.join(", ").replacen(", (", " (", 1)

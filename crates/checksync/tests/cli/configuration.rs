@@ -76,3 +76,30 @@ fn what_is_missing_is_asked_for_by_its_flag() {
     assert_eq!(code(&refused), USAGE);
     assert!(complained(&refused).contains("--listen HOST:PORT"), "{}", complained(&refused));
 }
+
+#[test]
+fn state_directories_are_refused_where_they_can_not_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let inner = dir.path().join("inner");
+    fs::create_dir(&inner).unwrap();
+    let (outer, inner, absent) = (text(dir.path()), text(&inner), dir.path().join("absent"));
+    let store = format!("file:{}", dir.path().join("store").display());
+    for (options, named) in [
+        (
+            &["--state-dir", inner, "--store", &store][..],
+            "a store does not keep state directories yet; leave --store",
+        ),
+        (&["--state-dir", inner, "--replicate", "structures"], "leave --state-dir out"),
+        (&["--state-dir", inner, "--state-dir", outer], "one is in the other"),
+        (&["--state-dir", text(&absent)], "is not there; make it, or leave --state-dir out"),
+        (&["--state-dir", "/"], "name a directory below /"),
+    ] {
+        let fixed = ["run", "--app", "kv", "--pki", "/nowhere", "--standby", "b:7000"];
+        let refused = run(&[&fixed, options, &["--", "true"]].concat());
+        assert!(
+            matches!(code(&refused), Some(1 | 2)) && complained(&refused).contains(named),
+            "{}",
+            complained(&refused)
+        );
+    }
+}

@@ -91,6 +91,8 @@ fn process_that_is_left_running_notices_nothing_and_can_be_inspected() {
     assert_eq!(app.ask("PUT a 1"), "OK");
     let dir = app.path("saved");
     let saved = run(&["checkpoint", &app.pid(), "--to", text(&dir), "--leave-running", "-o", "json"]);
+    let why = complained(&saved);
+    assert!(why.contains("not in the checkpoint") && why.contains(text(&app.path("app.out"))), "{why}");
     assert_eq!(code(&saved), Some(0), "{}", complained(&saved));
     assert_eq!(json(&saved)["left_running"], true);
     assert!(app.runs());
@@ -209,6 +211,19 @@ fn what_cannot_be_saved_is_named_and_code_6() {
     assert!(said(&checked).contains(&what), "{}", said(&checked));
     assert!(said(&checked).contains("fix: redirect it to a file"), "{}", said(&checked));
     assert!(runs, "it was to be left alone");
+}
+
+#[test]
+fn files_that_nobody_replicates_are_named_by_check() {
+    needs!(CAP_SYS_ADMIN, CAP_SYS_PTRACE, "pagemap-scan", "root");
+    let app = App::start();
+    let line = format!("open for writing, and not replicated: {}", text(&app.path("app.out")));
+    let checked = said(&run(&["check", "--pid", &app.pid()]));
+    assert!(checked.contains(&line) && checked.contains("--state-dir"), "{checked}");
+    for flag in ["--state-dir", "--shared"] {
+        let checked = said(&run(&["check", "--pid", &app.pid(), flag, text(app.dir.path())]));
+        assert!(checked.contains("pause") && !checked.contains("not replicated"), "{flag}: {checked}");
+    }
 }
 
 fn comm(pid: &str) -> String {

@@ -58,6 +58,7 @@ impl Memory {
             .map(|object| (object.key, object.size_bytes))
             .collect();
         self.pages.retain(|&(target, at), page| match target {
+            PageTarget::File(_) => unreachable!("no state directories in a store"),
             PageTarget::Space(_) => survivors.contains(at),
             PageTarget::Object(key) => {
                 let room = sizes.get(&key).map_or(0, |size| size.saturating_sub(at)).min(PAGE_BYTES);
@@ -69,6 +70,7 @@ impl Memory {
 
     fn write(&mut self, target: PageTarget, at: u64, offset: usize, bytes: &[u8]) {
         let room = match target {
+            PageTarget::File(_) => unreachable!("no state directories in a store"),
             PageTarget::Space(_) => PAGE,
             PageTarget::Object(key) => self.size(key).saturating_sub(at).min(PAGE_BYTES) as usize,
         };
@@ -126,6 +128,7 @@ impl Memory {
                         self.apply_record(batch.target, record);
                     }
                 }
+                FrameKind::Files => panic!("a store keeps no state directories"),
                 FrameKind::State => state.extend_from_slice(&frame.payload),
                 FrameKind::End => {}
             }
@@ -139,6 +142,7 @@ impl Memory {
     fn check_place(&self, target: PageTarget, range: Range) {
         let layout = self.layout.as_ref().unwrap();
         match target {
+            PageTarget::File(_) => unreachable!("no state directories in a store"),
             PageTarget::Space(_) => {
                 for at in (range.start..range.end).step_by(PAGE) {
                     assert!(layout.mappings.iter().any(|m| m.range.contains(at)), "{at:#x} is not mapped");
@@ -209,6 +213,7 @@ impl App {
         layout.mappings.sort_by_key(|mapping| mapping.range.start);
         // What was done before was done to what may be no more.
         let kept = |target: PageTarget, layout: &Layout, range: Range| match target {
+            PageTarget::File(_) => unreachable!("no state directories in a store"),
             PageTarget::Space(_) => layout.mappings.iter().any(|m| m.range.intersect(range) == Some(range)),
             PageTarget::Object(key) => layout
                 .objects
@@ -283,6 +288,7 @@ impl App {
         let byte = 1 + self.dice.below(255) as u8;
         let mut data = vec![byte; PAGE];
         let room = match target {
+            PageTarget::File(_) => unreachable!("no state directories in a store"),
             PageTarget::Space(_) => PAGE_BYTES,
             PageTarget::Object(key) => (self.memory.size(key) - at).min(PAGE_BYTES),
         };
@@ -299,6 +305,7 @@ impl App {
         let byte = 1 + self.dice.below(255) as u8;
         let mut page = self.memory.pages[&(target, at)].clone();
         let room = match target {
+            PageTarget::File(_) => unreachable!("no state directories in a store"),
             PageTarget::Space(_) => PAGE_BYTES,
             PageTarget::Object(key) => (self.memory.size(key) - at).min(PAGE_BYTES),
         };

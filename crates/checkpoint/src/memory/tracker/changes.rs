@@ -213,6 +213,7 @@ impl Tracker {
         for (target, ranges) in owed {
             match target {
                 PageTarget::Object(key) => self.objects.send_all(key),
+                PageTarget::File(_) => unreachable!("what is owed of files is the files' own business"),
                 PageTarget::Space(_) => {
                     self.unmapped.extend(ranges.iter());
                     let everything = Query {

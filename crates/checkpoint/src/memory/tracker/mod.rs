@@ -412,6 +412,11 @@ impl Tracker {
         self.objects.keys().collect()
     }
 
+    /// The files among them, and how they were called when they were mapped.
+    pub fn mapped_files(&self) -> Vec<(ObjectKey, Vec<u8>)> {
+        self.objects.files().collect()
+    }
+
     /// Whatever was held so before and is not in the list is let go of.
     fn hold_open_objects(&mut self, open: OpenObjects) -> io::Result<()> {
         self.open_objects = open.iter().map(|(key, _)| *key).collect();

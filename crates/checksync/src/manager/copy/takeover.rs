@@ -69,15 +69,17 @@ impl Plan {
     fn captures(&self) -> Captures {
         let Some(policy) = &self.policy else { return Captures::default() };
         let shadow_bytes = policy.shadow_bytes();
+        let (state_dirs, shared_dirs) = (policy.state_dirs(), policy.shared_dirs());
+        let usual = Captures { shadow_bytes, state_dirs, shared_dirs, ..Captures::default() };
         match policy.consistency() {
-            Consistency::Timeline => Captures { shadow_bytes, ..Captures::default() },
+            Consistency::Timeline => usual,
             Consistency::Strong { .. } => {
                 let made = Arc::clone(&self.barrier);
                 let barrier = Barrier(Arc::new(move |id| match made.get() {
                     Some(barrier) => (barrier.0)(id),
                     None => Err("nothing holds the app's output back".to_owned()),
                 }));
-                Captures { shadow_bytes, connections: Connections::Keep, barrier: Some(barrier) }
+                Captures { connections: Connections::Keep, barrier: Some(barrier), ..usual }
             }
         }
     }

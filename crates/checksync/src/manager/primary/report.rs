@@ -19,6 +19,19 @@ impl Actor {
         self.publish();
     }
 
+    pub(super) fn note_uncovered(&mut self, paths: Vec<String>) {
+        if !paths.is_empty() {
+            tracing::warn!(
+                app = self.settings.app,
+                "not replicated, though the app has them open for writing: {}; name their directory with --state-dir, \
+                 or with --shared if all hosts have it",
+                paths.join(", ")
+            );
+        }
+        self.uncovered = paths;
+        self.publish();
+    }
+
     /// What the machine says, or what was wrong when a standby was looked for.
     pub(super) fn why_not(&self, reason: &Reason) -> String {
         match (reason, self.seats.trouble()) {
@@ -55,6 +68,7 @@ impl Actor {
             pause_us: self.pauses.pauses(),
             stages_us: BTreeMap::new(), // The board reads them when it is asked.
             store: None,
+            unreplicated_files: self.uncovered.clone(),
             drill: None,
             app_pid: self.app_pid,
             peer: (!names.is_empty()).then(|| names.join(", ")),

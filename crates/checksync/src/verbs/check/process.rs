@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use checkpoint::descriptors::{self, Cache, Saved, Subject};
@@ -19,10 +19,11 @@ use crate::verbs::describe::{self, Fate};
 const PATIENCE: Duration = Duration::from_secs(2);
 const SPACE: u32 = 0;
 
-pub fn look(pid: i32) -> Vec<Finding> {
+/// `covered` are the directories that hold what it writes, on every host.
+pub fn look(pid: i32, covered: &[PathBuf]) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(children(pid));
-    if let Err(error) = read(pid, &mut findings) {
+    if let Err(error) = read(pid, covered, &mut findings) {
         findings.push(refused("process", &error));
     }
     findings
@@ -53,11 +54,11 @@ fn children(pid: i32) -> Option<Finding> {
     })
 }
 
-fn read(pid: i32, findings: &mut Vec<Finding>) -> Result<(), TraceError> {
+fn read(pid: i32, covered: &[PathBuf], findings: &mut Vec<Finding>) -> Result<(), TraceError> {
     let mut tree = Tree::seize(pid)?;
     let mut frozen = tree.freeze(PATIENCE)?;
     findings.extend(threads(&mut frozen, pid));
-    findings.extend(open_files(&frozen, pid));
+    findings.extend(open_files(&frozen, pid, covered));
     findings.extend(mappings(&mut frozen, pid));
     let stood = frozen.thaw();
     findings.push(green(
@@ -80,7 +81,7 @@ fn kind(process: &Process) -> &'static str {
     if process.attributes.go { ", of Go's runtime" } else { "" }
 }
 
-fn open_files(frozen: &Frozen<'_>, pid: i32) -> Vec<Finding> {
+fn open_files(frozen: &Frozen<'_>, pid: i32, covered: &[PathBuf]) -> Vec<Finding> {
     let subject = Subject {
         manager: None,
         pid,
@@ -97,9 +98,20 @@ fn open_files(frozen: &Frozen<'_>, pid: i32) -> Vec<Finding> {
         Err(error) => return vec![refused("descriptors", &error)],
     };
     match descriptors::save(&subject, &mut cache) {
-        Ok(saved) => fates(&saved),
+        Ok(saved) => fates(&saved).into_iter().chain(written(&saved, covered)).collect(),
         Err(error) => vec![refused("descriptors", &error)],
     }
+}
+
+/// Memory that is replicated, of files that are not.
+fn written(saved: &Saved, covered: &[PathBuf]) -> Option<Finding> {
+    let covered: Vec<&Path> = covered.iter().map(PathBuf::as_path).collect();
+    let paths = engine::written_outside(&saved.files, &covered);
+    (!paths.is_empty()).then(|| {
+        let cause = format!("open for writing, and not replicated: {}", paths.join(", "));
+        let fix = "name their directory with --state-dir, or with --shared if all hosts have it";
+        Finding::yellow(Area::Process, "files", cause, fix)
+    })
 }
 
 /// One line per fate, with how many there are of each kind.

@@ -28,6 +28,7 @@ impl State {
             pause_us: None,
             stages_us: BTreeMap::new(),
             store: None,
+            unreplicated_files: Vec::new(),
             drill: None,
             app_pid: serving.map(|serving| serving.program.pid()),
             peer: self.machine.primary().map(|(member, _)| member.name.clone()),

@@ -47,6 +47,7 @@ impl Actor {
             pause_us: None,
             stages_us: BTreeMap::new(),
             store: None,
+            unreplicated_files: Vec::new(),
             drill: None,
             app_pid: self.program.as_ref().map(|program| program.pid()),
             peer: self.session.as_ref().map(|session| session.standby.name.clone()),

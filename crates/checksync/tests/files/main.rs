@@ -1,0 +1,8 @@
+//! State directories with the real pair: servers that keep files and memory, whose manager is killed at some epoch. Each
+//! host has a tree of its own at the same path. After the takeover memory and files agree, by the servers' own checkers.
+
+mod hosts;
+mod redis;
+#[path = "../world/mod.rs"]
+mod world;
+mod writers;
