@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use testkit::needs;
 use testkit::process::Running;
-use testkit::servers::Server;
+use testkit::servers::{Moto, Server};
 use testkit::wait::wait_until;
 use world::{Fencing, Primary, SOON, World, checksync, counter};
 
@@ -85,6 +85,13 @@ fn with_everything_dead_the_store_alone_brings_the_app_back() {
     let newest = listed["checkpoints"].as_array().unwrap().last().unwrap().clone();
     let verified = json(&ask(&world, &["checkpoints", "verify"], &spec, &["-o", "json"]));
     assert_eq!(verified["whole"], true, "{verified}");
+    let first = &listed["checkpoints"][0];
+    let name = |one: &Value| format!("{}.{}", one["term"], one["epoch"]);
+    let (first, last) = (name(first), name(&newest));
+    let changed = json(&ask(&world, &["checkpoints", "diff"], &spec, &[&first, &last, "-o", "json"]));
+    assert!(changed["memory"]["pages_changed"].as_u64().unwrap() > 0, "{changed}");
+    let same = json(&ask(&world, &["checkpoints", "diff"], &spec, &["latest", &last, "-o", "json"]));
+    assert_eq!(same["same"], true, "{same}");
     let shown = json(&ask(&world, &["inspect"], &spec, &["-o", "json"]));
     assert_eq!((&shown["epoch"], &shown["app"]), (&newest["epoch"], &Value::from("kv")));
 
@@ -100,6 +107,40 @@ fn with_everything_dead_the_store_alone_brings_the_app_back() {
     let pid = Pid::from_raw(restored["pid"].as_i64().unwrap() as i32).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
     wait_until("its end", SOON, || !Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn a_bucket_is_followed_and_its_checkpoints_compared() {
+    needs_all!();
+    let moto = Moto::start("backups");
+    let world = World::new(Fencing::Register);
+    let spec = "s3://backups/prod";
+    let address = testkit::servers::own_address();
+    let mut command = world.run_command_with("pki", &options(spec), &counter(address));
+    let endpoint = format!("http://{}", moto.address());
+    let environment = [
+        ("AWS_ENDPOINT", endpoint.as_str()),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_REGION", "us-east-1"),
+    ];
+    command.envs(environment);
+    let mut primary = Primary(Running::start(command));
+    let mut client = Server::Python.wait_ready(address, SOON);
+    world.wait_until_protected();
+    let before = wait_until_stored(&world);
+    client.advance(0, 1).unwrap();
+    let after = wait_until_stored(&world);
+    let name = |report: &Value| format!("{}.{}", report["term"], report["epoch"]);
+    let mut diff = checksync(world.dir.path());
+    diff.envs(environment).args(["checkpoints", "diff", "--store", spec, "--app", "kv", "-o", "json"]);
+    let changed = json(&diff.args([name(&before), name(&after)]).output().unwrap());
+    assert_eq!(changed["same"], false, "{changed}");
+    assert!(changed["memory"]["pages_changed"].as_u64().unwrap() > 0, "{changed}");
+    primary.signal(Signal::TERM);
+    primary.wait(SOON);
+    world.end();
 }
 
 /// Leaves nothing behind.

@@ -1,4 +1,6 @@
-//! `checksync checkpoints`: what a store has, and whether it is whole.
+//! `checksync checkpoints`: what a store has, whether it is whole, and what changed from one to the next.
+
+pub mod diff;
 
 use std::process::ExitCode;
 
