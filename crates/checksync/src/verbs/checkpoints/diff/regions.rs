@@ -96,9 +96,11 @@ fn continues(last: &Region, next: &Region) -> bool {
         && (&last.what, &last.protection, last.has_pages) == (&next.what, &next.protection, next.has_pages)
 }
 
+type Key = fn(&Region) -> (u64, &str);
+
 /// Every region of both, in the order of their places.
 pub fn pair(before: Vec<Region>, after: Vec<Region>) -> Vec<Pair> {
-    let keys: [fn(&Region) -> (u64, &str); 3] = [
+    let keys: [Key; 3] = [
         |region| (region.range.start, &region.protection),
         |region| (region.range.end, &region.protection),
         // What is called alike and begins alike has another protection now.
