@@ -203,6 +203,48 @@ fn a_store_that_is_gone_costs_checkpoints_and_nothing_else() {
     world.end();
 }
 
+/// Nothing more may build on a chain that cannot be read: it could not be restored either.
+#[test]
+fn a_damaged_chain_is_given_up_for_the_next_full_sync() {
+    needs_all!();
+    let mut world = World::new(Fencing::Register);
+    let folder = world.dir.path().join("store");
+    let spec = format!("file:{}", folder.display());
+    let address = testkit::servers::own_address();
+    let command = world.run_command_with("pki", &options(&spec), &counter(address));
+    let mut primary = Primary(Running::start(command));
+    let mut client = Server::Python.wait_ready(address, SOON);
+    world.wait_until_protected();
+    client.advance(0, 1).unwrap();
+    wait_until_stored(&world);
+    let run = fs::read_dir(folder.join("kv")).unwrap().next().unwrap().unwrap().path();
+    for segment in fs::read_dir(run.join("segments")).unwrap() {
+        let path = segment.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[0] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    let waiting = world.wait_for_app("primary", "waiting", |app| app["store"]["state"] == "waiting");
+    assert!(waiting["store"]["why_not"].as_str().unwrap().contains("/segments/"), "{waiting}");
+    client.advance(0, 2).unwrap();
+    world::wait_for_two_epochs(&world);
+    assert_eq!(world.status().0, 0, "the app is as protected as before");
+    // A standby that has nothing gets a full sync, and so does the store.
+    world.standby.signal(Signal::KILL);
+    world.standby.wait(SOON);
+    world.standby = world.standby_again();
+    world.wait_for_app("primary", "following", |app| app["store"]["state"] == "following");
+    wait_until_stored(&world);
+    let verified = ask(&world, &["checkpoints", "verify"], &spec, &["-o", "json"]);
+    let verified: Value = serde_json::from_slice(&verified.stdout).unwrap();
+    let verdicts = verified["checkpoints"].as_array().unwrap();
+    let whole = |verdict: &Value| verdict["why_not"].is_null();
+    assert!(!whole(&verdicts[0]) && whole(verdicts.last().unwrap()), "{verified}");
+    primary.signal(Signal::TERM);
+    primary.wait(SOON);
+    world.end();
+}
+
 #[test]
 fn errors_name_the_thing_and_the_way_out() {
     let dir = tempfile::tempdir().unwrap();

@@ -204,6 +204,31 @@ fn the_same_pages_are_sent_once() {
 }
 
 #[test]
+fn what_is_distrusted_is_sent_again_over_what_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let inner = Arc::new(InMemory::new());
+        let store = over(inner.clone());
+        let mut run = begin(store.clone(), 1).await.unwrap();
+        let (mut app, mut truth) = (App::new(5, 1), Truth::new());
+        let mut full = async |run: &mut store::Run| {
+            let mut gathered = store::Gathered::full(dir.path()).unwrap();
+            take(&mut gathered, &app.epoch(true));
+            truth.insert(app.id, app.memory.content());
+            run.upload(&gathered).await.unwrap();
+        };
+        full(&mut run).await;
+        for path in paths(&inner, "/segments/").await {
+            flip(&inner, &path).await;
+        }
+        run.distrust();
+        full(&mut run).await;
+        let newest = store.pick(APP, Which::Latest).await.unwrap();
+        assert!(restore(&store, &newest).await.unwrap().content() == truth[&newest.id()]);
+    });
+}
+
+#[test]
 fn damage_and_loss_are_named_by_the_object() {
     let dir = tempfile::tempdir().unwrap();
     runtime().block_on(async {

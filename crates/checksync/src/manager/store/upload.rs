@@ -123,6 +123,7 @@ impl Uploader {
                 {
                     let why = why.to_string();
                     tracing::warn!("the store waits for the next full sync: {why}");
+                    self.run.iter_mut().for_each(Run::distrust);
                     *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
                     self.say("waiting", Some(why));
                     return true;
