@@ -52,7 +52,7 @@ pub enum Verb {
     Restore(RestoreArgs),
     /// Show what a checkpoint holds
     Inspect(InspectArgs),
-    /// List and verify the checkpoints of a store
+    /// List, verify and compare checkpoints of a store
     #[command(subcommand)]
     Checkpoints(CheckpointsVerb),
     /// Show what the managers of this host do
@@ -388,6 +388,25 @@ pub enum CheckpointsVerb {
     List(StoreArgs),
     /// Read everything that a restore would read
     Verify(StoreArgs),
+    /// Show what changed from one checkpoint to another: mappings, pages, threads and descriptors
+    Diff(DiffArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// Of the store: TERM.EPOCH, `latest`, or a moment or span as for `restore --at`; or a directory that `checkpoint`
+    /// made
+    pub from: PathBuf,
+    /// The same, of the later one
+    pub to: PathBuf,
+    /// file:PATH, s3://BUCKET[/PREFIX] or az://CONTAINER[/PREFIX]
+    #[arg(long, env = "CHECKSYNC_STORE", requires = "app")]
+    pub store: Option<Location>,
+    /// The app's name
+    #[arg(long, env = "CHECKSYNC_APP")]
+    pub app: Option<String>,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Args)]

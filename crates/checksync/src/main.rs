@@ -52,6 +52,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Inspect(args) => verbs::inspect::run(args),
         Verb::Checkpoints(CheckpointsVerb::List(args)) => verbs::checkpoints::list(&args),
         Verb::Checkpoints(CheckpointsVerb::Verify(args)) => verbs::checkpoints::verify(&args),
+        Verb::Checkpoints(CheckpointsVerb::Diff(args)) => verbs::checkpoints::diff::run(&args),
         Verb::Status(args) => verbs::status::run(args),
         Verb::Pause(args) => verbs::pause::run(args),
         Verb::Switchover(args) => verbs::switchover::run(args),

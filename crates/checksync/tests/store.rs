@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use testkit::needs;
 use testkit::process::Running;
-use testkit::servers::Server;
+use testkit::servers::{Moto, Server};
 use testkit::wait::wait_until;
 use world::{Fencing, Primary, SOON, World, checksync, counter};
 
@@ -85,6 +85,13 @@ fn with_everything_dead_the_store_alone_brings_the_app_back() {
     let newest = listed["checkpoints"].as_array().unwrap().last().unwrap().clone();
     let verified = json(&ask(&world, &["checkpoints", "verify"], &spec, &["-o", "json"]));
     assert_eq!(verified["whole"], true, "{verified}");
+    let first = &listed["checkpoints"][0];
+    let name = |one: &Value| format!("{}.{}", one["term"], one["epoch"]);
+    let (first, last) = (name(first), name(&newest));
+    let changed = json(&ask(&world, &["checkpoints", "diff"], &spec, &[&first, &last, "-o", "json"]));
+    assert!(changed["memory"]["pages_changed"].as_u64().unwrap() > 0, "{changed}");
+    let same = json(&ask(&world, &["checkpoints", "diff"], &spec, &["latest", &last, "-o", "json"]));
+    assert_eq!(same["same"], true, "{same}");
     let shown = json(&ask(&world, &["inspect"], &spec, &["-o", "json"]));
     assert_eq!((&shown["epoch"], &shown["app"]), (&newest["epoch"], &Value::from("kv")));
 
@@ -100,6 +107,40 @@ fn with_everything_dead_the_store_alone_brings_the_app_back() {
     let pid = Pid::from_raw(restored["pid"].as_i64().unwrap() as i32).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
     wait_until("its end", SOON, || !Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn a_bucket_is_followed_and_its_checkpoints_compared() {
+    needs_all!();
+    let moto = Moto::start("backups");
+    let world = World::new(Fencing::Register);
+    let spec = "s3://backups/prod";
+    let address = testkit::servers::own_address();
+    let mut command = world.run_command_with("pki", &options(spec), &counter(address));
+    let endpoint = format!("http://{}", moto.address());
+    let environment = [
+        ("AWS_ENDPOINT", endpoint.as_str()),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_REGION", "us-east-1"),
+    ];
+    command.envs(environment);
+    let mut primary = Primary(Running::start(command));
+    let mut client = Server::Python.wait_ready(address, SOON);
+    world.wait_until_protected();
+    let before = wait_until_stored(&world);
+    client.advance(0, 1).unwrap();
+    let after = wait_until_stored(&world);
+    let name = |report: &Value| format!("{}.{}", report["term"], report["epoch"]);
+    let mut diff = checksync(world.dir.path());
+    diff.envs(environment).args(["checkpoints", "diff", "--store", spec, "--app", "kv", "-o", "json"]);
+    let changed = json(&diff.args([name(&before), name(&after)]).output().unwrap());
+    assert_eq!(changed["same"], false, "{changed}");
+    assert!(changed["memory"]["pages_changed"].as_u64().unwrap() > 0, "{changed}");
+    primary.signal(Signal::TERM);
+    primary.wait(SOON);
+    world.end();
 }
 
 /// Leaves nothing behind.
@@ -157,6 +198,48 @@ fn a_store_that_is_gone_costs_checkpoints_and_nothing_else() {
     assert_eq!(report["state"], "following", "{report}");
     let verified = json(&ask(&world, &["checkpoints", "verify"], &spec, &["-o", "json"]));
     assert_eq!(verified["whole"], true, "{verified}");
+    primary.signal(Signal::TERM);
+    primary.wait(SOON);
+    world.end();
+}
+
+/// Nothing more may build on a chain that cannot be read: it could not be restored either.
+#[test]
+fn a_damaged_chain_is_given_up_for_the_next_full_sync() {
+    needs_all!();
+    let mut world = World::new(Fencing::Register);
+    let folder = world.dir.path().join("store");
+    let spec = format!("file:{}", folder.display());
+    let address = testkit::servers::own_address();
+    let command = world.run_command_with("pki", &options(&spec), &counter(address));
+    let mut primary = Primary(Running::start(command));
+    let mut client = Server::Python.wait_ready(address, SOON);
+    world.wait_until_protected();
+    client.advance(0, 1).unwrap();
+    wait_until_stored(&world);
+    let run = fs::read_dir(folder.join("kv")).unwrap().next().unwrap().unwrap().path();
+    for segment in fs::read_dir(run.join("segments")).unwrap() {
+        let path = segment.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[0] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    let waiting = world.wait_for_app("primary", "waiting", |app| app["store"]["state"] == "waiting");
+    assert!(waiting["store"]["why_not"].as_str().unwrap().contains("/segments/"), "{waiting}");
+    client.advance(0, 2).unwrap();
+    world::wait_for_two_epochs(&world);
+    assert_eq!(world.status().0, 0, "the app is as protected as before");
+    // A standby that has nothing gets a full sync, and so does the store.
+    world.standby.signal(Signal::KILL);
+    world.standby.wait(SOON);
+    world.standby = world.standby_again();
+    world.wait_for_app("primary", "following", |app| app["store"]["state"] == "following");
+    wait_until_stored(&world);
+    let verified = ask(&world, &["checkpoints", "verify"], &spec, &["-o", "json"]);
+    let verified: Value = serde_json::from_slice(&verified.stdout).unwrap();
+    let verdicts = verified["checkpoints"].as_array().unwrap();
+    let whole = |verdict: &Value| verdict["why_not"].is_null();
+    assert!(!whole(&verdicts[0]) && whole(verdicts.last().unwrap()), "{verified}");
     primary.signal(Signal::TERM);
     primary.wait(SOON);
     world.end();

@@ -49,19 +49,30 @@ impl Store {
         let closed = self.closed(place).await?;
         let mut links = Vec::new();
         let (mut manifest, mut digest) = (listed.manifest.clone(), listed.digest);
+        // What a damaged base stands for may be there still.
+        let mut damaged = None;
         loop {
             let counts = closed.as_ref().is_none_or(|closed| closed.bases.contains(&manifest.id()));
-            if manifest.parent.is_some()
-                && counts
-                && let Some(base) = self.base(place, manifest.id(), digest).await?
-            {
-                links.push(Link::new(base));
-                break;
+            if manifest.parent.is_some() && counts {
+                match self.base(place, manifest.id(), digest).await {
+                    Ok(Some(base)) => {
+                        links.push(Link::new(base));
+                        break;
+                    }
+                    Ok(None) => {}
+                    Err(why @ StoreError::Damaged { .. }) => damaged = damaged.or(Some(why)),
+                    Err(why) => return Err(why),
+                }
             }
             let parent = manifest.parent.clone();
             links.push(Link::new(manifest));
             let Some(parent) = parent else { break };
-            (manifest, digest) = self.manifest(place, Shelf::Manifests, parent.id()).await?;
+            (manifest, digest) = match self.manifest(place, Shelf::Manifests, parent.id()).await {
+                Err(StoreError::Missing { object }) => {
+                    return Err(damaged.unwrap_or(StoreError::Missing { object }));
+                }
+                found => found?,
+            };
             if digest != parent.digest {
                 let object = self.say(&self.shelf_path(place, Shelf::Manifests, parent.id()));
                 let why = "the checkpoint that builds on it means another".to_owned();
@@ -155,18 +166,18 @@ impl Chain {
 }
 
 impl RunContents {
-    /// The manifests that a checkpoint needs, its own first; the last of them by its base, if it has one. None if one
+    /// The manifests that a checkpoint needs, its own first; the last of them by its base, if it has one, or one that
     /// is not there.
-    pub(crate) fn needs(&self, id: CheckpointId) -> Option<Vec<CheckpointId>> {
+    pub(crate) fn needs(&self, id: CheckpointId) -> Vec<CheckpointId> {
         let mut needs = vec![id];
         let mut at = id;
         while !self.bases.contains_key(&at) {
-            let (manifest, _) = self.manifests.get(&at)?;
-            let Some(parent) = &manifest.parent else { break };
+            let manifest = self.manifests.get(&at).map(|(manifest, _)| manifest);
+            let Some(parent) = manifest.and_then(|manifest| manifest.parent.as_ref()) else { break };
             at = parent.id();
             needs.push(at);
         }
-        Some(needs)
+        needs
     }
 
     /// The segments by which these are kept: those of its base, where a checkpoint has one.

@@ -28,7 +28,15 @@ impl Run {
         let mut all = Vec::new();
         for run in runs {
             let place = Place { app: self.app(), run };
-            all.push((self.store().contents(place).await?, self.store().segments(place).await?));
+            // One that began at the same time as this one was closed by neither: its primary could still add to it.
+            if run != self.name() {
+                self.store().close(place).await?;
+            }
+            match self.store().contents(place).await {
+                // What belongs to it is not known, so all of it stays.
+                Err(StoreError::Damaged { .. }) => {}
+                contents => all.push((contents?, self.store().segments(place).await?)),
+            }
         }
         // After everything that we rest on: whoever begins a run from now on finds it in its place.
         self.look_for_later().await?;
@@ -43,13 +51,16 @@ impl Run {
             let (kept, dropped) = contents.split(wanted, if own { self.tip() } else { None });
             collected.checkpoints += dropped.len() as u64;
             self.store().drop_checkpoints(place, &contents, &dropped).await?;
+            let obscure = self.store().drop_damaged(place, &contents, &kept).await?;
             let named = contents.segments(&kept);
-            let garbage: Vec<_> = segments.into_iter().filter(|digest| !named.contains(digest)).collect();
+            // Nobody knows what a damaged manifest names.
+            let garbage = segments.into_iter().filter(|digest| !obscure && !named.contains(digest));
+            let garbage: BTreeSet<_> = garbage.collect();
             let paths = garbage.iter().map(|digest| self.store().segment_path(place, *digest)).collect();
             collected.segments += garbage.len() as u64;
             // Before they go: an upload that finds them forgotten sends them again.
             if own {
-                self.stored.retain(|digest| named.contains(digest));
+                self.stored.retain(|digest| !garbage.contains(digest));
             }
             self.store().remove_all(paths).await?;
         }
@@ -64,8 +75,7 @@ impl RunContents {
         wanted: BTreeSet<CheckpointId>,
         tip: Option<CheckpointId>,
     ) -> (BTreeSet<CheckpointId>, BTreeSet<CheckpointId>) {
-        let needs = wanted.into_iter().chain(tip).filter_map(|id| self.needs(id));
-        let kept: BTreeSet<_> = needs.flatten().collect();
+        let kept: BTreeSet<_> = wanted.into_iter().chain(tip).flat_map(|id| self.needs(id)).collect();
         let dropped = self.manifests.keys().filter(|id| !kept.contains(id)).copied().collect();
         (kept, dropped)
     }
@@ -83,5 +93,23 @@ impl Store {
         }
         let bases = contents.bases.keys().filter(|id| dropped.contains(id));
         self.remove_all(bases.map(|id| self.shelf_path(place, Shelf::Bases, *id)).collect()).await
+    }
+
+    /// Removes damaged manifests that are older than all that is kept of their run. True if others are left.
+    async fn drop_damaged(
+        &self,
+        place: Place<'_>,
+        contents: &RunContents,
+        kept: &BTreeSet<CheckpointId>,
+    ) -> Result<bool, StoreError> {
+        let mut left = false;
+        for (shelf, damaged) in &contents.unreadable {
+            let old = kept.first().map_or(!contents.manifests.is_empty(), |first| damaged.id < *first);
+            match old {
+                true => self.remove(&self.shelf_path(place, *shelf, damaged.id)).await?,
+                false => left = true,
+            }
+        }
+        Ok(left)
     }
 }

@@ -131,6 +131,20 @@ impl Gathered {
         self.frozen_at_ns
     }
 
+    /// What its newest checkpoint has besides memory.
+    pub fn state(&self) -> Result<State, GatherError> {
+        Ok(decode(&self.state, "state")?)
+    }
+
+    /// The pages of a full checkpoint, each once, by target and place.
+    pub fn each_page(&self) -> impl Iterator<Item = Result<(PageTarget, u64, Vec<u8>), StoreError>> + '_ {
+        let pages = self
+            .memory
+            .iter()
+            .flat_map(|(&target, memory)| memory.pages.iter().map(move |(&at, &slot)| (target, at, slot)));
+        pages.map(|(target, at, slot)| Ok((target, at, self.spool.get(slot)?.into_page())))
+    }
+
     /// Page data that waits.
     pub fn pages(&self) -> u64 {
         self.memory.values().map(|memory| memory.pages.len() as u64).sum()

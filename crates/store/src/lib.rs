@@ -44,7 +44,7 @@ pub use chain::{Chain, Link};
 pub use collect::Collected;
 pub use error::StoreError;
 pub use gathered::{GatherError, Gathered, Layouts};
-pub use listing::{Listed, Which};
+pub use listing::{Listed, Unreadable, Which};
 pub use location::{Location, LocationError};
 pub use manifest::{Manifest, Parent, SegmentKind, SegmentRef};
 pub use names::RunName;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use image::CheckpointId;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,15 @@ pub struct Listed {
     pub run: RunName,
     pub manifest: Manifest,
     pub(crate) digest: Digest,
+}
+
+/// A checkpoint whose manifest is damaged, or the list of what its run is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    pub run: RunName,
+    pub id: CheckpointId,
+    pub object: String,
+    pub why: String,
 }
 
 /// Which one is wanted.
@@ -43,6 +52,14 @@ pub(crate) struct RunContents {
     pub(crate) run: RunName,
     pub(crate) manifests: BTreeMap<CheckpointId, (Manifest, Digest)>,
     pub(crate) bases: BTreeMap<CheckpointId, Manifest>,
+    /// Manifests that are damaged, and those of bases.
+    pub(crate) unreadable: Vec<(Shelf, Unreadable)>,
+}
+
+impl Unreadable {
+    pub fn error(&self) -> StoreError {
+        StoreError::Damaged { object: self.object.clone(), why: self.why.clone() }
+    }
 }
 
 impl Listed {
@@ -52,20 +69,51 @@ impl Listed {
 }
 
 impl Store {
-    /// The checkpoints of an app, the newest last.
+    /// The checkpoints of an app, the newest last. What cannot be read is not among them.
     pub async fn list(&self, app: &str) -> Result<Vec<Listed>, StoreError> {
-        let mut listed = Vec::new();
-        for run in self.runs(app).await? {
-            let contents = self.contents(Place { app, run }).await?;
-            let of_run = contents.manifests.into_values();
-            listed.extend(of_run.map(|(manifest, digest)| Listed { run, manifest, digest }));
-        }
-        Ok(listed)
+        Ok(self.survey(app).await?.0)
     }
 
-    /// Should two runs have a checkpoint of the same name, the later one's.
+    /// The checkpoints of an app, and those that damage hides; the newest last. The others are what they were.
+    pub async fn survey(&self, app: &str) -> Result<(Vec<Listed>, Vec<Unreadable>), StoreError> {
+        let (mut listed, mut unreadable) = (Vec::new(), Vec::new());
+        for run in self.runs(app).await? {
+            let place = Place { app, run };
+            let contents = match self.contents(place).await {
+                // Nobody knows what belongs to it.
+                Err(StoreError::Damaged { object, why }) => {
+                    let hidden = self.shelf(place, Shelf::Manifests).await?;
+                    let hidden = hidden.into_iter().map(|id| Unreadable {
+                        run,
+                        id,
+                        object: object.clone(),
+                        why: why.clone(),
+                    });
+                    unreadable.extend(hidden);
+                    continue;
+                }
+                contents => contents?,
+            };
+            let of_run = contents.manifests.into_values();
+            listed.extend(of_run.map(|(manifest, digest)| Listed { run, manifest, digest }));
+            let damaged = contents.unreadable.into_iter().filter(|(shelf, _)| *shelf == Shelf::Manifests);
+            unreadable.extend(damaged.map(|(_, one)| one));
+        }
+        Ok((listed, unreadable))
+    }
+
+    /// Should two runs have a checkpoint of the same name, the later one's. Nobody gets an older one than he asked for
+    /// because that one is damaged.
     pub async fn pick(&self, app: &str, which: Which) -> Result<Listed, StoreError> {
-        let mut listed = self.list(app).await?;
+        let (mut listed, unreadable) = self.survey(app).await?;
+        let wanted = |one: &&Unreadable| match which {
+            Which::Latest => listed.last().is_none_or(|last| (last.run, last.id()) < (one.run, one.id)),
+            Which::Named(id) => one.id == id && !listed.iter().any(|it| it.id() == id),
+            Which::At(_) => listed.is_empty(),
+        };
+        if let Some(damaged) = unreadable.iter().rfind(wanted) {
+            return Err(damaged.error());
+        }
         let (Some(first), Some(last)) = (listed.first().map(Listed::id), listed.last().map(Listed::id))
         else {
             return Err(self.nothing(app).await?);
@@ -98,23 +146,30 @@ impl Store {
 
     /// The manifests and bases of a run. What was removed while we looked is not in it.
     pub(crate) async fn contents(&self, place: Place<'_>) -> Result<RunContents, StoreError> {
+        let mut contents = RunContents {
+            run: place.run,
+            manifests: BTreeMap::new(),
+            bases: BTreeMap::new(),
+            unreadable: Vec::new(),
+        };
         let mut manifests = self.shelf(place, Shelf::Manifests).await?;
         if manifests.is_empty() {
-            return Ok(RunContents { run: place.run, manifests: BTreeMap::new(), bases: BTreeMap::new() });
+            return Ok(contents);
         }
         let mut bases = self.shelf(place, Shelf::Bases).await?;
         if let Some(closed) = self.closed(place).await? {
             manifests.retain(|id| closed.manifests.contains(id));
             bases.retain(|id| closed.bases.contains(id));
         }
-        let manifests = self.read_shelf(place, Shelf::Manifests, manifests).await?;
-        let bases = self.read_shelf(place, Shelf::Bases, bases).await?;
+        contents.manifests =
+            self.read_shelf(place, Shelf::Manifests, manifests, &mut contents.unreadable).await?;
+        let bases = self.read_shelf(place, Shelf::Bases, bases, &mut contents.unreadable).await?;
         let stands = |id: &CheckpointId, base: &Manifest| {
-            manifests.get(id).is_some_and(|(_, digest)| base.stands_for == Some(*digest))
+            contents.manifests.get(id).is_some_and(|(_, digest)| base.stands_for == Some(*digest))
         };
         let bases = bases.into_iter().map(|(id, (base, _))| (id, base));
-        let bases = bases.filter(|(id, base)| stands(id, base)).collect();
-        Ok(RunContents { run: place.run, manifests, bases })
+        contents.bases = bases.filter(|(id, base)| stands(id, base)).collect();
+        Ok(contents)
     }
 
     async fn read_shelf(
@@ -122,16 +177,22 @@ impl Store {
         place: Place<'_>,
         shelf: Shelf,
         ids: Vec<CheckpointId>,
+        unreadable: &mut Vec<(Shelf, Unreadable)>,
     ) -> Result<BTreeMap<CheckpointId, (Manifest, Digest)>, StoreError> {
-        let read = |id| async move {
-            match self.manifest(place, shelf, id).await {
-                Ok(found) => Ok(Some((id, found))),
-                Err(StoreError::Missing { .. }) => Ok(None),
-                Err(why) => Err(why),
+        let read = |id| async move { (id, self.manifest(place, shelf, id).await) };
+        let mut reading = std::pin::pin!(futures_util::stream::iter(ids).map(read).buffered(CONCURRENT));
+        let mut found = BTreeMap::new();
+        while let Some((id, read)) = reading.next().await {
+            match read {
+                Ok(manifest) => drop(found.insert(id, manifest)),
+                Err(StoreError::Missing { .. }) => {}
+                Err(StoreError::Damaged { object, why }) => {
+                    unreadable.push((shelf, Unreadable { run: place.run, id, object, why }));
+                }
+                Err(why) => return Err(why),
             }
-        };
-        let found = futures_util::stream::iter(ids).map(read).buffered(CONCURRENT);
-        found.try_filter_map(|found| async move { Ok(found) }).try_collect().await
+        }
+        Ok(found)
     }
 
     pub(crate) async fn closed(&self, place: Place<'_>) -> Result<Option<Closed>, StoreError> {
@@ -144,7 +205,8 @@ impl Store {
 
     /// Writes down what a run is made of. Whoever comes first is right.
     pub(crate) async fn close(&self, place: Place<'_>) -> Result<(), StoreError> {
-        if self.closed(place).await?.is_some() {
+        // Also when it is damaged: what is in it cannot be found out anew.
+        if self.find(&self.path(place, "closed")).await?.is_some() {
             return Ok(());
         }
         // The bases first: one that comes between is missed, and the checkpoint has its parents still.

@@ -28,6 +28,14 @@ impl Piece {
         }
     }
 
+    /// As it is where nothing was before.
+    pub(crate) fn into_page(self) -> Vec<u8> {
+        let empty = Self::Whole(vec![0; PAGE]);
+        match self.over(Some(empty)) {
+            Self::Whole(page) | Self::Lines { page, .. } => page,
+        }
+    }
+
     /// This one, written over an older one.
     pub(crate) fn over(self, old: Option<Self>) -> Self {
         let (Self::Lines { lines, page }, Some(mut old)) = (&self, old) else { return self };

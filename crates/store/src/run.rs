@@ -187,6 +187,11 @@ impl Run {
         Ok(len)
     }
 
+    /// What is there may be damaged: from now on everything is sent again, over what has its name.
+    pub fn distrust(&mut self) {
+        self.stored.clear();
+    }
+
     /// A later run means that what we write counts no more.
     pub(crate) async fn look_for_later(&self) -> Result<(), StoreError> {
         match self.store.runs(&self.app).await?.last() {

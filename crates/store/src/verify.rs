@@ -28,7 +28,8 @@ impl Store {
     pub async fn verify(&self, app: &str) -> Result<Vec<Verdict>, StoreError> {
         let mut known: BTreeMap<(String, Digest), Option<String>> = BTreeMap::new();
         let mut verdicts = Vec::new();
-        for listed in self.list(app).await? {
+        let (listed, unreadable) = self.survey(app).await?;
+        for listed in listed {
             let (why_not, stored_bytes) = match self.verify_one(app, &listed, &mut known).await {
                 Ok(verdict) => verdict,
                 Err(why @ (StoreError::Missing { .. } | StoreError::Damaged { .. })) => {
@@ -39,6 +40,14 @@ impl Store {
             let (term, epoch) = (listed.manifest.term, listed.manifest.epoch);
             verdicts.push(Verdict { run: listed.run.to_string(), term, epoch, stored_bytes, why_not });
         }
+        verdicts.extend(unreadable.iter().map(|one| Verdict {
+            run: one.run.to_string(),
+            term: one.id.term.0,
+            epoch: one.id.epoch.0,
+            stored_bytes: 0,
+            why_not: Some(one.error().to_string()),
+        }));
+        verdicts.sort_by(|a, b| (&a.run, a.term, a.epoch).cmp(&(&b.run, b.term, b.epoch)));
         Ok(verdicts)
     }
 

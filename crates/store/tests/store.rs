@@ -204,6 +204,31 @@ fn the_same_pages_are_sent_once() {
 }
 
 #[test]
+fn what_is_distrusted_is_sent_again_over_what_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let inner = Arc::new(InMemory::new());
+        let store = over(inner.clone());
+        let mut run = begin(store.clone(), 1).await.unwrap();
+        let (mut app, mut truth) = (App::new(5, 1), Truth::new());
+        let mut full = async |run: &mut store::Run| {
+            let mut gathered = store::Gathered::full(dir.path()).unwrap();
+            take(&mut gathered, &app.epoch(true));
+            truth.insert(app.id, app.memory.content());
+            run.upload(&gathered).await.unwrap();
+        };
+        full(&mut run).await;
+        for path in paths(&inner, "/segments/").await {
+            flip(&inner, &path).await;
+        }
+        run.distrust();
+        full(&mut run).await;
+        let newest = store.pick(APP, Which::Latest).await.unwrap();
+        assert!(restore(&store, &newest).await.unwrap().content() == truth[&newest.id()]);
+    });
+}
+
+#[test]
 fn damage_and_loss_are_named_by_the_object() {
     let dir = tempfile::tempdir().unwrap();
     runtime().block_on(async {
@@ -244,6 +269,147 @@ fn damage_and_loss_are_named_by_the_object() {
         assert!(blamed > 10, "only {blamed} of {}", all.len());
         check_all(&store, &truth, "all is back").await;
     });
+}
+
+async fn flip(objects: &InMemory, path: &ObjectPath) {
+    let mut bytes = objects.get(path).await.unwrap().bytes().await.unwrap().to_vec();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    objects.put(path, PutPayload::from(bytes)).await.unwrap();
+}
+
+async fn paths(objects: &InMemory, part: &str) -> Vec<ObjectPath> {
+    let all: Vec<_> = futures_util::TryStreamExt::try_collect(objects.list(None)).await.unwrap();
+    let paths = all.into_iter().map(|meta| meta.location);
+    let mut paths: Vec<_> = paths.filter(|path| path.as_ref().contains(part)).collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn a_damaged_manifest_hides_its_own_checkpoint_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let inner = Arc::new(InMemory::new());
+        let store = over(inner.clone());
+        let (mut app, mut truth, mut layouts) = (App::new(13, 1), Truth::new(), Layouts::new());
+        let mut run = begin(store.clone(), 1).await.unwrap();
+        for _ in 0..6 {
+            let mut uploader = Uploader { app: &mut app, truth: &mut truth, dir: dir.path() };
+            uploader.upload(&mut run, &mut layouts, 1).await.unwrap();
+        }
+        // Whole, each with its base, so that none needs another.
+        run.fold().await.unwrap();
+        let manifests = paths(&inner, "/manifests/").await;
+        flip(&inner, &manifests[2]).await;
+        assert_eq!(store.list(APP).await.unwrap().len(), 5);
+        let newest = store.pick(APP, Which::Latest).await.unwrap();
+        assert!(restore(&store, &newest).await.unwrap().content() == truth[&newest.id()]);
+        let verdicts = store.verify(APP).await.unwrap();
+        let named =
+            |n: usize| verdicts[n].why_not.as_ref().is_some_and(|why| why.contains(manifests[2].as_ref()));
+        assert_eq!((0..6).map(named).collect::<Vec<_>>(), [false, false, true, true, true, false]);
+        let wanted = Which::Named(image::CheckpointId::new(1, verdicts[2].epoch));
+        let why = store.pick(APP, wanted).await.unwrap_err().to_string();
+        assert!(why.contains(manifests[2].as_ref()), "{why}");
+        // A collection goes on, and removes nothing that the damaged one may name.
+        let segments = paths(&inner, "/segments/").await.len();
+        run.collect(Retention { last: 6, hourly: 0, daily: 0 }).await.unwrap();
+        assert_eq!(paths(&inner, "/segments/").await.len(), segments);
+        let collected = run.collect(Retention { last: 1, hourly: 0, daily: 0 }).await.unwrap();
+        assert!(collected.segments > 0, "it is older than what is kept");
+        assert_eq!(paths(&inner, "/manifests/").await, manifests[5..]);
+        flip(&inner, &manifests[5]).await;
+        let why = store.pick(APP, Which::Latest).await.unwrap_err().to_string();
+        assert!(why.contains(manifests[5].as_ref()), "nobody gets an older one instead: {why}");
+    });
+}
+
+#[test]
+fn a_damaged_base_costs_nothing_while_its_parents_are_there() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let inner = Arc::new(InMemory::new());
+        let store = over(inner.clone());
+        let (mut app, mut truth, mut layouts) = (App::new(17, 1), Truth::new(), Layouts::new());
+        let mut run = begin(store.clone(), 1).await.unwrap();
+        for _ in 0..4 {
+            let mut uploader = Uploader { app: &mut app, truth: &mut truth, dir: dir.path() };
+            uploader.upload(&mut run, &mut layouts, 1).await.unwrap();
+        }
+        run.fold().await.unwrap();
+        let bases = paths(&inner, "/bases/").await;
+        flip(&inner, &bases[0]).await;
+        assert_eq!(check_all(&store, &truth, "with a damaged base").await, 4);
+        run.collect(Retention { last: 1, hourly: 0, daily: 0 }).await.unwrap();
+        assert_eq!(check_all(&store, &truth, "collected with a damaged base").await, 4);
+    });
+}
+
+#[test]
+fn a_run_whose_list_is_damaged_is_named_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let inner = Arc::new(InMemory::new());
+        let (store, mut truth) = (over(inner.clone()), Truth::new());
+        let mut app = App::new(19, 1);
+        one_life(store.clone(), 1, &mut app, &mut truth, dir.path(), 2).await.unwrap();
+        let mut run = begin(store.clone(), 2).await.unwrap();
+        flip(&inner, &paths(&inner, "/closed").await[0]).await;
+        let before = paths(&inner, "-0000000001-").await;
+        let why = store.pick(APP, Which::Latest).await.unwrap_err().to_string();
+        assert!(why.contains("closed"), "{why}");
+        let (mut next, mut layouts) = (App::new(20, 2), Layouts::new());
+        let mut uploader = Uploader { app: &mut next, truth: &mut truth, dir: dir.path() };
+        uploader.upload(&mut run, &mut layouts, 1).await.unwrap();
+        run.collect(Retention { last: 1, hourly: 0, daily: 0 }).await.unwrap();
+        assert_eq!(store.pick(APP, Which::Latest).await.unwrap().id(), next.id);
+        assert!(store.verify(APP).await.unwrap()[0].why_not.as_ref().unwrap().contains("closed"));
+        begin(store.clone(), 3).await.unwrap();
+        assert_eq!(paths(&inner, "-0000000001-").await, before);
+    });
+}
+
+/// Two begin with the same number: neither saw the other, so neither closed the other. The lower one stalls at a step,
+/// while the higher one uploads and collects, and then goes on.
+#[test]
+fn of_two_that_begin_at_once_the_lower_one_breaks_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut reached = true;
+    let mut at = 0;
+    while reached {
+        runtime().block_on(async {
+            let what = format!("the lower one stalled at {at}");
+            let (inner, mut truth, mut late) = (Arc::new(InMemory::new()), Truth::new(), Truth::new());
+            // It has listed the runs, and its own is not written yet.
+            let (objects, higher_plan) = Faulty::new(&inner, Fault::Waits, 1);
+            let (mut app, mut next) = (App::new(23, 1), App::new(24, 2));
+            let mut higher = Box::pin(one_life(over(objects), 2, &mut next, &mut truth, dir.path(), 4));
+            tokio::select! {
+                _ended = &mut higher => panic!("it was to stand still"),
+                () = higher_plan.waiting.notified() => {}
+            }
+            let (objects, plan) = Faulty::new(&inner, Fault::Waits, at);
+            let mut lower = Box::pin(one_life(over(objects), 1, &mut app, &mut late, dir.path(), 4));
+            let stalled = tokio::select! {
+                _ended = &mut lower => false,
+                () = plan.waiting.notified() => true,
+            };
+            higher_plan.go_on.notify_one();
+            higher.await.unwrap();
+            if stalled {
+                plan.go_on.notify_one();
+                // It may find that it is superseded, or that what it looks for was collected.
+                let _ = lower.as_mut().await;
+            }
+            reached = plan.reached();
+            drop(lower);
+            truth.extend(late);
+            check_all(&over(inner), &truth, &what).await;
+        });
+        at += 1;
+    }
+    assert!(at > 40, "only {at} steps");
 }
 
 #[test]

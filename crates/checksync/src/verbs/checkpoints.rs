@@ -1,9 +1,11 @@
-//! `checksync checkpoints`: what a store has, and whether it is whole.
+//! `checksync checkpoints`: what a store has, whether it is whole, and what changed from one to the next.
+
+pub mod diff;
 
 use std::process::ExitCode;
 
 use serde::Serialize;
-use store::{Listed, Verdict, Which};
+use store::{Listed, Unreadable, Verdict, Which};
 
 use super::describe::bytes;
 use super::stored::{Asked, ask};
@@ -20,6 +22,16 @@ struct List {
     app: String,
     /// The newest last.
     checkpoints: Vec<Checkpoint>,
+    /// Whose manifests are damaged.
+    unreadable: Vec<Hidden>,
+}
+
+#[derive(Serialize)]
+struct Hidden {
+    run: String,
+    term: u64,
+    epoch: u64,
+    why: String,
 }
 
 #[derive(Serialize)]
@@ -44,8 +56,8 @@ struct Verified {
 
 pub fn list(args: &StoreArgs) -> anyhow::Result<ExitCode> {
     let Asked { store, runtime } = ask(&args.store)?;
-    let listed = runtime.block_on(store.list(&args.app))?;
-    if listed.is_empty() {
+    let (listed, unreadable) = runtime.block_on(store.survey(&args.app))?;
+    if listed.is_empty() && unreadable.is_empty() {
         // For what it says.
         runtime.block_on(store.pick(&args.app, Which::Latest))?;
     }
@@ -53,11 +65,24 @@ pub fn list(args: &StoreArgs) -> anyhow::Result<ExitCode> {
     match args.output.format {
         Format::Json => {
             let (store, app) = (store.name().to_owned(), args.app.clone());
-            println!("{}", serde_json::to_string(&List { schema: SCHEMA, store, app, checkpoints })?);
+            let unreadable = unreadable.iter().map(hidden).collect();
+            let list = List { schema: SCHEMA, store, app, checkpoints, unreadable };
+            println!("{}", serde_json::to_string(&list)?);
         }
-        Format::Text => checkpoints.iter().for_each(|one| println!("{}", line(one))),
+        Format::Text => {
+            checkpoints.iter().for_each(|one| println!("{}", line(one)));
+            unreadable.iter().map(hidden).for_each(|one| {
+                let name = format!("{}.{}", one.term, one.epoch);
+                println!("{name:<12} cannot be read: {}", one.why);
+            });
+        }
     }
     Ok(Exit::Ok.into())
+}
+
+fn hidden(one: &Unreadable) -> Hidden {
+    let (run, why) = (one.run.to_string(), one.error().to_string());
+    Hidden { run, term: one.id.term.0, epoch: one.id.epoch.0, why }
 }
 
 fn checkpoint(listed: &Listed) -> Checkpoint {

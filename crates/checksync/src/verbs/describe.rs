@@ -150,7 +150,8 @@ pub fn mapping(mapping: &Mapping, layout: &Layout) -> String {
     }
 }
 
-fn object(kind: &ObjectKind) -> String {
+/// What a shared object is called.
+pub fn object(kind: &ObjectKind) -> String {
     match kind {
         ObjectKind::Anonymous => "shared anonymous".to_owned(),
         ObjectKind::Memfd { name, .. } => format!("memfd {}", text(name)),

@@ -10,6 +10,7 @@ pub mod describe;
 pub mod drill;
 pub mod inspect;
 mod one_shot;
+mod outline;
 pub mod pause;
 pub mod pki;
 pub mod restore;

@@ -144,6 +144,76 @@ fn detached_process_outlives_the_verb() {
     wait_until("its manager's end", SOON, || !pidfile.exists());
 }
 
+#[test]
+fn two_checkpoints_are_compared_by_mappings_pages_threads_and_descriptors() {
+    needs_all!();
+    let app = App::start();
+    let (first, second) = (app.path("first"), app.path("second"));
+    let save = |dir: &Path| run(&["checkpoint", &app.pid(), "--to", text(dir), "--leave-running"]);
+    assert_eq!(code(&save(&first)), Some(0));
+    let mut client = TcpStream::connect(app.address).unwrap();
+    client.set_read_timeout(Some(SOON)).unwrap();
+    let mut answers = BufReader::new(client.try_clone().unwrap());
+    for key in 0..200 {
+        writeln!(client, "PUT key{key} {}", "v".repeat(1000)).unwrap();
+        let mut answer = String::new();
+        answers.read_line(&mut answer).unwrap();
+        assert_eq!(answer, "OK\n");
+    }
+    assert_eq!(code(&save(&second)), Some(0));
+
+    let same = json(&run(&["checkpoints", "diff", text(&first), text(&first), "-o", "json"]));
+    assert_eq!((&same["same"], &same["memory"]["pages_changed"]), (&true.into(), &0.into()), "{same}");
+    let changed = json(&run(&["checkpoints", "diff", text(&first), text(&second), "-o", "json"]));
+    assert_eq!(changed["same"], false);
+    let list = |list: &serde_json::Value| list.as_array().unwrap().clone();
+    let mappings = list(&changed["memory"]["mappings"]);
+    let pages = |mapping: &serde_json::Value| mapping["pages_changed"].as_u64().unwrap();
+    let most = mappings.iter().max_by_key(|mapping| pages(mapping)).unwrap();
+    assert!(pages(most) >= 50, "200 kB are 50 pages: {most}");
+    assert!(["[heap]", "[anon]"].iter().any(|what| most["what"] == *what), "{most}");
+    assert_eq!(mappings.iter().map(pages).sum::<u64>(), changed["memory"]["pages_changed"].as_u64().unwrap());
+    let executable = env!("CARGO_BIN_EXE_checksync");
+    let unwritten = |mapping: &serde_json::Value| mapping["what"] == executable && pages(mapping) > 20;
+    assert!(!mappings.iter().any(unwritten), "its text is as it was: {mappings:?}");
+    let descriptors = list(&changed["processes"][0]["descriptors"]);
+    let connection = descriptors.iter().find(|one| one["change"] == "new").expect("a connection");
+    assert_eq!(connection["after"]["kind"], "connection");
+    let peer = client.local_addr().unwrap().to_string();
+    assert!(connection["after"]["what"].as_str().unwrap().contains(&peer), "{connection}");
+    let threads = list(&changed["processes"][0]["threads"]);
+    assert!(threads.iter().any(|thread| thread["change"] == "new"), "one for the connection: {threads:?}");
+    let back = json(&run(&["checkpoints", "diff", text(&second), text(&first), "-o", "json"]));
+    assert_eq!(list(&back["processes"][0]["descriptors"])[0]["change"], "gone", "{back}");
+    let tree = said(&run(&["checkpoints", "diff", text(&first), text(&second)]));
+    for wanted in ["checkpoint 1.1 to 1.1", "pages", &format!("connection tcp {}", app.address)] {
+        assert!(tree.contains(wanted), "{wanted} is not in\n{tree}");
+    }
+}
+
+#[test]
+fn what_cannot_be_compared_is_named() {
+    needs_all!();
+    let mut app = App::start();
+    let file = app.save("saved");
+    let saved = file.parent().unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    bytes.pop();
+    let cut = app.path("cut");
+    fs::create_dir(&cut).unwrap();
+    fs::write(cut.join("checkpoint-1-1.csf"), bytes).unwrap();
+    for (other, exit, named) in [
+        (text(&cut), 1, "is cut off after"),
+        (text(&app.path("nowhere")), 1, "nowhere"),
+        ("1.2", 2, "--store"),
+        ("latest", 2, "--store"),
+    ] {
+        let refused = run(&["checkpoints", "diff", text(saved), other]);
+        assert_eq!(code(&refused), Some(exit), "{other}");
+        assert!(complained(&refused).contains(named), "{other}: {}", complained(&refused));
+    }
+}
+
 /// Each is refused by its own name, and leaves no process behind.
 #[test]
 fn damaged_files_are_refused_and_nothing_is_half_restored() {

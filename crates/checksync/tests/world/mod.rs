@@ -81,6 +81,16 @@ impl World {
         Self { _alone: alone, dir, fencing, standby, standby_address }
     }
 
+    /// A standby where this one was, which holds nothing.
+    pub fn standby_again(&self) -> Running {
+        let mut command = checksync(self.dir.path());
+        command.args(["standby", "--listen", &self.standby_address, "--host", "b", "--pki"]);
+        command.arg(self.dir.path().join("pki")).args(&self.fencing);
+        let mut standby = Running::start(command);
+        standby.line(SOON).expect("a standby says where it listens");
+        standby
+    }
+
     pub fn run(&self, program: &[String]) -> Primary {
         Primary(Running::start(self.run_command("pki", program)))
     }

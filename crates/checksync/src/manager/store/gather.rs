@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use image::{CheckpointId, Frame};
+use image::{CheckpointId, Frame, Sync};
 use store::{GatherError, Gathered, Layouts};
 
 use super::upload::Uploads;
@@ -133,6 +133,10 @@ impl Gatherer {
     fn lose(&mut self, why: &str) {
         tracing::warn!("the store waits for the next full sync: {why}");
         (self.full, self.gathering, self.tip) = (None, None, None);
+        self.say_waiting(why);
+    }
+
+    fn say_waiting(&self, why: &str) {
         self.shared.tell(|report| {
             if report.state != "stopped" {
                 (report.state, report.why_not) = ("waiting".to_owned(), Some(why.to_owned()));
@@ -143,6 +147,15 @@ impl Gatherer {
     fn hand_over(&mut self) {
         if Instant::now() < self.due_at || !self.uploads.is_free() {
             return;
+        }
+        // One that waits and is full, with what is on top of it, needs nothing that is stored.
+        let waiting = || self.sealed.iter().chain(&self.gathering);
+        if let Some(why) = self.uploads.take_broken()
+            && !waiting().any(|one| one.sync() == Sync::Full)
+        {
+            self.sealed.clear();
+            (self.gathering, self.tip) = (None, None);
+            self.say_waiting(&why);
         }
         if let Some(next) = self.sealed.pop_front().or_else(|| self.gathering.take()) {
             self.uploads.start(next);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,17 +15,25 @@ use super::{Shared, StoreSettings};
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const COLLECT_EVERY: Duration = Duration::from_secs(600);
+/// So often in a row an object must be missing or damaged before it counts as lost.
+const READS_MAX: u32 = 3;
 const PAGE_BYTES: u64 = image::PAGE_BYTES;
 
 /// The gatherer's half.
 pub(super) struct Uploads {
     queue: mpsc::Sender<Gathered>,
     busy: Arc<AtomicBool>,
+    broken: Arc<Mutex<Option<String>>>,
 }
 
 impl Uploads {
     pub(super) fn is_free(&self) -> bool {
         !self.busy.load(Ordering::Acquire)
+    }
+
+    /// Why nothing can build on what is stored, if that was found since the last question.
+    pub(super) fn take_broken(&self) -> Option<String> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     pub(super) fn start(&self, gathered: Gathered) {
@@ -43,6 +51,7 @@ struct Uploader {
     shared: Arc<Shared>,
     run: Option<Run>,
     collected_at: Option<Instant>,
+    broken: Arc<Mutex<Option<String>>>,
 }
 
 pub(super) fn start(
@@ -58,14 +67,24 @@ pub(super) fn start(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the store's network")?;
     let settings = settings.clone();
-    let uploader = Uploader { store, app, life, settings, shared, run: None, collected_at: None };
+    let broken = Arc::new(Mutex::new(None));
+    let uploader = Uploader {
+        store,
+        app,
+        life,
+        settings,
+        shared,
+        run: None,
+        collected_at: None,
+        broken: Arc::clone(&broken),
+    };
     let done = Arc::clone(&busy);
     let work = move || uploader.work(&runtime, &gathered, &done);
     thread::Builder::new()
         .name("store-upload".to_owned())
         .spawn(work)
         .context("cannot start a thread for the store")?;
-    Ok(Uploads { queue, busy })
+    Ok(Uploads { queue, busy, broken })
 }
 
 impl Uploader {
@@ -82,6 +101,7 @@ impl Uploader {
     /// False when there is no more to be done in this life.
     fn upload_until_done(&mut self, runtime: &Runtime, gathered: &Gathered) -> bool {
         let mut backoff = BACKOFF_MIN;
+        let mut unread = 0;
         loop {
             match runtime.block_on(self.upload(gathered)) {
                 Ok(()) => return true,
@@ -97,7 +117,20 @@ impl Uploader {
                     self.say("stopped", Some(why.to_string()));
                     return false;
                 }
+                // A fold that can't read what it folds: a restore could not either, and nothing more may build on it.
+                Err(why @ (StoreError::Missing { .. } | StoreError::Damaged { .. }))
+                    if unread + 1 >= READS_MAX =>
+                {
+                    let why = why.to_string();
+                    tracing::warn!("the store waits for the next full sync: {why}");
+                    self.run.iter_mut().for_each(Run::distrust);
+                    *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
+                    self.say("waiting", Some(why));
+                    return true;
+                }
                 Err(why) => {
+                    unread +=
+                        u32::from(matches!(why, StoreError::Missing { .. } | StoreError::Damaged { .. }));
                     let why = format!("{:#}", anyhow::Error::new(why));
                     tracing::warn!("the store does not take a checkpoint, it is tried again: {why}");
                     self.say("behind", Some(why));

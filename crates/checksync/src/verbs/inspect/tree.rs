@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use super::contents::{Contents, DescriptorContents, Memory, ProcessContents};
 use crate::verbs::describe::bytes;
-
-/// Longer lists are cut: the JSON has all of them.
-const LINES_MAX: usize = 24;
+use crate::verbs::outline::Node;
 
 pub fn draw(contents: &Contents) -> String {
     let Contents { app, term, epoch, frames, file, .. } = contents;
@@ -16,46 +14,6 @@ pub fn draw(contents: &Contents) -> String {
     root.children.push(memory(&contents.memory));
     root.children.extend(contents.processes.iter().map(process));
     root.draw()
-}
-
-struct Node {
-    line: String,
-    children: Vec<Node>,
-}
-
-impl Node {
-    fn new(line: String) -> Self {
-        Self { line, children: Vec::new() }
-    }
-
-    fn leaf(&mut self, line: String) {
-        self.children.push(Self::new(line));
-    }
-
-    fn list(line: String, lines: impl ExactSizeIterator<Item = String>) -> Self {
-        let hidden = lines.len().saturating_sub(LINES_MAX);
-        let mut node = Self::new(line);
-        lines.take(LINES_MAX).for_each(|line| node.leaf(line));
-        if hidden > 0 {
-            node.leaf(format!("… and {hidden} more (-o json has all)"));
-        }
-        node
-    }
-
-    fn draw(&self) -> String {
-        let mut text = format!("{}\n", self.line);
-        self.draw_children("", &mut text);
-        text
-    }
-
-    fn draw_children(&self, indent: &str, text: &mut String) {
-        for (n, child) in self.children.iter().enumerate() {
-            let last = n + 1 == self.children.len();
-            let (branch, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-            *text += &format!("{indent}{branch}{}\n", child.line);
-            child.draw_children(&format!("{indent}{below}"), text);
-        }
-    }
 }
 
 fn memory(memory: &Memory) -> Node {
@@ -132,20 +90,5 @@ mod tests {
         assert_eq!(moment(0), "1970-01-01 00:00:00.000 UTC");
         assert_eq!(moment(951_827_696_789_000_000), "2000-02-29 12:34:56.789 UTC");
         assert_eq!(moment(1_767_225_599_999_000_000), "2025-12-31 23:59:59.999 UTC");
-    }
-
-    #[test]
-    fn branches_end_where_the_tree_ends() {
-        let mut root = Node::new("root".to_owned());
-        root.children.push(Node::list("list".to_owned(), ["a", "b"].map(str::to_owned).into_iter()));
-        root.leaf("leaf".to_owned());
-        assert_eq!(root.draw(), "root\n├─ list\n│  ├─ a\n│  └─ b\n└─ leaf\n");
-    }
-
-    #[test]
-    fn long_lists_say_how_much_is_hidden() {
-        let list = Node::list("list".to_owned(), (0..30).map(|n| n.to_string()));
-        assert_eq!(list.children.len(), LINES_MAX + 1);
-        assert!(list.draw().contains("and 6 more"));
     }
 }
