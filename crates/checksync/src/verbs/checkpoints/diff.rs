@@ -106,7 +106,7 @@ fn take<R: std::io::Read>(gathered: &mut Gathered, frame: &Frame, reader: &Reade
     match gathered.take(frame) {
         Ok(_) => Ok(()),
         Err(GatherError::Frame(why)) => Err(reader.damaged(why).into()),
-        Err(why @ (GatherError::Store(_) | GatherError::Gap { .. })) => Err(why.into()),
+        Err(why) => Err(why.into()),
     }
 }
 
