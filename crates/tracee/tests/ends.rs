@@ -28,6 +28,8 @@ fn a_program_that_a_signal_kills_is_dying_before_it_has_ended() {
         seen.extend(tree.pump().expect("pump"));
         seen.iter().any(|event| matches!(event, TreeEvent::Ended { .. })).then_some(())
     });
+    // Its end was the tracer's to take in, unless it never came.
+    drop((guest.kill(), guest.wait()));
     assert_eq!(ended, Some(()), "{seen:?}");
     let dying = TreeEvent::Dying { pid, signal: libc::SIGTERM };
     assert_eq!(seen, [dying, TreeEvent::Ended { pid, ending: Ending::Killed(libc::SIGTERM) }]);
