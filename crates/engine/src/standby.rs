@@ -407,6 +407,7 @@ impl Keeper<'_> {
                     self.copy = None;
                     return self.context.say(Event::ApplyFailed { id, why: chain(&why) });
                 }
+                copy.audience.iter().for_each(Showing::applied);
                 tracing::trace!(target: "epochs", %id, "epoch applied");
                 let (received_monotonic_ns, received_boottime_ns) = received;
                 let state = epoch.state;

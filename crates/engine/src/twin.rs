@@ -2,8 +2,9 @@
 //!
 //! The pages are read as they stand, each at some moment, and every epoch that is applied to the first copy meanwhile
 //! goes to the second as well. An epoch says what is there afterwards and nothing of what was there before, so it does
-//! no harm to a page that was read after it; and it is shown *before* it is applied, so that whatever may have been
-//! read of it is covered. What comes out is one full epoch: what the first copy was at the end.
+//! no harm to a page that was read after it. It is shown *before* it is applied, so that whatever may have been read of it
+//! is covered; and it is passed on *after* that, so that nothing from before it is read once it was. What comes out is one
+//! full epoch: what the first copy was at the end.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -59,6 +60,8 @@ struct Original {
 enum Sight {
     Copy(Box<Original>),
     Epoch(Box<EpochBytes>),
+    /// The last epoch is.
+    Applied,
     /// Of an app with state directories.
     Unshowable,
     Nothing,
@@ -108,6 +111,12 @@ impl Showing {
         drop(self.to.send(Sight::Unshowable));
     }
 
+    /// The epoch that was shown is applied.
+    pub(crate) fn applied(&self) {
+        // Nobody may look any more.
+        drop(self.to.send(Sight::Applied));
+    }
+
     /// Before the epoch is applied. False if nobody looks any more, or nobody follows.
     pub(crate) fn show(&self, epoch: &EpochBytes) -> bool {
         let waiting = self.waiting.fetch_add(bytes_of(epoch), Ordering::SeqCst);
@@ -129,7 +138,7 @@ impl Twin {
         match self.from.recv_timeout(PATIENCE) {
             Ok(Sight::Copy(original)) => Ok(Source { original: *original, twin: self }),
             Ok(Sight::Unshowable) => Err(TwinError::StateDirectories),
-            Ok(Sight::Nothing | Sight::Epoch(_)) => Err(TwinError::Nothing),
+            Ok(Sight::Nothing | Sight::Epoch(_) | Sight::Applied) => Err(TwinError::Nothing),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(TwinError::Gone),
         }
     }
@@ -224,12 +233,21 @@ impl<O: FnMut(Bytes) -> bool, C: Fn() -> bool> Copying<O, C> {
     fn catch_up(&mut self) -> Result<(), TwinError> {
         loop {
             match self.twin.from.try_recv() {
-                Ok(Sight::Epoch(epoch)) => self.pass_on(*epoch)?,
-                Ok(Sight::Copy(_) | Sight::Nothing | Sight::Unshowable) | Err(TryRecvError::Disconnected) => {
-                    return Err(TwinError::Gone);
+                Ok(Sight::Epoch(epoch)) => {
+                    self.await_applied()?;
+                    self.pass_on(*epoch)?;
                 }
+                Ok(_) | Err(TryRecvError::Disconnected) => return Err(TwinError::Gone),
                 Err(TryRecvError::Empty) => return Ok(()),
             }
+        }
+    }
+
+    /// A page that is read meanwhile may be from before the epoch.
+    fn await_applied(&self) -> Result<(), TwinError> {
+        match self.twin.from.recv_timeout(PATIENCE) {
+            Ok(Sight::Applied) => Ok(()),
+            Ok(_) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(TwinError::Gone),
         }
     }
 
