@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use testkit::needs;
 
 use crate::world::{
     CLIENT, CLIENT_V6, Ear, PATIENCE, PREFIX, PREFIX_V6, SERVICE, SERVICE_V6, SILENCE, World, connect,
-    datagrams, inside, is_readable, listen,
+    datagrams, inside, is_readable, listen, permit,
 };
 
 /// Says its name to whoever asks, and leaves when it is told to.
@@ -154,12 +153,10 @@ fn rival_claim_is_answered() {
 #[test]
 fn rival_claim_is_not_answered_without_a_permit() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
-    const WORDS: usize = 2;
     let world = World::new();
     for make in [World::cell, World::cell_v6] {
         let (owner, rival) = (make(&world), make(&world));
-        let words = sys::bpf::WordArray::create("checksync_words", WORDS).unwrap();
-        let permit = PermitHandle::from_fd(words.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        let permit = permit();
         owner.obey(&permit).unwrap();
         permit.open_for_ever().unwrap();
         owner.raise(Claim::Takeover).unwrap();
@@ -232,12 +229,10 @@ fn new_network_lets_nothing_out_but_its_announcement() {
 #[test]
 fn nothing_leaves_without_the_permit_not_even_the_kernels_own_answers() {
     needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
-    const WORDS: usize = 2;
     const LONG_ENOUGH: Duration = Duration::from_secs(10);
     let world = World::new();
     for (cell, own) in [(world.cell(), CLIENT), (world.cell_v6(), CLIENT_V6)] {
-        let words = sys::bpf::WordArray::create("checksync_words", WORDS).unwrap();
-        let permit = PermitHandle::from_fd(words.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        let permit = permit();
         cell.obey(&permit).unwrap();
         cell.let_out();
         cell.raise(Claim::Takeover).unwrap();

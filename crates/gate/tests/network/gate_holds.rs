@@ -1,18 +1,19 @@
 //! What leaves, and when.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use gate::netlink::Netlink;
-use gate::{CellNetwork, Claim, GateError, PermitHandle, TapError, TapGate, TapOptions, TapState, Waiting};
+use gate::{CellNetwork, Claim, GateError, TapError, TapGate, TapOptions, TapState, Waiting};
 use image::CheckpointId;
 use testkit::needs;
 use testkit::wait::wait_until;
 
-use crate::world::{CLIENT, PATIENCE, PREFIX, SERVICE, SILENCE, World, datagrams, inside, is_readable};
+use crate::world::{
+    CLIENT, PATIENCE, PREFIX, SERVICE, SILENCE, World, datagrams, inside, is_readable, permit,
+};
 
 /// A cell that says numbers to a client by datagram.
 struct Talk {
@@ -269,9 +270,7 @@ fn lets_go_without_a_permit(let_go: impl Fn(&TapGate)) {
     const COUNT: u8 = 200;
     // A patience of 20 ms for each would be four seconds.
     const SOON: Duration = Duration::from_secs(1);
-    const WORDS: usize = 2;
-    let words = sys::bpf::WordArray::create("checksync_words", WORDS).unwrap();
-    let permit = PermitHandle::from_fd(words.as_fd().try_clone_to_owned().unwrap()).unwrap();
+    let permit = permit();
     let talk = Talk::holding();
     permit.open_for_ever().unwrap();
     talk.cell.obey(&permit).unwrap();

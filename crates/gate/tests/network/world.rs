@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gate::netlink::{Mac, Netlink};
-use gate::{CellNetwork, Namespace, NetworkError, NetworkSpec, ServiceAddress};
+use gate::{CellNetwork, Namespace, NetworkError, NetworkSpec, PermitHandle, ServiceAddress};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, Protocol, RawProtocol, RecvFlags, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -80,6 +80,13 @@ impl World {
     pub fn ear(&self) -> Ear {
         Ear::new(&self.client)
     }
+}
+
+/// A permit that is shut, of no cgroup.
+pub fn permit() -> PermitHandle {
+    const WORDS: usize = 2;
+    let words = sys::bpf::WordArray::create("checksync_words", WORDS).unwrap();
+    PermitHandle::from_fd(words.as_fd().try_clone_to_owned().unwrap()).unwrap()
 }
 
 /// Does something in a namespace.
