@@ -27,8 +27,8 @@ fn start(line: &[String]) -> Running {
 }
 
 /// A counter in a cgroup that it has to itself.
-fn start_in_a_cgroup(parent: &str, name: &str, address: SocketAddr) -> (Running, CellCgroup) {
-    let cgroup = CellCgroup::create(parent, name).unwrap();
+fn start_in_a_cgroup(name: &str, address: SocketAddr) -> (Running, CellCgroup) {
+    let cgroup = CellCgroup::create("checksync-attach", name).unwrap();
     // Before it makes a socket, as for a service of systemd's.
     let join = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", cgroup.path().display());
     let mut line = shell(&join);
@@ -81,7 +81,7 @@ fn attached_process_in_a_cgroup_of_its_own_goes_on_with_the_term_of_the_register
     needs!("root", "pagemap-scan", "debian:python3", CAP_BPF);
     let world = World::new(Fencing::Register);
     let address = own_address();
-    let (app, cgroup) = start_in_a_cgroup("checksync-attach", "kv", address);
+    let (app, cgroup) = start_in_a_cgroup("kv", address);
     goes_on_at_the_standby(world, app, address);
     cgroup.remove(Duration::from_secs(5)).unwrap();
 }
@@ -126,7 +126,7 @@ fn attached_process_in_a_cgroup_of_its_own_is_silenced_by_its_permit() {
     needs!("root", "pagemap-scan", "debian:python3", CAP_BPF);
     let world = World::new(Fencing::Register);
     let address = own_address();
-    let (app, cgroup) = start_in_a_cgroup("checksync-attach", "kv-silenced", address);
+    let (app, cgroup) = start_in_a_cgroup("kv-silenced", address);
     goes_on_when_its_manager_is_killed(world, app, address);
     cgroup.remove(Duration::from_secs(5)).unwrap();
 }
