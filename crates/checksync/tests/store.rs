@@ -4,14 +4,15 @@
 mod world;
 
 use std::fs;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use testkit::needs;
 use testkit::process::Running;
-use testkit::servers::{Moto, Server};
+use testkit::servers::{Client, Moto, Server};
 use testkit::wait::wait_until;
 use world::{Fencing, Primary, SOON, World, checksync, counter};
 
@@ -58,17 +59,33 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// A protected counter whose checkpoints go to a folder.
+struct Storing {
+    folder: PathBuf,
+    spec: String,
+    address: SocketAddr,
+    primary: Primary,
+    client: Client,
+}
+
+impl Storing {
+    fn start(world: &World) -> Self {
+        let folder = world.dir.path().join("store");
+        let spec = format!("file:{}", folder.display());
+        let address = testkit::servers::own_address();
+        let command = world.run_command_with("pki", &options(&spec), &counter(address));
+        let primary = Primary(Running::start(command));
+        let client = Server::Python.wait_ready(address, SOON);
+        world.wait_until_protected();
+        Self { folder, spec, address, primary, client }
+    }
+}
+
 #[test]
 fn with_everything_dead_the_store_alone_brings_the_app_back() {
     needs_all!();
     let mut world = World::new(Fencing::Register);
-    let folder = world.dir.path().join("store");
-    let spec = format!("file:{}", folder.display());
-    let address = testkit::servers::own_address();
-    let command = world.run_command_with("pki", &options(&spec), &counter(address));
-    let mut primary = Primary(Running::start(command));
-    let mut client = Server::Python.wait_ready(address, SOON);
-    world.wait_until_protected();
+    let Storing { spec, address, mut primary, mut client, .. } = Storing::start(&world);
     let mut stored_at = 0;
     for sequence in 1..=40 {
         client.advance(0, sequence).unwrap();
@@ -172,13 +189,7 @@ fn sealed_restore_is_heard_inside_alone(world: &World, spec: &str, address: std:
 fn a_store_that_is_gone_costs_checkpoints_and_nothing_else() {
     needs_all!();
     let world = World::new(Fencing::Register);
-    let folder = world.dir.path().join("store");
-    let spec = format!("file:{}", folder.display());
-    let address = testkit::servers::own_address();
-    let command = world.run_command_with("pki", &options(&spec), &counter(address));
-    let mut primary = Primary(Running::start(command));
-    let mut client = Server::Python.wait_ready(address, SOON);
-    world.wait_until_protected();
+    let Storing { folder, spec, mut primary, mut client, .. } = Storing::start(&world);
     client.advance(0, 1).unwrap();
     wait_until_stored(&world);
     // A file where the folder was: nobody can write below it, not even root.
@@ -208,13 +219,7 @@ fn a_store_that_is_gone_costs_checkpoints_and_nothing_else() {
 fn a_damaged_chain_is_given_up_for_the_next_full_sync() {
     needs_all!();
     let mut world = World::new(Fencing::Register);
-    let folder = world.dir.path().join("store");
-    let spec = format!("file:{}", folder.display());
-    let address = testkit::servers::own_address();
-    let command = world.run_command_with("pki", &options(&spec), &counter(address));
-    let mut primary = Primary(Running::start(command));
-    let mut client = Server::Python.wait_ready(address, SOON);
-    world.wait_until_protected();
+    let Storing { folder, spec, mut primary, mut client, .. } = Storing::start(&world);
     client.advance(0, 1).unwrap();
     wait_until_stored(&world);
     let run = fs::read_dir(folder.join("kv")).unwrap().next().unwrap().unwrap().path();
