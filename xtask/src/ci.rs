@@ -7,12 +7,13 @@ mod demo;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use std::{env, fs};
+use std::{env, fs, io};
 
 use anyhow::{Context, Result};
 
+use crate::failures::Failures;
 use crate::step::{run, run_clean, step};
 use crate::workspace::{cargo, root};
 use crate::{packages, processes, tidy};
@@ -68,8 +69,16 @@ impl Run {
 
     /// No test may be skipped, and none may leave a process behind.
     fn run_tests(&self, command: &mut Command) -> Result<()> {
-        let command = command.env("PATH", &self.path).env("CHECKSYNC_TESTS", "all");
-        run_clean(command, self.left(TEST_LIMIT))
+        let (output, writer) = io::pipe()?;
+        let command = command.env("PATH", &self.path).env("CHECKSYNC_TESTS", "all").stdout(writer);
+        let failures = Failures::of(output);
+        let outcome = run_clean(command, self.left(TEST_LIMIT));
+        command.stdout(Stdio::inherit()); // The other end of the pipe closes.
+        let failed = failures.once_more();
+        if !failed.is_empty() {
+            println!("── what failed, once more\n{}", failed.join("\n"));
+        }
+        outcome
     }
 
     fn go_programs(&self) -> Result<()> {

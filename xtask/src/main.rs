@@ -4,6 +4,7 @@
 
 mod ci;
 mod eval;
+mod failures;
 mod packages;
 mod processes;
 mod step;
