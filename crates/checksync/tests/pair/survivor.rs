@@ -71,6 +71,11 @@ impl Survivor {
 
     fn end_app(&self) {
         kill_process(Pid::from_raw(self.app.pid).unwrap(), Signal::KILL).unwrap();
+        self.wait_for_end();
+    }
+
+    #[track_caller]
+    fn wait_for_end(&self) {
         wait_until("the app's end", SOON, || self.app.watched.has_ended());
         wait_until("the guard's end", SOON, || self.guard.has_ended());
     }
@@ -89,7 +94,8 @@ fn is_protected_again_and_taken_over(fencing: Fencing<'_>) {
     wait_for_two_epochs(world);
     primary.signal(Signal::KILL);
     primary.wait(SOON);
-    left.end_app();
+    // Somebody can take over now, so the guard of the attached app ends it.
+    left.wait_for_end();
     world.wait_for_app("standby", "serving", |app| app["state"] == "serving");
     let mut client = Server::Python.wait_ready(address, SOON);
     assert_eq!(client.read(0).unwrap(), Some(4), "what was committed is there");
