@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{CREATE, EXCLUSIVE, Message, Netlink, REPLACE, attribute, unintelligible};
 
@@ -15,6 +15,7 @@ const GET_LINK: u16 = 18;
 const NEW_ADDRESS: u16 = 20;
 const DELETE_ADDRESS: u16 = 21;
 const NEW_ROUTE: u16 = 24;
+const GET_ROUTE: u16 = 26;
 const SET_NEIGHBOUR_TABLE: u16 = 67;
 
 const LINK_HEADER_BYTES: usize = 16;
@@ -40,6 +41,7 @@ const ADDRESS: u16 = 1;
 const ADDRESS_LOCAL: u16 = 2;
 /// `IFA_F_NODAD`: usable at once, with no detection of duplicates.
 const NO_DETECTION: u8 = 0x02;
+const ROUTE_DESTINATION: u16 = 1;
 const ROUTE_DEVICE: u16 = 4;
 const ROUTE_GATEWAY: u16 = 5;
 const TABLE_NAME: u16 = 1;
@@ -232,9 +234,31 @@ impl Netlink {
         self.ask(request)
     }
 
-    /// `EEXIST` if the device has it already.
+    /// `EEXIST` if the device has it already. N.B. the kernel takes an IPv6 address into use on a thread of its own:
+    /// until then what comes for it is lost, and nobody here can connect to it.
     pub fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
-        self.ask(address_request(NEW_ADDRESS, CREATE | EXCLUSIVE, index, address, prefix))
+        const PATIENCE: Duration = Duration::from_millis(500);
+        const PAUSE: Duration = Duration::from_micros(100);
+        self.ask(address_request(NEW_ADDRESS, CREATE | EXCLUSIVE, index, address, prefix))?;
+        let end = Instant::now() + PATIENCE;
+        // Whoever misses it for so long is better served late than not at all.
+        while address.is_ipv6() && !self.is_local(address) && Instant::now() < end {
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Whether what is sent to `address` is for this namespace.
+    fn is_local(&self, address: IpAddr) -> bool {
+        const TYPE: usize = 7;
+        const LOCAL: u8 = 2;
+        let mut request = Message::new(GET_ROUTE, 0);
+        let octets = octets(address);
+        let to_bits = 8 * octets.len() as u8;
+        request.raw(&[family(address), to_bits, 0, 0, 0, 0, 0, 0]);
+        request.raw(&0_u32.to_ne_bytes());
+        request.attribute(ROUTE_DESTINATION, &octets);
+        self.fetch(request).is_ok_and(|route| route.get(TYPE) == Some(&LOCAL))
     }
 
     /// `EADDRNOTAVAIL` if the device does not have it.

@@ -375,6 +375,26 @@ fn neighbour_that_hears_no_earlier_than_the_fifth_question_gets_what_waits_for_i
     }
 }
 
+/// The kernel takes an address of IPv6 into use on a thread of its own, and has answered before.
+#[test]
+fn address_is_of_use_as_soon_as_it_is_raised() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    let world = World::new();
+    for cell in [world.cell(), world.cell_v6()] {
+        let address = cell.spec().address.ip();
+        let any: IpAddr = if address.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
+        let socket = inside(cell.namespace(), || UdpSocket::bind((any, 0)).unwrap());
+        let place = SocketAddr::new(address, socket.local_addr().unwrap().port());
+        for round in 0..50 {
+            cell.raise(Claim::Takeover).unwrap();
+            socket.send_to(b"x", place).unwrap();
+            assert!(is_readable(&socket, PATIENCE), "what comes for {address} is lost, round {round}");
+            socket.recv(&mut [0]).unwrap();
+            cell.lower().unwrap();
+        }
+    }
+}
+
 fn asks_for(frame: &[u8], address: IpAddr) -> bool {
     const NEIGHBOUR_SOLICITATION: u8 = 135;
     match address {
