@@ -117,17 +117,10 @@ impl Prober {
     /// Asks all at once; what each said, `None` for who did not answer in its time.
     pub(super) fn ask(&self, questions: &[Question]) -> io::Result<Vec<Option<Answer>>> {
         let mut asked = Asked::new(questions, self.raw.old_bytes);
-        for attempt in 0..ATTEMPTS {
-            let now = Instant::now();
-            asked.settle();
-            for index in asked.open() {
-                let Question { flow, unacknowledged, expected, .. } = questions[index];
-                self.raw.ask(flow, unacknowledged, expected);
-            }
-            while let Some(until) = asked.next_deadline(attempt, now) {
-                self.listen(&mut asked, until)?;
-            }
-        }
+        let say = |question: &Question| {
+            self.raw.ask(question.flow, question.unacknowledged, question.expected);
+        };
+        asked.ask_all(say, |asked, until| self.listen(asked, until))?;
         Ok(asked.answers())
     }
 
@@ -263,14 +256,36 @@ impl<'a> Asked<'a> {
         }
     }
 
+    /// Says each question, and listens until all are answered or their time is over. The time begins when all have been
+    /// said: on a busy machine that takes longer than an answer does.
+    fn ask_all(
+        &mut self,
+        say: impl Fn(&Question),
+        mut listen: impl FnMut(&mut Self, Instant) -> io::Result<()>,
+    ) -> io::Result<()> {
+        for attempt in 0..ATTEMPTS {
+            self.settle();
+            self.open().for_each(|index| say(&self.questions[index]));
+            let said = Instant::now();
+            while let Some(until) = self.deadline(attempt, said) {
+                // What has come by then counts, however late it is looked at.
+                let is_over = Instant::now() >= until;
+                listen(self, until)?;
+                if is_over {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Until when an attempt waits for somebody; each is given as long as the one before.
-    fn next_deadline(&self, attempt: u32, began: Instant) -> Option<Instant> {
+    fn deadline(&self, attempt: u32, said: Instant) -> Option<Instant> {
         if self.open == 0 {
             return None;
         }
         let longest = self.open().map(|index| self.questions[index].patience).max()?;
-        let until = began + longest / 2_u32.pow(ATTEMPTS - 1 - attempt.min(ATTEMPTS - 1));
-        (until > Instant::now()).then_some(until)
+        Some(said + longest / 2_u32.pow(ATTEMPTS - 1 - attempt.min(ATTEMPTS - 1)))
     }
 
     fn take(&mut self, packet: &[u8]) {
@@ -365,11 +380,11 @@ mod tests {
         }
         // Of something else that came twice.
         asked.take(&segment(FIRST + 4, ACKNOWLEDGEMENT, Some((FIRST.wrapping_sub(1), FIRST))));
-        assert!(asked.next_deadline(0, now).is_some(), "it goes on waiting");
+        assert!(asked.deadline(0, now).is_some(), "it goes on waiting");
         assert_eq!(asked.answers(), [None]);
         let ours = Some((FIRST.wrapping_sub(OLD), FIRST));
         asked.take(&segment(FIRST + 9, ACKNOWLEDGEMENT, ours));
-        assert_eq!(asked.next_deadline(0, now), None);
+        assert_eq!(asked.deadline(0, now), None);
         asked.take(&segment(FIRST + 50, ACKNOWLEDGEMENT, None));
         assert_eq!(asked.answers(), [has(FIRST + 9)], "what comes later is older");
     }
@@ -413,6 +428,19 @@ mod tests {
         asked.take(&segment(FIRST.wrapping_sub(1), ACKNOWLEDGEMENT, None));
         asked.settle();
         assert_eq!(asked.open().count(), 1);
+    }
+
+    /// As on a machine on which everybody is late.
+    #[test]
+    fn an_answer_that_came_in_time_counts_when_it_is_looked_at_late() {
+        let questions = [Question { patience: Duration::ZERO, ..question(true) }];
+        let mut asked = Asked::new(&questions, OLD);
+        let listen = |asked: &mut Asked<'_>, _| {
+            asked.take(&segment(FIRST + 20, ACKNOWLEDGEMENT, None));
+            Ok(())
+        };
+        asked.ask_all(|_| (), listen).unwrap();
+        assert_eq!(asked.answers(), [has(FIRST + 20)]);
     }
 
     #[test]
