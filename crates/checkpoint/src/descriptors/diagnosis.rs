@@ -14,7 +14,7 @@ pub(super) const SYN_RECV: u8 = 3;
 const ANSWER_BYTES: usize = 256 << 10;
 const HEADER_BYTES: usize = 16;
 /// `struct inet_diag_msg`.
-const REPORT_BYTES: usize = 72;
+pub(super) const REPORT_BYTES: usize = 72;
 
 /// One socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +124,7 @@ fn read_answer(mut answer: &[u8], take: &mut impl FnMut(Report)) -> io::Result<b
 }
 
 /// One `struct inet_diag_msg` with what follows it.
-fn read(report: &[u8]) -> Option<Report> {
+pub(super) fn read(report: &[u8]) -> Option<Report> {
     const INFO: u16 = 2;
     const SHUTDOWN: u16 = 8;
     let word = |at: usize| Some(u32::from_ne_bytes(report.get(at..at + 4)?.try_into().ok()?));

@@ -12,6 +12,7 @@
 //! somebody too many is harmless, a peer that knows of no connection ignores it.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use image::descriptor::{SocketOption, Stray, StrayKind, TcpState};
 use serde_bytes::ByteBuf;
@@ -20,7 +21,7 @@ use super::diagnosis::{Ends, Mark, Report, SYN_RECV};
 use super::error::RebuildError;
 use super::inside;
 use super::look::{is_draining, is_unaccepted};
-use super::revive::flow_between;
+use super::revive::{flow_between, later};
 use super::stream::{CLOSE_WAIT, ESTABLISHED, FIN_WAIT2, Info};
 
 /// For how many freezes one that is gone is named: more than can be on their way to the standby at once.
@@ -48,6 +49,7 @@ struct Seen {
 struct Rest {
     /// As it was read.
     mark: Mark,
+    read: Instant,
     tcp: Box<TcpState>,
     options: Vec<SocketOption>,
 }
@@ -56,6 +58,15 @@ impl Seen {
     /// If it is still what it was when it was read.
     fn rest(&self) -> Option<&Rest> {
         self.rest.as_ref().filter(|rest| rest.mark == self.mark)
+    }
+
+    /// The same for one that could not be read this time, for all that comes and goes on it: nobody writes to it any more,
+    /// so what it had to say when it was read holds all that it has to say now, and its peer is asked how much of
+    /// that it has heard. What may have gone out since is not to look newer to it than what the copy says.
+    fn rest_before(&self) -> Option<Rest> {
+        let mut rest = self.rest.clone().filter(|rest| is_draining(rest.tcp.state))?;
+        rest.tcp.timestamp = rest.tcp.timestamp.map(|then| later(then, rest.read.elapsed()));
+        Some(rest)
     }
 
     /// The other end is the app's, too, and knows what it has ([`super::inside`]) of those alone that it accepted.
@@ -112,7 +123,7 @@ impl Strays {
         if let Some(seen) = self.seen.get_mut(&cookie) {
             let before = seen.rest.take().filter(|rest| is_draining(rest.tcp.state));
             let options = before.map_or_else(options, |rest| rest.options);
-            seen.rest = Some(Rest { mark: seen.mark, tcp: Box::new(tcp), options });
+            seen.rest = Some(Rest { mark: seen.mark, read: Instant::now(), tcp: Box::new(tcp), options });
         }
     }
 
@@ -141,6 +152,7 @@ impl Strays {
             StrayKind::Gone => false,
         };
         let rest = seen.rest().filter(fits).cloned();
+        let rest = rest.or_else(|| seen.rest_before().filter(|_| kind == StrayKind::Closed));
         let (tcp, options) = rest.map_or_else(Default::default, |rest| (Some(rest.tcp), rest.options));
         Some(Stray { kind, local, remote, tcp, options })
     }
@@ -178,11 +190,24 @@ mod tests {
     use image::descriptor::TcpWindow;
 
     use super::*;
+    use crate::descriptors::diagnosis;
+    use crate::descriptors::stream::LAST_ACK;
 
     fn stray() -> Stray {
+        let address = ByteBuf::from([&[2, 0, 0, 80, 10, 0, 0, 1][..], &[0; 8]].concat());
+        Stray {
+            kind: StrayKind::Closed,
+            local: address.clone(),
+            remote: address,
+            tcp: Some(Box::new(tcp())),
+            options: Vec::new(),
+        }
+    }
+
+    fn tcp() -> TcpState {
         let window = TcpWindow { update_sequence: 0, peer: 0, peer_max: 0, own: 0, own_from: 0 };
-        let tcp = TcpState {
-            state: crate::descriptors::stream::LAST_ACK,
+        TcpState {
+            state: LAST_ACK,
             write_sequence: 10,
             read_sequence: 20,
             unacknowledged: ByteBuf::from(b"rest"),
@@ -198,15 +223,51 @@ mod tests {
             send_buffer: 0,
             receive_buffer: 0,
             buffers_locked: 0,
-        };
-        let address = ByteBuf::from([&[2, 0, 0, 80, 10, 0, 0, 1][..], &[0; 8]].concat());
-        Stray {
-            kind: StrayKind::Closed,
-            local: address.clone(),
-            remote: address,
-            tcp: Some(Box::new(tcp)),
-            options: Vec::new(),
         }
+    }
+
+    /// What the diagnosis says of one without descriptor.
+    fn report(state: u8, to_send: u8) -> Report {
+        const FAMILY: usize = 0;
+        const STATE: usize = 1;
+        const TO_SEND: usize = 60;
+        let mut bytes = [0; diagnosis::REPORT_BYTES];
+        (bytes[FAMILY], bytes[STATE], bytes[TO_SEND]) = (libc::AF_INET as u8, state, to_send);
+        diagnosis::read(&bytes).expect("a report")
+    }
+
+    /// Its peer reads while it is looked at, and may do so each time.
+    #[test]
+    fn a_closed_one_that_could_not_be_read_again_is_what_it_was() {
+        let closed = report(LAST_ACK, 4);
+        let mut strays = Strays::default();
+        strays.begin();
+        strays.see(&closed);
+        strays.end();
+        assert_eq!(strays.list()[0].tcp, None, "it was never read");
+        strays.note(closed.cookie, TcpState { timestamp: Some(1000), ..tcp() }, Vec::new);
+        strays.begin();
+        strays.see(&report(LAST_ACK, 3));
+        strays.end();
+        assert_eq!(strays.changed().len(), 1, "it is to be read again");
+        let stray = strays.list().remove(0);
+        let before = stray.tcp.expect("what it was");
+        assert!(before.timestamp > Some(1000), "what was sent since is newer");
+        assert_eq!(*before, TcpState { timestamp: before.timestamp, ..tcp() });
+    }
+
+    /// What its peer has said since, and was told to have arrived, would be lost.
+    #[test]
+    fn an_unaccepted_one_that_could_not_be_read_again_is_nothing() {
+        let waiting = report(ESTABLISHED, 0);
+        let mut strays = Strays::default();
+        strays.begin();
+        strays.see(&waiting);
+        strays.note(waiting.cookie, TcpState { state: ESTABLISHED, ..tcp() }, Vec::new);
+        assert!(strays.list()[0].tcp.is_some());
+        strays.begin();
+        strays.see(&report(ESTABLISHED, 1));
+        assert_eq!(strays.list()[0].tcp, None);
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use checkpoint::descriptors::{ConnectionCounts, Saved};
@@ -134,6 +136,27 @@ fn ends_that_crossed_are_both_heard() {
         client.shutdown(Shutdown::Write).expect("shutdown");
         let saved = save_in(&app, CLOSING);
         assert_eq!(finish(&world, app, &saved, &mut client), b"goodbye");
+    }
+}
+
+/// What could not be read again is taken along as it was: from before its client ended, too, and was told that this had
+/// arrived.
+#[test]
+fn a_connection_as_it_was_before_goes_on_as_well() {
+    const LEN: usize = 3_000_000;
+    const READ: usize = 200_000;
+    for ip in [V4, V6] {
+        let Connected { world, mut app, number, mut client, .. } = Connected::talking(ip);
+        set_option(app.borrow(number).as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 16 << 20);
+        write(&mut app, number, &pattern(LEN));
+        app.close(number);
+        let before = save_in(&app, FIN_WAIT1);
+        let mut got = vec![0; READ];
+        client.read_exact(&mut got).expect("read");
+        client.shutdown(Shutdown::Write).expect("shutdown");
+        save_in(&app, CLOSING);
+        got.extend(finish(&world, app, &before, &mut client));
+        assert!(got == pattern(LEN), "{} bytes", got.len());
     }
 }
 
@@ -296,6 +319,9 @@ fn what_is_read_while_the_client_reads_is_the_rest_of_the_stream() {
     set_option(app.borrow(number).as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 16 << 20);
     let bytes = pattern(LEN);
     let began = Instant::now();
+    // However slow the captures are: the client reads on from one to the next, and not to its end in between.
+    let allowed = Arc::new(AtomicUsize::new(0));
+    let limit = Arc::clone(&allowed);
     let reader = std::thread::spawn(move || {
         let (mut got, mut piece) = (Vec::<u8>::new(), vec![0_u8; 30_000]);
         loop {
@@ -304,7 +330,7 @@ fn what_is_read_while_the_client_reads_is_the_rest_of_the_stream() {
                 len => got.extend(&piece[..len]),
             }
             let read = Instant::now();
-            while read.elapsed() < Duration::from_millis(1) {
+            while read.elapsed() < Duration::from_millis(1) || got.len() > limit.load(Ordering::Relaxed) {
                 std::thread::yield_now();
             }
         }
@@ -314,6 +340,7 @@ fn what_is_read_while_the_client_reads_is_the_rest_of_the_stream() {
     let mut cache = cache();
     let (mut read, mut missed, mut shortest) = (0, 0, LEN);
     while !reader.is_finished() && began.elapsed() < DEADLINE {
+        allowed.fetch_add(LEN / 40, Ordering::Relaxed);
         let saved = circumstances().save(app, &mut cache).expect("everything can be saved");
         if saved.strays.is_empty() {
             continue;
@@ -329,6 +356,7 @@ fn what_is_read_while_the_client_reads_is_the_rest_of_the_stream() {
             None => missed += 1,
         }
     }
+    allowed.store(LEN, Ordering::Relaxed);
     assert!(reader.join().expect("the client") == bytes);
     assert!(shortest < LEN / 2, "it is what it was: {shortest} bytes");
     println!("read {read} times, missed {missed} times");
