@@ -26,11 +26,16 @@ pub struct World {
 
 /// Runs a command where the thread is.
 pub fn run(line: &str) -> io::Result<()> {
+    said(line).map(drop)
+}
+
+/// The same, for what it says.
+fn said(line: &str) -> io::Result<String> {
     let mut words = line.split_whitespace();
     let mut command = Command::new(words.next().unwrap_or_default());
     let output = command.args(words).stdin(Stdio::null()).output()?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(io::Error::other(format!("{line}: {}", String::from_utf8_lossy(&output.stderr))))
 }
@@ -62,6 +67,11 @@ impl World {
         run("ip addr add 10.77.0.1/24 dev br0").expect("an address");
         run("ip addr add fd77::1/64 dev br0 nodad").expect("an address");
         run("ip link set br0 up").expect("the bridge");
+        // A pause would narrow the windows, and what tests hold back has to fit in whole.
+        for host in [&world.primary, &world.standby] {
+            let setting = "/proc/sys/net/ipv4/tcp_slow_start_after_idle";
+            world.at(host, || std::fs::write(setting, "0")).expect("a setting");
+        }
         for (name, host) in [("primary", &world.primary), ("standby", &world.standby)] {
             let place = format!("/proc/{}/fd/{}", std::process::id(), host.as_raw_fd());
             run(&format!("ip link add {name} type veth peer name eth0 netns {place}")).expect("a link");
@@ -73,6 +83,11 @@ impl World {
                 run("ip link set nowhere up").expect("the link");
             });
         }
+        // The kernel sees to its ports on a thread of its own.
+        eventually("a bridge that forwards", || {
+            let ports = said("ip -d link show master br0").expect("the ports");
+            ports.matches("state forwarding").count() == 2
+        });
         world.at(&world.primary, take_addresses).expect("the addresses");
         world
     }
@@ -148,7 +163,12 @@ pub fn save(app: &Servant) -> Saved {
 
 fn take_addresses() -> io::Result<()> {
     run(&format!("ip addr add {V4}/24 dev eth0"))?;
-    run(&format!("ip addr add {V6}/64 dev eth0 nodad"))
+    run(&format!("ip addr add {V6}/64 dev eth0 nodad"))?;
+    // The kernel answers before what comes for it is heard.
+    eventually("an address of IPv6", || {
+        said(&format!("ip -6 route get {V6}")).is_ok_and(|route| route.starts_with("local"))
+    });
+    Ok(())
 }
 
 /// The standby's network: its address comes when it is raised.
