@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -41,6 +42,11 @@ pub trait Handler: Send + Sync + 'static {
     async fn replicate(&self, peer: PeerIdentity, hello: Hello, opening: Opening);
 
     async fn beat(&self, peer: PeerIdentity, beats: Incoming<Heartbeat>, answers: Outgoing<HeartbeatAnswer>);
+
+    /// Where connections for heartbeats alone are served, [`Handler::beat`] included.
+    fn heartbeats_run_on(&self) -> Handle {
+        Handle::current()
+    }
 
     /// A guard gives its word. Whether its token is the armed one is for the handler to see. Runs to its end
     /// even if the guard is gone; the guard waits for the answer no longer than [`crate::Limits::opening`].

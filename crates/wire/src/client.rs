@@ -3,10 +3,12 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -61,6 +63,15 @@ impl Client {
     /// Connects to `address`, `HOST:PORT`, and returns when each side has accepted the other's certificate.
     /// `timeout` bounds this, and later the wait for the answer that opens a call.
     pub async fn connect(address: &str, tls: &TlsFiles, timeout: Duration) -> Result<Self, WireError> {
+        Self::connect_as(address, tls.client(), timeout).await
+    }
+
+    /// The same for heartbeats and nothing else: the standby hears them where nothing is in front of them.
+    pub async fn connect_heart(address: &str, tls: &TlsFiles, timeout: Duration) -> Result<Self, WireError> {
+        Self::connect_as(address, tls.heart(), timeout).await
+    }
+
+    async fn connect_as(address: &str, tls: Arc<ClientConfig>, timeout: Duration) -> Result<Self, WireError> {
         let deadline = Instant::now() + timeout;
         let late = |what| WireError::TimedOut { peer: address.to_owned(), what, waited: timeout };
         let unreachable = |source| WireError::Unreachable { address: address.to_owned(), source };
@@ -103,7 +114,7 @@ impl Client {
         })
     }
 
-    /// Starts heartbeats. Use a client of their own: behind a page even a heartbeat waits.
+    /// Starts heartbeats, of a client that [`Client::connect_heart`] made: behind a page even a heartbeat waits.
     pub async fn beat(&self) -> Result<(Outgoing<Heartbeat>, Incoming<HeartbeatAnswer>), WireError> {
         let (queue, beats) = mpsc::channel::<Heartbeat>(QUEUE_MESSAGES);
         let beats = ReceiverStream::new(beats).map(proto::Heartbeat::from);
@@ -191,14 +202,14 @@ type Stream = TlsStream<TcpStream>;
 
 async fn handshake(
     tcp: TcpStream,
-    tls: &TlsFiles,
+    tls: Arc<ClientConfig>,
     address: &str,
 ) -> Result<(Stream, PeerIdentity), WireError> {
     let failed = |why: io::Error| handshake_error(address, &why);
     tcp.set_nodelay(true).map_err(failed)?;
     let remote = tcp.peer_addr().map_err(failed)?;
     let name = ServerName::try_from(CLUSTER_NAME).expect("a constant DNS name");
-    let stream = TlsConnector::from(tls.client()).connect(name, tcp).await.map_err(failed)?;
+    let stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(failed)?;
     let peer = PeerIdentity::read(stream.get_ref().1.peer_certificates(), remote);
     let peer = peer.ok_or_else(|| WireError::Certificate {
         address: address.to_owned(),

@@ -1,8 +1,8 @@
 //! The side that is connected to: the standby.
 //!
 //! ```text
-//! accept ─▶ TLS handshake ─▶ HTTP/2: calls ─▶ Handler
-//!           `handshakes`     `connections`
+//! accept ─▶ TLS handshake ─┬────────────────────▶ HTTP/2: calls ─▶ Handler
+//!           `handshakes`   └ heartbeats: moved ─▶  `connections`
 //! ```
 //!
 //! Each connection is a task of its own. Whatever is wrong with a peer ends that task with one line in the
@@ -11,6 +11,7 @@
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,7 @@ use crate::limits::{
     SEND_BUFFER_BYTES, WINDOW_BYTES,
 };
 use crate::link::Connection;
-use crate::tls::TlsFiles;
+use crate::tls::{HEART, TlsFiles};
 use crate::witness::Witness;
 
 /// Serves until `shutdown` is ready, then closes all connections. Their handlers see their links end.
@@ -92,7 +93,7 @@ impl Door {
     }
 
     /// Returns when the connection is over; an error is what the log should say about it.
-    async fn let_in(&self, tcp: TcpStream, from: SocketAddr) -> Result<(), String> {
+    async fn let_in(self: &Arc<Self>, tcp: TcpStream, from: SocketAddr) -> Result<(), String> {
         let Ok(shaking) = self.handshakes.try_acquire() else {
             return Err(format!("{} handshakes are going on already", self.limits.handshakes));
         };
@@ -103,7 +104,23 @@ impl Door {
             return Err(format!("{} peers are connected already", self.limits.connections));
         };
         drop(shaking);
-        self.speak(stream, Connection::new(peer)).await
+        let connection = Connection::new(peer);
+        if stream.get_ref().1.alpn_protocol() == Some(HEART) {
+            return self.hear(stream, connection).await;
+        }
+        self.speak(stream, connection).await
+    }
+
+    /// Has a connection served where the handler wants heartbeats.
+    async fn hear(self: &Arc<Self>, mut stream: Stream, connection: Connection) -> Result<(), String> {
+        let door = Arc::clone(self);
+        let mut moved = JoinSet::new(); // What is in it ends with us.
+        let speaking = async move {
+            move_here(stream.get_mut().0).map_err(|why| format!("it can't be moved: {}", chain(&why)))?;
+            door.speak(stream, connection).await
+        };
+        moved.spawn_on(speaking, &self.handler.heartbeats_run_on());
+        moved.join_next().await.unwrap_or(Ok(Ok(()))).map_err(|why| chain(&why))?
     }
 
     async fn greet(&self, tcp: TcpStream, from: SocketAddr) -> Result<(Stream, PeerIdentity), String> {
@@ -139,6 +156,13 @@ impl Door {
         };
         over.inspect_err(|why| connection.ended(why.clone()))
     }
+}
+
+/// From here on the runtime that we run on wakes whoever waits for `tcp`.
+fn move_here(tcp: &mut TcpStream) -> io::Result<()> {
+    let ours = tcp.as_fd().try_clone_to_owned()?;
+    *tcp = TcpStream::from_std(ours.into())?;
+    Ok(())
 }
 
 /// Tells a peer that is gone, which is the end of many a good peer, from one that breaks the protocol.

@@ -38,6 +38,7 @@ pub struct TlsFiles {
     host: String,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    heart: Arc<ClientConfig>,
 }
 
 impl TlsFiles {
@@ -53,7 +54,10 @@ impl TlsFiles {
             key_path: pki::key(dir, &host),
             certificate,
         };
-        Ok(Self { host, server: Arc::new(files.server()?), client: Arc::new(files.client()?) })
+        let client = files.client()?;
+        let mut heart = client.clone();
+        heart.alpn_protocols.insert(0, HEART.to_vec());
+        Ok(Self { host, server: Arc::new(files.server()?), client: Arc::new(client), heart: Arc::new(heart) })
     }
 
     /// The name of the host whose files these are.
@@ -68,6 +72,11 @@ impl TlsFiles {
     pub(crate) fn client(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.client)
     }
+
+    /// Of a connection that says in its handshake already that heartbeats are all that it is for.
+    pub(crate) fn heart(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.heart)
+    }
 }
 
 struct Files {
@@ -80,6 +89,8 @@ struct Files {
 
 /// The name that both sides must choose in the handshake: nobody else's protocol is spoken here.
 const HTTP2: &[u8] = b"h2";
+/// HTTP/2 as well, for heartbeats alone. A side that does not know it chooses `h2`.
+pub(crate) const HEART: &[u8] = b"checksync-heart";
 
 impl Files {
     fn server(&self) -> Result<ServerConfig, TlsError> {
@@ -97,7 +108,7 @@ impl Files {
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.chain.clone(), self.key.clone_key())
             .map_err(|why| bad(&self.key_path, why))?;
-        config.alpn_protocols = vec![HTTP2.to_vec()];
+        config.alpn_protocols = vec![HEART.to_vec(), HTTP2.to_vec()];
         // No resumption: every connection shows its certificate.
         config.send_tls13_tickets = 0;
         Ok(config)

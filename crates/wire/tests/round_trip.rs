@@ -254,6 +254,37 @@ async fn full_queue_hands_a_message_back_that_must_not_wait() {
     assert_eq!(back, Some(frame()));
 }
 
+/// Not where pages are read; also not by a handler that the others run beside.
+#[tokio::test]
+async fn heart_is_heard_where_the_handler_wants_it_and_other_calls_are_not() {
+    let ears = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let ear = ears.spawn(async { std::thread::current().id() }).await.unwrap();
+    let mut standby = Standby::start_where(Limits::default(), ears.handle().clone()).await;
+    let (plain, heart) = (standby.client().await, standby.heart_client().await);
+    let (_beats, (.., heard)) = tokio::join!(plain.beat(), standby.call_of_a_heart());
+    assert_ne!(heard, ear);
+    let (beats, (_, mut from, answers, heard)) = tokio::join!(heart.beat(), standby.call_of_a_heart());
+    assert_eq!(heard, ear);
+    let (outgoing, mut incoming) = beats.unwrap();
+    let beat = Heartbeat {
+        app: "kv".to_owned(),
+        term: Term(3),
+        sequence: 1,
+        sent_at_ns: 7,
+        newest_captured: None,
+        engine: EngineState::Syncing,
+    };
+    outgoing.send(beat.clone()).await.unwrap();
+    assert_eq!(soon(from.recv()).await.unwrap().unwrap(), beat);
+    drop((from, answers));
+    standby.stop().await;
+    assert!(
+        soon(incoming.recv()).await.is_none_or(|answer| answer.is_err()),
+        "it goes on without its standby"
+    );
+    ears.shutdown_background();
+}
+
 #[tokio::test]
 async fn standby_that_stops_ends_the_primarys_links_with_an_error() {
     let mut standby = Standby::start().await;

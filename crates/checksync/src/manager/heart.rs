@@ -144,7 +144,7 @@ async fn beat_on_one_connection(
 ) -> Result<(), WireError> {
     const PATIENCE: Duration = Duration::from_secs(1);
     let standby = pulse.candidates.current();
-    let client = Client::connect(&standby, &pulse.tls, PATIENCE).await?;
+    let client = Client::connect_heart(&standby, &pulse.tls, PATIENCE).await?;
     let (beats, mut answers) = client.beat().await?;
     let mut period = interval(pulse.period);
     period.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -185,10 +185,14 @@ fn heartbeat(pulse: &Pulse, says: Says, sequence: u64) -> Heartbeat {
 
 /// Real-time priority, and memory that is never swapped out or waited for.
 fn stay_on_time() {
+    become_prompt();
+    lock_memory();
+}
+
+pub fn become_prompt() {
     if let Err(why) = sys::task::become_real_time(PRIORITY) {
         tracing::warn!("no real-time priority for heartbeats, a busy host may look dead: {why}");
     }
-    lock_memory();
 }
 
 /// Once for the process: whoever starts an engine later is to meet no thread that locks what it tries the kernel out on.

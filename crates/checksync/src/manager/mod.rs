@@ -2,8 +2,8 @@
 //!
 //! Each app has one actor: a thread that owns the machine. Whatever happens comes to it as an input, it
 //! steps the machine and does the actions in their order; nothing it does blocks, but for the kernel calls
-//! that have to be in force before the next action. The network runs on tokio, heartbeats on a thread of
-//! their own.
+//! that have to be in force before the next action. The network runs on tokio, heartbeats on threads of
+//! their own at both ends.
 
 pub mod app_socket;
 pub mod arrived;
@@ -13,6 +13,7 @@ pub mod cell;
 pub mod control;
 pub mod copy;
 pub mod drill;
+pub mod ear;
 pub mod fence;
 pub mod heart;
 pub mod hook;

@@ -18,6 +18,7 @@ use wire::{
 use super::control::News;
 use super::copy::{Actor, Input, Schedule, Setup};
 use super::drill::Order;
+use super::ear::Ear;
 use super::host::HostFacts;
 use super::places::{Found, NoPlace, Places, Reservation};
 use super::structures::{self, Copies};
@@ -43,6 +44,7 @@ pub struct Daemon {
     pub facts: HostFacts,
     pub board: Board,
     pub runtime: Handle,
+    pub ear: Ear,
     pub apps: Arc<Places<App>>,
 }
 
@@ -305,6 +307,10 @@ impl Handler for Daemon {
                 opening.refuse(refusal);
             }
         }
+    }
+
+    fn heartbeats_run_on(&self) -> Handle {
+        self.ear.runtime().clone()
     }
 
     async fn beat(

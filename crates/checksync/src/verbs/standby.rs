@@ -17,6 +17,7 @@ use crate::config::{StandbySettings, fencing_name};
 use crate::exit::{Coded, Exit};
 use crate::manager::control::{self, Listener, News, Order};
 use crate::manager::drill::{self, Trigger};
+use crate::manager::ear::Ear;
 use crate::manager::heart;
 use crate::manager::host::HostFacts;
 use crate::manager::places::Places;
@@ -79,6 +80,7 @@ async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
         facts: HostFacts::read().context("cannot look at this host")?,
         board,
         runtime: tokio::runtime::Handle::current(),
+        ear: Ear::open()?,
         apps: Arc::new(Places::new(APPS_MAX)),
     });
     let _orders = take_orders(&daemon, address.port())?;

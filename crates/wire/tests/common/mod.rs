@@ -5,6 +5,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use image::Term;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use wire::*;
@@ -25,7 +27,7 @@ pub async fn soon<T>(what: impl Future<Output = T>) -> T {
 
 pub enum Call {
     Replicate(PeerIdentity, Box<Hello>, Opening),
-    Beat(PeerIdentity, Incoming<Heartbeat>, Outgoing<HeartbeatAnswer>),
+    Beat(PeerIdentity, Incoming<Heartbeat>, Outgoing<HeartbeatAnswer>, ThreadId),
     /// A word about the app `slow`, which is handled when the test says so.
     Silent {
         go: oneshot::Sender<()>,
@@ -34,23 +36,30 @@ pub enum Call {
 }
 
 /// Hands its calls to the test; takes a guard's word with [`armed_token`].
-struct Hands(mpsc::UnboundedSender<Call>);
+struct Hands {
+    calls: mpsc::UnboundedSender<Call>,
+    hearts: Handle,
+}
 
 #[async_trait]
 impl Handler for Hands {
     async fn replicate(&self, peer: PeerIdentity, hello: Hello, opening: Opening) {
-        let _ = self.0.send(Call::Replicate(peer, Box::new(hello), opening));
+        let _ = self.calls.send(Call::Replicate(peer, Box::new(hello), opening));
     }
 
     async fn beat(&self, peer: PeerIdentity, beats: Incoming<Heartbeat>, answers: Outgoing<HeartbeatAnswer>) {
-        let _ = self.0.send(Call::Beat(peer, beats, answers));
+        let _ = self.calls.send(Call::Beat(peer, beats, answers, thread::current().id()));
+    }
+
+    fn heartbeats_run_on(&self) -> Handle {
+        self.hearts.clone()
     }
 
     async fn silent(&self, peer: PeerIdentity, silent: Silent) -> Result<(), Refusal> {
         if silent.app == "slow" {
             let (go, gone_on) = oneshot::channel();
             let (finished, done) = oneshot::channel();
-            let _ = self.0.send(Call::Silent { go, done });
+            let _ = self.calls.send(Call::Silent { go, done });
             let _ = gone_on.await;
             let _ = finished.send(());
         }
@@ -83,6 +92,10 @@ impl Standby {
     }
 
     pub async fn start_with(limits: Limits) -> Self {
+        Self::start_where(limits, Handle::current()).await
+    }
+
+    pub async fn start_where(limits: Limits, hearts: Handle) -> Self {
         let (log, guard) = capture_log();
         let pki = made_pki(&["standby", "primary"]);
         let tls = TlsFiles::load(pki.path(), Some("standby")).unwrap();
@@ -91,9 +104,15 @@ impl Standby {
         let (hands, calls) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel::<()>();
         let server = tokio::spawn(async move {
-            serve(listener, &tls, limits, Arc::new(Hands(hands)), async { drop(stopped.await) }).await;
+            let hands = Arc::new(Hands { calls: hands, hearts });
+            serve(listener, &tls, limits, hands, async { drop(stopped.await) }).await;
         });
         Self { address, calls, pki, log, stop: Some(stop), server, _log: guard }
+    }
+
+    pub async fn heart_client(&self) -> Client {
+        let tls = TlsFiles::load(self.pki.path(), Some("primary")).unwrap();
+        soon(Client::connect_heart(&self.address, &tls, DEADLINE)).await.unwrap()
     }
 
     pub async fn client(&self) -> Client {
@@ -128,8 +147,16 @@ impl Standby {
     }
 
     pub async fn heart(&mut self) -> (PeerIdentity, Incoming<Heartbeat>, Outgoing<HeartbeatAnswer>) {
+        let (peer, beats, answers, _) = self.call_of_a_heart().await;
+        (peer, beats, answers)
+    }
+
+    /// The same, with where it is heard.
+    pub async fn call_of_a_heart(
+        &mut self,
+    ) -> (PeerIdentity, Incoming<Heartbeat>, Outgoing<HeartbeatAnswer>, ThreadId) {
         match soon(self.calls.recv()).await {
-            Some(Call::Beat(peer, beats, answers)) => (peer, beats, answers),
+            Some(Call::Beat(peer, beats, answers, ear)) => (peer, beats, answers, ear),
             _ => panic!("no heart beats"),
         }
     }
