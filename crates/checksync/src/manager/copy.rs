@@ -46,6 +46,7 @@ use super::primary::exit_text;
 use super::register::RegisterDesk;
 use super::stages::Stages;
 use super::survivor::Note;
+use super::ticks::Ticks;
 use super::{engine_settings, exit_of, fresh_incarnation, now, span, wall_clock_ns};
 use crate::status::{AppReport, Board, Role};
 
@@ -236,15 +237,15 @@ impl Actor {
             tracing::warn!("no real-time priority for the standby, a busy host may take over wrongly: {why}");
         }
         let tick = Duration::from_nanos(self.setup.timing.heartbeat().0 / 2);
-        let mut next_tick = Instant::now();
+        let mut ticks = Ticks::every(tick, Instant::now());
         while !self.ended {
-            match self.inbox.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+            match self.inbox.recv_timeout(ticks.next().saturating_duration_since(Instant::now())) {
                 Ok(input) => self.take(input),
-                Err(_) => {
-                    next_tick = Instant::now() + tick;
+                Err(_) if ticks.take(Instant::now()) => {
                     self.step(StandbyEvent::Tick, &mut Asker::default());
                     self.drill_if_due();
                 }
+                Err(_) => {}
             }
             self.ended |= self.stopping.is_some() && self.may_stop();
         }

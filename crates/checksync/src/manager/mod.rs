@@ -34,6 +34,7 @@ pub mod standby;
 pub mod store;
 pub mod structures;
 pub mod survivor;
+pub mod ticks;
 
 use std::time::Duration;
 

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use image::{CheckpointId, Incarnation, Member, Sync, Term};
 use replica::primary::AppExit;
@@ -36,6 +36,7 @@ use super::primary::Heir;
 use crate::manager::asker::{Asker, term_of};
 use crate::manager::policy::Policy;
 use crate::manager::register::RegisterDesk;
+use crate::manager::ticks::Ticks;
 use crate::manager::{fresh_incarnation, now, span, wall_clock_ns};
 use crate::status::Board;
 
@@ -173,16 +174,18 @@ impl Copies {
 }
 
 async fn tick_for_life(copies: Weak<Copies>, tick: Duration) {
-    let mut ticks = tokio::time::interval(tick);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut ticks = Ticks::every(tick, Instant::now());
     loop {
-        ticks.tick().await;
+        tokio::time::sleep_until(ticks.next().into()).await;
+        let is_time = ticks.take(Instant::now());
         let Some(copies) = copies.upgrade() else { return };
         let mut state = copies.lock();
         if state.ended {
             return;
         }
-        state.step_alone(StandbyEvent::Tick);
+        if is_time {
+            state.step_alone(StandbyEvent::Tick);
+        }
     }
 }
 
