@@ -268,20 +268,33 @@ impl Netlink {
 
     /// Sends what has no better route to `gateway`.
     pub fn set_default_route(&self, index: u32, gateway: IpAddr) -> io::Result<()> {
-        const TABLE_MAIN: u8 = 254;
-        const SET_BY_ADMINISTRATOR: u8 = 4;
         const EVERYWHERE: u8 = 0;
-        const UNICAST: u8 = 1;
-        let mut request = Message::new(NEW_ROUTE, CREATE | REPLACE);
-        let (to_bits, from_bits, service) = (0, 0, 0);
-        let header = [family(gateway), to_bits, from_bits, service, TABLE_MAIN];
-        request.raw(&header);
-        request.raw(&[SET_BY_ADMINISTRATOR, EVERYWHERE, UNICAST]);
-        request.raw(&0_u32.to_ne_bytes());
+        let mut request = default_route(gateway, EVERYWHERE);
         request.attribute(ROUTE_GATEWAY, &octets(gateway));
         request.number(ROUTE_DEVICE, index);
         self.ask(request)
     }
+
+    /// What has no better route, and is of the family of `address`, is for neighbours on the device.
+    pub(crate) fn make_everybody_a_neighbour(&self, index: u32, address: IpAddr) -> io::Result<()> {
+        const ON_THE_LINK: u8 = 253;
+        let mut request = default_route(address, ON_THE_LINK);
+        request.number(ROUTE_DEVICE, index);
+        self.ask(request)
+    }
+}
+
+/// Of the family of `address`.
+fn default_route(address: IpAddr, scope: u8) -> Message {
+    const TABLE_MAIN: u8 = 254;
+    const SET_BY_ADMINISTRATOR: u8 = 4;
+    const UNICAST: u8 = 1;
+    let mut request = Message::new(NEW_ROUTE, CREATE | REPLACE);
+    let (to_bits, from_bits, service) = (0, 0, 0);
+    request.raw(&[family(address), to_bits, from_bits, service, TABLE_MAIN]);
+    request.raw(&[SET_BY_ADMINISTRATOR, scope, UNICAST]);
+    request.raw(&0_u32.to_ne_bytes());
+    request
 }
 
 fn veth_to(request: &mut Message, describe: impl FnOnce(&mut Message)) {

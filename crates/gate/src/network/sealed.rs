@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use super::{DEVICE, DEVICE_INDEX, NetworkError, to};
 use crate::namespace::{self, Namespace};
@@ -9,9 +10,13 @@ use crate::netlink::Netlink;
 
 /// The other end of the cell's device, in the same namespace.
 const FAR_END: &str = "nowhere";
+/// Nobody answers there.
+const QUESTIONS: u32 = 1;
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// A namespace with its own loopback, and with these addresses on a device that is called and numbered as in every
-/// cell, so that whoever listens there can. Only what is started in there reaches them.
+/// cell, so that whoever listens there can. Only what is started in there reaches them. There is a route to everybody else,
+/// since a socket may be connected to somebody, and whoever goes it is told at once that nobody is there.
 pub fn sealed_network(addresses: &[IpAddr]) -> Result<Namespace, NetworkError> {
     let namespace = Namespace::new().map_err(to("make a network namespace"))?;
     namespace::within(namespace.as_fd(), || {
@@ -31,6 +36,15 @@ pub fn sealed_network(addresses: &[IpAddr]) -> Result<Namespace, NetworkError> {
                 added => added.map_err(to("give a device its address"))?,
             }
         }
+        for any in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
+            let asked = inside.ask_for_neighbours(DEVICE_INDEX, any, QUESTIONS, PATIENCE);
+            let routed = asked.and_then(|()| inside.make_everybody_a_neighbour(DEVICE_INDEX, any));
+            match routed {
+                // A kernel without IPv6 has no sockets of it either.
+                Err(_) if any.is_ipv6() && !addresses.iter().any(IpAddr::is_ipv6) => (),
+                routed => routed.map_err(to("set a device's routes"))?,
+            }
+        }
         Ok::<_, NetworkError>(())
     })?;
     Ok(namespace)
@@ -38,7 +52,7 @@ pub fn sealed_network(addresses: &[IpAddr]) -> Result<Namespace, NetworkError> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
 
     use super::*;
 
@@ -54,10 +68,16 @@ mod tests {
         let listener = sealed.within(|| TcpListener::bind((address, 0))).unwrap();
         let place = listener.local_addr().unwrap();
         sealed.within(|| TcpStream::connect(place)).unwrap();
-        assert!(sealed.within(|| TcpListener::bind("[2001:db8::77]:0")).is_ok());
         let another = sealed_network(&[]).unwrap();
         assert!(another.within(|| TcpStream::connect(place)).is_err());
-        let why = sealed.within(|| TcpStream::connect("198.51.100.1:80")).unwrap_err();
-        assert_eq!(why.raw_os_error(), Some(libc::ENETUNREACH));
+        let listener6 = sealed.within(|| TcpListener::bind("[2001:db8::77]:0")).unwrap();
+        sealed.within(|| TcpStream::connect(listener6.local_addr()?)).unwrap();
+        for (own, other) in [("192.0.2.77:0", "198.51.100.1:80"), ("[2001:db8::77]:0", "[2001:db8:1::1]:80")]
+        {
+            // As it is done for a socket of the app's that was connected to somebody.
+            sealed.within(|| UdpSocket::bind(own)?.connect(other)).unwrap();
+            let why = sealed.within(|| TcpStream::connect(other)).unwrap_err();
+            assert_eq!(why.raw_os_error(), Some(libc::EHOSTUNREACH), "{other}");
+        }
     }
 }
