@@ -7,6 +7,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
@@ -325,13 +326,15 @@ fn swapped_file(context: &mut Context) -> Outcome {
 
 /// Has the kernel swap pages out. It passes over those that another core is still about to put into its lists.
 fn swap_out(memory: Window, which: std::ops::Range<usize>, must: bool) -> Outcome {
-    const TRIES: usize = 1000;
-    for _ in 0..TRIES {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const PAUSE: Duration = Duration::from_millis(1);
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
         memory.advise(pages(which.clone()), libc::MADV_PAGEOUT)?;
         if !must || memory.are_swapped(pages(which.clone()))? {
             return Ok(());
         }
-        std::thread::yield_now();
+        std::thread::sleep(PAUSE);
     }
     Err(format!("pages {which:?} were not swapped out: is there swap space?").into())
 }
