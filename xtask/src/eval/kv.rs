@@ -23,23 +23,22 @@ pub fn serve(listen: &str, keys: u64) -> Vec<String> {
     words.map(str::to_owned).collect()
 }
 
-/// A server in a cell, filled and ready. With `traced`, it prints a line for each of its collections.
-pub fn start(keys: u64, traced: bool) -> Result<(SocketAddr, Side)> {
-    start_with(keys, traced, 0)
+/// Makes the server print a line for each of its collections.
+pub const TRACED: &str = "GODEBUG=gctrace=1";
+
+/// A server in a cell, filled and ready.
+pub fn start(keys: u64) -> Result<(SocketAddr, Side)> {
+    start_with(keys, &[], 0)
 }
 
-/// The same, with so many threads besides those that it needs.
-pub fn start_with(keys: u64, traced: bool, threads: u32) -> Result<(SocketAddr, Side)> {
+/// The same, with these variables, and with so many threads besides those that it needs.
+pub fn start_with(keys: u64, variables: &[&str], threads: u32) -> Result<(SocketAddr, Side)> {
     let address = own_address();
     let program = go_app("kv").display().to_string();
     let mut words = serve(&address.to_string(), keys);
     words.extend(["--threads".to_owned(), threads.to_string()]);
-    let side = if traced {
-        words.splice(0..0, ["GODEBUG=gctrace=1".to_owned(), program]);
-        Side::primary("/usr/bin/env", &words.iter().map(String::as_str).collect::<Vec<_>>())?
-    } else {
-        Side::primary(&program, &words.iter().map(String::as_str).collect::<Vec<_>>())?
-    };
+    let words = variables.iter().copied().chain([program.as_str()]).chain(words.iter().map(String::as_str));
+    let side = Side::primary("/usr/bin/env", &words.collect::<Vec<_>>())?;
     side.wait_for_line("ready").with_context(|| format!("no server with {keys} keys"))?;
     Ok((address, side))
 }

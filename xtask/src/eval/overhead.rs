@@ -56,7 +56,7 @@ fn lost_percent(bare: f64, protected: f64) -> f64 {
 }
 
 fn throughput(keys: u64, is_protected: bool) -> Result<f64> {
-    let (address, primary) = kv::start(keys, false)?;
+    let (address, primary) = kv::start(keys)?;
     if !is_protected {
         return measured(address, keys);
     }

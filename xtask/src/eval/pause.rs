@@ -24,6 +24,9 @@ pub fn rows() -> Result<Vec<Row>> {
     for size in SIZES.iter().filter(|size| [1_000, 1_000_000].contains(&size.keys)) {
         rows.extend(rows_with_threads(size).with_context(|| size.name())?);
     }
+    for size in SIZES.iter().filter(|size| [1_000, 1_000_000].contains(&size.keys)) {
+        rows.extend(rows_while_collecting(size).with_context(|| size.name())?);
+    }
     rows.extend(spin::rows(epochs_of(SIZES[0].keys))?);
     Ok(rows)
 }
@@ -33,7 +36,7 @@ fn rows_with_threads(size: &Size) -> Result<Vec<Row>> {
     const MORE_THREADS: u32 = 16;
     const EPOCHS: usize = 40;
     println!("{} and {MORE_THREADS} threads more: {EPOCHS} epochs", size.name());
-    let Measured { reports, takeover, .. } = measure(size.keys, MORE_THREADS, EPOCHS)?;
+    let Measured { reports, takeover, .. } = measure(size.keys, &[kv::TRACED], MORE_THREADS, EPOCHS)?;
     let id = |what: &str| format!("{what}-{}.many-threads", size.short_name());
     let threads: Vec<f64> = reports.iter().map(|report| report.threads as f64).collect();
     Ok(vec![
@@ -41,6 +44,27 @@ fn rows_with_threads(size: &Size) -> Result<Vec<Row>> {
         Row::measured(id("pause"), "ms", &times(&reports, |report| report.pause)),
         Row::measured(id("restore"), "ms", &[ms(takeover.took)]),
     ])
+}
+
+/// Go collects when its heap has doubled, which leaves hardly a pause inside a collection: here it does so when a few
+/// parts in a hundred were added.
+fn rows_while_collecting(size: &Size) -> Result<Vec<Row>> {
+    const EPOCHS: usize = 400;
+    let often = if size.keys < 1_000_000 { "GOGC=1" } else { "GOGC=3" };
+    println!("{} with {often}: {EPOCHS} epochs", size.name());
+    let measured = measure(size.keys, &[kv::TRACED, often], 0, EPOCHS)?;
+    let id = |part: &str| format!("pause-{}.often-collecting{part}", size.short_name());
+    let rows = in_and_out(&measured).map(|(part, times)| Row::measured(id(part), "ms", &times));
+    Ok(rows.into())
+}
+
+/// Pauses in and out of collections.
+fn in_and_out(measured: &Measured) -> [(&'static str, Vec<f64>); 2] {
+    let Measured { reports, collections, .. } = measured;
+    let (inside, outside): (Vec<CaptureReport>, Vec<_>) =
+        reports.iter().partition(|report| is_inside(report, collections));
+    let pause = |report: &CaptureReport| report.pause;
+    [(".in-collection", times(&inside, pause)), (".out-of-collection", times(&outside, pause))]
 }
 
 fn epochs_of(keys: u64) -> usize {
@@ -61,13 +85,13 @@ struct Measured {
 
 fn rows_of(size: &Size) -> Result<Vec<Row>> {
     println!("{}: {} epochs", size.name(), epochs_of(size.keys));
-    let measured = measure(size.keys, 0, epochs_of(size.keys))?;
+    let measured = measure(size.keys, &[kv::TRACED], 0, epochs_of(size.keys))?;
     let rows = [pauses(size, &measured), traffic(size, &measured), restores(size, &measured.takeover)];
     Ok(rows.concat())
 }
 
-fn measure(keys: u64, more_threads: u32, epochs: usize) -> Result<Measured> {
-    let (address, primary) = kv::start_with(keys, true, more_threads)?;
+fn measure(keys: u64, variables: &[&str], more_threads: u32, epochs: usize) -> Result<Measured> {
+    let (address, primary) = kv::start_with(keys, variables, more_threads)?;
     let mut pair = Pair::new(primary)?;
     let load = Load::start(address, keys, None)?;
     let sync = pair.full_sync()?;
@@ -85,21 +109,19 @@ fn measure(keys: u64, more_threads: u32, epochs: usize) -> Result<Measured> {
 }
 
 fn pauses(size: &Size, measured: &Measured) -> Vec<Row> {
-    let Measured { reports, collections, .. } = measured;
+    let reports = &measured.reports;
     let id = |part: &str| format!("pause-{}{part}", size.short_name());
     let row = |part, of: fn(&CaptureReport) -> Duration| Row::measured(id(part), "ms", &times(reports, of));
-    let (inside, outside): (Vec<CaptureReport>, Vec<_>) =
-        reports.iter().partition(|report| is_inside(report, collections));
-    let pause = |report: &CaptureReport| report.pause;
+    let [inside, outside] = in_and_out(measured);
     vec![
-        size.beside_pause(row("", pause)),
+        size.beside_pause(row("", |report| report.pause)),
         row(".stop", |report| report.stop),
         row(".scan", |report| report.scan),
         row(".copy", |report| report.copy),
         row(".state", |report| report.state),
         row(".thaw", |report| report.thaw),
-        Row::measured(id(".in-collection"), "ms", &times(&inside, pause)),
-        Row::measured(id(".out-of-collection"), "ms", &times(&outside, pause)),
+        Row::measured(id(inside.0), "ms", &inside.1),
+        Row::measured(id(outside.0), "ms", &outside.1),
         row(".encode-after-thaw", |report| report.encode),
     ]
 }
