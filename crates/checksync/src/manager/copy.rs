@@ -95,7 +95,7 @@ pub enum Input {
         grace: Duration,
     },
     Drill(drill::Order),
-    Drilled(Box<drill::Record>),
+    Drilled(Box<drill::Drilled>),
     /// The primary that the app was left to has ended, and with it the app.
     Over,
 }
@@ -286,7 +286,7 @@ impl Actor {
             Input::Sync(call, patience) => self.take_sync(call, patience),
             Input::Stop { grace } => self.stop(grace),
             Input::Drill(order) => self.take_drill(order),
-            Input::Drilled(record) => self.drilled(&record),
+            Input::Drilled(drilled) => self.drilled(*drilled),
             Input::Over => self.ended = true,
         }
     }

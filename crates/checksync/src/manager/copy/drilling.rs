@@ -1,5 +1,6 @@
 //! Drills of this copy: who may have one, when the next is due, and that a takeover ends them.
 
+use std::sync::mpsc::SendError;
 use std::time::Duration;
 
 use engine::Command;
@@ -8,7 +9,7 @@ use replica::standby::StandbyStatus;
 
 use super::{Actor, Input, Setup};
 use crate::manager::control::News;
-use crate::manager::drill::{self, Book, DrillStatus, Order, Place, Record, Running, Trigger};
+use crate::manager::drill::{self, Book, DrillStatus, Drilled, Order, Place, Record, Running, Trigger};
 use crate::manager::wall_clock_ns;
 
 /// After one that something came between.
@@ -100,8 +101,12 @@ impl Actor {
             state: self.setup.state.clone(),
         };
         let post = self.post.clone();
-        // The actor may have ended first.
-        let done = move |record| drop(post.send(Input::Drilled(Box::new(record))));
+        let done = move |drilled| {
+            if let Err(SendError(Input::Drilled(drilled))) = post.send(Input::Drilled(Box::new(drilled))) {
+                // The actor ended first.
+                drilled.tell();
+            }
+        };
         match drill::start(place, order, twin, done) {
             Ok(running) => self.drills.running = Some(running),
             Err(why) => tracing::error!(app = self.setup.app, "cannot start a drill: {why}"),
@@ -137,7 +142,8 @@ impl Actor {
         }
     }
 
-    pub(super) fn drilled(&mut self, record: &Record) {
+    pub(super) fn drilled(&mut self, drilled: Drilled) {
+        let record = &drilled.record;
         let (outcome, why) = (record.outcome, record.why.as_deref().unwrap_or_default());
         match outcome {
             drill::Outcome::Failed => tracing::error!(app = record.app, "DRILL FAILED: {why}"),
@@ -146,5 +152,6 @@ impl Actor {
             }
         }
         self.drills.note(record, self.setup.drills.every);
+        drilled.tell();
     }
 }

@@ -141,12 +141,28 @@ impl Drop for Running {
     }
 }
 
-/// Begins a drill. `done` gets the record, and whoever asked gets it before.
+/// What came out, and who is still to be told.
+#[derive(Debug)]
+pub struct Drilled {
+    pub record: Record,
+    listener: Option<Listener>,
+}
+
+impl Drilled {
+    /// To be done when it has been noted: whoever asked may ask for the status next.
+    pub fn tell(self) {
+        if let Some(listener) = self.listener {
+            listener.say(News::Drilled { record: Box::new(self.record) });
+        }
+    }
+}
+
+/// Begins a drill.
 pub fn start(
     place: Place,
     order: Order,
     twin: Twin,
-    done: impl FnOnce(Record) + Send + 'static,
+    done: impl FnOnce(Drilled) + Send + 'static,
 ) -> std::io::Result<Running> {
     let (post, inbox) = mpsc::channel();
     let called_off = Arc::<AtomicBool>::default();
@@ -190,7 +206,7 @@ struct Stage {
 }
 
 impl Drill {
-    fn run(mut self, twin: Twin) -> Record {
+    fn run(mut self, twin: Twin) -> Drilled {
         let began_at_ns = wall_clock_ns();
         let tried = self.attempt(twin);
         let (outcome, why) = match &tried {
@@ -217,10 +233,7 @@ impl Drill {
             healthy_us: micros(self.notes.healthy),
             health: self.order.health.clone(),
         };
-        if let Some(listener) = self.order.listener.take() {
-            listener.say(News::Drilled { record: Box::new(record.clone()) });
-        }
-        record
+        Drilled { record, listener: self.order.listener.take() }
     }
 
     fn attempt(&mut self, twin: Twin) -> Result<(), Trouble> {
