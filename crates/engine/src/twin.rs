@@ -394,3 +394,67 @@ fn next_data(file: &File, at: u64) -> io::Result<Option<Range>> {
     let end = rustix::fs::seek(file, SeekFrom::Hole(start.max(at)))?.next_multiple_of(PAGE_BYTES);
     Ok(Some(Range::new(start, end.min(start + STEP_BYTES))))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use image::batch::PageBatch;
+
+    use super::*;
+
+    fn state() -> State {
+        let (processes, spaces, files) = (Vec::new(), Vec::new(), Vec::new());
+        State { clocks: Default::default(), processes, spaces, files, pipes: Vec::new(), strays: Vec::new() }
+    }
+
+    /// One page.
+    fn epoch() -> EpochBytes {
+        let page =
+            Pages::Whole { range: Range::new(0, PAGE_BYTES), data: vec![1; PAGE_BYTES as usize].into() };
+        EpochBytes {
+            header: Header {
+                app: "kv".to_owned(),
+                id: CheckpointId::new(1, 2),
+                sync: Sync::Full,
+                frozen_at_ns: 0,
+            },
+            layout: None,
+            batches: vec![PageBatch { target: PageTarget::Space(0), pages: vec![page] }],
+            files: Default::default(),
+            content: Vec::new(),
+            state: state(),
+        }
+    }
+
+    /// Whoever reads a page of the first copy after it was passed on reads none from before the epoch.
+    #[test]
+    fn an_epoch_is_passed_on_once_the_first_copy_has_it() {
+        const A_WHILE: Duration = Duration::from_millis(50);
+        let (showing, twin) = twin();
+        let is_applied = Arc::<AtomicBool>::default();
+        let seen = Arc::clone(&is_applied);
+        let (passed, frames) = mpsc::channel();
+        let out = move |_| passed.send(seen.load(Ordering::SeqCst)).is_ok();
+        let layout =
+            Layout { space: 0, pid: 1, mappings: Vec::new(), guards: Vec::new(), objects: Vec::new() };
+        let twinned = Twinned { id: CheckpointId::new(1, 1), bytes: 0, epochs: 0 };
+        let mut copying = Copying {
+            twin,
+            layout,
+            state: state(),
+            objects: BTreeMap::new(),
+            frames: FrameWriter::default(),
+            out,
+            called_off: || false,
+            twinned,
+        };
+        assert!(showing.show(&epoch()));
+        let copier = std::thread::spawn(move || copying.catch_up());
+        assert!(frames.recv_timeout(A_WHILE).is_err(), "it was passed on before it was applied");
+        is_applied.store(true, Ordering::SeqCst);
+        showing.applied();
+        assert_eq!(frames.recv_timeout(PATIENCE), Ok(true));
+        copier.join().expect("no panic").expect("it goes on");
+    }
+}
