@@ -43,6 +43,8 @@ impl Life {
 
     async fn upload(&mut self, run: &mut Run, times: usize, dir: &Path) -> Result<(), StoreError> {
         for _ in 0..times {
+            // So much that a base has segments of its own.
+            (0..20).for_each(|_| self.app.live());
             let mut uploader = Uploader { app: &mut self.app, truth: &mut self.truth, dir };
             uploader.upload(run, &mut self.layouts, 1).await?;
             self.acknowledged.push(self.app.id);
