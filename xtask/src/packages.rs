@@ -1,5 +1,5 @@
-//! What the tests need beside Rust, installed if it is missing: servers from Debian; Go, and a simulator of
-//! S3, from the Python index.
+//! What the tests need beside Rust, installed if it is missing: servers from Debian; Go, and a simulator of S3, from
+//! the Python index; one of Azure from npm.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,6 +17,7 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 pub fn install() -> Result<OsString> {
     install_from_debian()?;
     testkit::servers::moto().map_err(|why| anyhow!(why))?;
+    testkit::servers::azurite().map_err(|why| anyhow!(why))?;
     let go = testkit::programs::newest_go().map_err(|why| anyhow!(why))?;
     if testkit::rights::on_path("go") {
         return Ok(env::var_os("PATH").unwrap_or_default());

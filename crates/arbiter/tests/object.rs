@@ -1,5 +1,6 @@
-//! The register in a bucket, against a real server of S3's protocol; and behind a proxy that makes of it what some
-//! servers are: conditional headers are taken, and not heeded.
+//! The register in a bucket, against real servers of S3's protocol and of Azure's; and what is refused: a server whose
+//! conditional puts race, and a proxy that makes of a good one what others are, who take conditional headers and do not
+//! heed them.
 
 mod contract;
 
@@ -12,9 +13,10 @@ use std::time::{Duration, Instant};
 use arbiter::{Arbiter, ArbiterError, Member, ObjectArbiter, Register, Swap};
 use contract::soon;
 use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
 use object_store::{DynObjectStore, ObjectStoreExt, PutPayload};
 use testkit::needs;
-use testkit::servers::{Moto, own_address};
+use testkit::servers::{Azurite, Moto, S3sFs, own_address};
 
 const BUCKET: &str = "registers";
 
@@ -30,6 +32,17 @@ fn objects(at: SocketAddr) -> Arc<DynObjectStore> {
     Arc::new(bucket.build().unwrap())
 }
 
+fn container(endpoint: &str) -> Arc<DynObjectStore> {
+    wire::prefer_our_tls();
+    let container = MicrosoftAzureBuilder::new()
+        .with_endpoint(endpoint.to_owned())
+        .with_allow_http(true)
+        .with_account(Azurite::ACCOUNT)
+        .with_access_key(Azurite::KEY)
+        .with_container_name(BUCKET);
+    Arc::new(container.build().unwrap())
+}
+
 fn open(at: SocketAddr) -> Box<dyn Arbiter> {
     Box::new(ObjectArbiter::over(objects(at), "some/prefix", format!("s3://{BUCKET}/some/prefix")).unwrap())
 }
@@ -38,13 +51,27 @@ fn open(at: SocketAddr) -> Box<dyn Arbiter> {
 fn a_bucket_with_conditional_puts_keeps_a_register() {
     needs!("debian:python3");
     let moto = Moto::start(BUCKET);
-    let mut arbiter = open(moto.address());
+    let address = moto.address();
+    keeps_a_register(|| open(address));
+}
+
+#[test]
+fn a_container_of_azure_keeps_a_register() {
+    needs!("debian:nodejs", "debian:npm");
+    let azurite = Azurite::start(BUCKET);
+    let (endpoint, name) = (azurite.endpoint(), format!("az://{BUCKET}/some/prefix"));
+    keeps_a_register(|| {
+        Box::new(ObjectArbiter::over(container(&endpoint), "some/prefix", name.clone()).unwrap())
+    });
+}
+
+fn keeps_a_register(open: impl Fn() -> Box<dyn Arbiter> + Sync) {
+    let mut arbiter = open();
     contract::swaps_win_only_against_the_expected_value(&mut *arbiter, "app");
     contract::a_repeated_swap_has_won(&mut *arbiter, "again");
-    let address = moto.address();
-    contract::each_term_has_one_winner(|| open(address), "race", 15);
+    contract::each_term_has_one_winner(&open, "race", 15);
     // Another manager sees what is there, and what has changed since it looked.
-    let mut other = open(moto.address());
+    let mut other = open();
     let current = other.read("app", soon()).unwrap().unwrap();
     let next = current.with_members(vec![Member::new("b", 1)]);
     assert_eq!(arbiter.swap("app", Some(&current), next.clone(), soon()).unwrap(), Swap::Won);
@@ -77,17 +104,27 @@ fn a_bucket_that_does_not_heed_conditions_is_refused_with_the_reason_and_the_way
     needs!("debian:python3");
     let moto = Moto::start(BUCKET);
     for dropped in [&["if-match", "if-none-match"][..], &["if-none-match"], &["if-match"]] {
-        let mut arbiter = open(heedless(moto.address(), dropped));
-        let first = Register::first(Member::new("a", 1));
-        for refused in
-            [arbiter.swap("app", None, first, soon()).unwrap_err(), arbiter.read("app", soon()).unwrap_err()]
-        {
-            assert!(matches!(&refused, ArbiterError::Setup { .. }), "without {dropped:?}: {refused}");
-            let text = refused.to_string();
-            assert!(text.contains(BUCKET) && text.contains("racing") && text.contains("witness"), "{text}");
-        }
+        is_refused(&mut *open(heedless(moto.address(), dropped)), &format!("without {dropped:?}"));
     }
     assert_eq!(open(moto.address()).read("app", soon()).unwrap(), None, "nothing was written");
+}
+
+/// Such a bucket is good enough for a store, whose tests have the same server.
+#[test]
+fn a_bucket_whose_conditional_puts_race_is_refused() {
+    let server = S3sFs::start(BUCKET);
+    is_refused(&mut *open(server.address()), "of s3s-fs");
+}
+
+fn is_refused(arbiter: &mut dyn Arbiter, what: &str) {
+    let first = Register::first(Member::new("a", 1));
+    for refused in
+        [arbiter.swap("app", None, first, soon()).unwrap_err(), arbiter.read("app", soon()).unwrap_err()]
+    {
+        assert!(matches!(&refused, ArbiterError::Setup { .. }), "{what}: {refused}");
+        let text = refused.to_string();
+        assert!(text.contains(BUCKET) && text.contains("racing") && text.contains("witness"), "{text}");
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use testkit::needs;
 use testkit::process::Running;
-use testkit::servers::{Client, Moto, Server};
+use testkit::servers::{Azurite, Client, Moto, Server};
 use testkit::wait::wait_until;
 use world::{Fencing, Primary, SOON, World, checksync, counter};
 
@@ -130,10 +130,6 @@ fn with_everything_dead_the_store_alone_brings_the_app_back() {
 fn a_bucket_is_followed_and_its_checkpoints_compared() {
     needs_all!();
     let moto = Moto::start("backups");
-    let world = World::new(Fencing::Register);
-    let spec = "s3://backups/prod";
-    let address = testkit::servers::own_address();
-    let mut command = world.run_command_with("pki", &options(spec), &counter(address));
     let endpoint = format!("http://{}", moto.address());
     let environment = [
         ("AWS_ENDPOINT", endpoint.as_str()),
@@ -142,7 +138,29 @@ fn a_bucket_is_followed_and_its_checkpoints_compared() {
         ("AWS_SECRET_ACCESS_KEY", "test"),
         ("AWS_REGION", "us-east-1"),
     ];
-    command.envs(environment);
+    is_followed_and_compared("s3://backups/prod", &environment);
+}
+
+#[test]
+fn a_container_of_azure_is_followed_and_its_checkpoints_compared() {
+    needs_all!();
+    needs!("debian:nodejs", "debian:npm");
+    let azurite = Azurite::start("backups");
+    let endpoint = azurite.endpoint();
+    let environment = [
+        ("AZURE_STORAGE_ENDPOINT", endpoint.as_str()),
+        ("AZURE_ALLOW_HTTP", "true"),
+        ("AZURE_STORAGE_ACCOUNT_NAME", Azurite::ACCOUNT),
+        ("AZURE_STORAGE_ACCOUNT_KEY", Azurite::KEY),
+    ];
+    is_followed_and_compared("az://backups/prod", &environment);
+}
+
+fn is_followed_and_compared(spec: &str, environment: &[(&str, &str)]) {
+    let world = World::new(Fencing::Register);
+    let address = testkit::servers::own_address();
+    let mut command = world.run_command_with("pki", &options(spec), &counter(address));
+    command.envs(environment.iter().copied());
     let mut primary = Primary(Running::start(command));
     let mut client = Server::Python.wait_ready(address, SOON);
     world.wait_until_protected();
@@ -151,7 +169,16 @@ fn a_bucket_is_followed_and_its_checkpoints_compared() {
     let after = wait_until_stored(&world);
     let name = |report: &Value| format!("{}.{}", report["term"], report["epoch"]);
     let mut diff = checksync(world.dir.path());
-    diff.envs(environment).args(["checkpoints", "diff", "--store", spec, "--app", "kv", "-o", "json"]);
+    diff.envs(environment.iter().copied()).args([
+        "checkpoints",
+        "diff",
+        "--store",
+        spec,
+        "--app",
+        "kv",
+        "-o",
+        "json",
+    ]);
     let changed = json(&diff.args([name(&before), name(&after)]).output().unwrap());
     assert_eq!(changed["same"], false, "{changed}");
     assert!(changed["memory"]["pages_changed"].as_u64().unwrap() > 0, "{changed}");

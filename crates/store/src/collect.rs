@@ -23,6 +23,7 @@ impl Run {
     /// Removes what the policy does not keep, of this run and of those before it. On failure everything that is still
     /// listed is whole, and the rest is removed next time.
     pub async fn collect(&mut self, retention: Retention) -> Result<Collected, StoreError> {
+        assert!(retention.last > 0, "the next checkpoint of {} builds on the newest", self.app());
         let mut runs = self.store().runs(self.app()).await?;
         runs.retain(|run| *run <= self.name());
         let mut all = Vec::new();
@@ -48,7 +49,7 @@ impl Run {
             let wanted = contents.manifests.keys().filter(|_| keep.next() == Some(true)).copied().collect();
             let own = contents.run == self.name();
             let place = Place { app: self.app(), run: contents.run };
-            let (kept, dropped) = contents.split(wanted, if own { self.tip() } else { None });
+            let (kept, dropped) = contents.split(wanted);
             collected.checkpoints += dropped.len() as u64;
             self.store().drop_checkpoints(place, &contents, &dropped).await?;
             let obscure = self.store().drop_damaged(place, &contents, &kept).await?;
@@ -69,13 +70,9 @@ impl Run {
 }
 
 impl RunContents {
-    /// What stays, with what it needs, and what goes. The next checkpoint builds on `tip`.
-    fn split(
-        &self,
-        wanted: BTreeSet<CheckpointId>,
-        tip: Option<CheckpointId>,
-    ) -> (BTreeSet<CheckpointId>, BTreeSet<CheckpointId>) {
-        let kept: BTreeSet<_> = wanted.into_iter().chain(tip).flat_map(|id| self.needs(id)).collect();
+    /// What stays, with what it needs, and what goes.
+    fn split(&self, wanted: BTreeSet<CheckpointId>) -> (BTreeSet<CheckpointId>, BTreeSet<CheckpointId>) {
+        let kept: BTreeSet<_> = wanted.into_iter().flat_map(|id| self.needs(id)).collect();
         let dropped = self.manifests.keys().filter(|id| !kept.contains(id)).copied().collect();
         (kept, dropped)
     }

@@ -209,7 +209,8 @@ impl Store {
         if self.find(&self.path(place, "closed")).await?.is_some() {
             return Ok(());
         }
-        // The bases first: one that comes between is missed, and the checkpoint has its parents still.
+        // A base that comes while we look may be missed: the checkpoint has its parents still, since nobody collects in
+        // a run once a later one has begun but that one.
         let bases = self.shelf(place, Shelf::Bases).await?.into_iter().collect();
         let manifests = self.shelf(place, Shelf::Manifests).await?.into_iter().collect();
         let closed = Closed { schema: manifest::SCHEMA, manifests, bases };

@@ -37,8 +37,8 @@ pub enum LocationError {
     },
     #[error(
         "{location} cannot be opened; S3 takes AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT \
-         from the environment, Azure AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, and both take \
-         AWS_ALLOW_HTTP or AZURE_ALLOW_HTTP"
+         from the environment, Azure AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY and AZURE_STORAGE_ENDPOINT, \
+         and both take AWS_ALLOW_HTTP or AZURE_ALLOW_HTTP"
     )]
     Cloud {
         location: String,

@@ -108,10 +108,12 @@ impl Run {
         Place { app: &self.app, run: self.name }
     }
 
-    /// Stores a checkpoint. On failure nothing of it is listed, and the same may be tried again.
+    /// Stores a checkpoint: it is listed then, whenever another run begins. On failure it is listed or not, and whole if
+    /// it is; the same may be tried again.
     pub async fn upload(&mut self, gathered: &Gathered) -> Result<Uploaded, StoreError> {
         let id = gathered.id().expect("what is uploaded is whole");
         let parent = self.parent_for(gathered.sync(), id)?;
+        // For nothing would all of it be sent.
         self.look_for_later().await?;
         let mut uploaded = Uploaded::default();
         let mut segments = Vec::new();
@@ -139,8 +141,9 @@ impl Run {
             frozen_at_ns: gathered.frozen_at_ns(),
             segments,
         };
-        self.look_for_later().await?;
         uploaded.bytes_sent += self.write(Shelf::Manifests, &manifest).await?;
+        // Behind the manifest: whoever begins from now on finds that in its place, and lists it when he closes this run.
+        self.look_for_later().await?;
         self.grow(manifest);
         Ok(uploaded)
     }

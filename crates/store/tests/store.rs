@@ -5,6 +5,8 @@ mod world;
 
 use std::sync::Arc;
 
+use image::PageTarget;
+use image::layout::ObjectKey;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
@@ -331,12 +333,8 @@ fn a_damaged_base_costs_nothing_while_its_parents_are_there() {
     runtime().block_on(async {
         let inner = Arc::new(InMemory::new());
         let store = over(inner.clone());
-        let (mut app, mut truth, mut layouts) = (App::new(17, 1), Truth::new(), Layouts::new());
-        let mut run = begin(store.clone(), 1).await.unwrap();
-        for _ in 0..4 {
-            let mut uploader = Uploader { app: &mut app, truth: &mut truth, dir: dir.path() };
-            uploader.upload(&mut run, &mut layouts, 1).await.unwrap();
-        }
+        let mut truth = Truth::new();
+        let mut run = four_checkpoints(&inner, 17, &mut truth, dir.path()).await;
         run.fold().await.unwrap();
         let bases = paths(&inner, "/bases/").await;
         flip(&inner, &bases[0]).await;
@@ -410,6 +408,148 @@ fn of_two_that_begin_at_once_the_lower_one_breaks_nothing() {
         at += 1;
     }
     assert!(at > 40, "only {at} steps");
+}
+
+async fn four_checkpoints(
+    objects: &Arc<InMemory>,
+    seed: u64,
+    truth: &mut Truth,
+    dir: &std::path::Path,
+) -> store::Run {
+    let (mut app, mut layouts) = (App::new(seed, 1), Layouts::new());
+    let mut run = begin(over(objects.clone()), 1).await.unwrap();
+    for _ in 0..4 {
+        Uploader { app: &mut app, truth: &mut *truth, dir }.upload(&mut run, &mut layouts, 1).await.unwrap();
+    }
+    run
+}
+
+/// A folder that somebody copied over another: each object is whole, and none is the one that is meant.
+#[test]
+fn what_lies_in_anothers_place_is_not_taken_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let (inner, other) = (Arc::new(InMemory::new()), Arc::new(InMemory::new()));
+        let mut truth = Truth::new();
+        four_checkpoints(&other, 29, &mut truth, dir.path()).await;
+        four_checkpoints(&inner, 28, &mut truth, dir.path()).await;
+        let manifests = paths(&inner, "/manifests/").await;
+        let put = async |path: &ObjectPath, from: &InMemory, of: &ObjectPath| {
+            let bytes = from.get(of).await.unwrap().bytes().await.unwrap();
+            inner.put(path, PutPayload::from(bytes)).await.unwrap();
+        };
+        let store = over(inner.clone());
+        let newest = store.pick(APP, Which::Latest).await.unwrap();
+
+        put(&manifests[1], &other, &manifests[1]).await;
+        let why = restore(&store, &newest).await.unwrap_err().to_string();
+        assert!(why.contains(manifests[1].as_ref()) && why.contains("means another"), "{why}");
+        put(&manifests[1], &inner, &manifests[2]).await;
+        let why = restore(&store, &newest).await.unwrap_err().to_string();
+        assert!(why.contains(manifests[1].as_ref()) && why.contains("1/3"), "{why}");
+    });
+}
+
+#[test]
+fn a_base_of_another_checkpoint_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let (inner, other) = (Arc::new(InMemory::new()), Arc::new(InMemory::new()));
+        let mut truth = Truth::new();
+        four_checkpoints(&other, 29, &mut truth, dir.path()).await.fold().await.unwrap();
+        let mut run = four_checkpoints(&inner, 28, &mut truth, dir.path()).await;
+        for part in ["/bases/", "/segments/"] {
+            for path in paths(&other, part).await {
+                let bytes = other.get(&path).await.unwrap().bytes().await.unwrap();
+                inner.put(&path, PutPayload::from(bytes)).await.unwrap();
+            }
+        }
+        let store = over(inner);
+        assert_eq!(check_all(&store, &truth, "beside another's base").await, 4);
+        run.collect(Retention { last: 1, hourly: 0, daily: 0 }).await.unwrap();
+        assert_eq!(check_all(&store, &truth, "collected beside another's base").await, 4);
+    });
+}
+
+#[test]
+fn what_does_not_follow_the_newest_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let store = over(Arc::new(InMemory::new()));
+        let (mut app, mut truth, mut layouts) = (App::new(31, 1), Truth::new(), Layouts::new());
+        let mut run = begin(store.clone(), 1).await.unwrap();
+        let mut one = async |run: &mut store::Run, app: &mut App, layouts: &mut Layouts| {
+            let mut uploader = Uploader { app, truth: &mut truth, dir: dir.path() };
+            uploader.upload(run, layouts, 1).await.unwrap();
+        };
+        one(&mut run, &mut app, &mut layouts).await;
+        let since = |app: &App, layouts: &Layouts| {
+            let mut gathered = store::Gathered::since(app.id, layouts.clone(), dir.path()).unwrap();
+            take(&mut gathered, &app.clone().epoch(false));
+            gathered
+        };
+        let early = since(&app, &layouts);
+        one(&mut run, &mut app, &mut layouts).await;
+        let why = run.upload(&early).await.unwrap_err();
+        assert!(matches!(why, StoreError::Gap { .. }), "{why}");
+        let mut next = begin(store.clone(), 2).await.unwrap();
+        let why = next.upload(&since(&app, &layouts)).await.unwrap_err();
+        assert!(matches!(why, StoreError::NotFull { .. }), "{why}");
+        assert_eq!(check_all(&store, &truth, "beside what was refused").await, 2);
+    });
+}
+
+const PAGE_BYTES: u64 = image::PAGE_BYTES;
+const OBJECT: ObjectKey = ObjectKey { device: 1, inode: 77 };
+
+/// A shared object, full of bytes, has each of these sizes for an epoch (none: it is away) and then its first one
+/// again: what was gone for a while is empty.
+async fn an_object_changes_its_size(pages: u64, sizes: &[Option<u64>], dir: &std::path::Path) {
+    let what = format!("{pages} pages, then {sizes:?}");
+    let store = over(Arc::new(InMemory::new()));
+    let (mut app, mut truth) = (App::new(33, 1), Truth::new());
+    app.set_object(OBJECT, Some(pages * PAGE_BYTES));
+    for page in pages.saturating_sub(4)..pages {
+        app.fill_page(PageTarget::Object(OBJECT), page * PAGE_BYTES, 0xaa);
+    }
+    let mut run = begin(store.clone(), 1).await.unwrap();
+    let mut gathered = store::Gathered::full(dir).unwrap();
+    take(&mut gathered, &app.epoch(true));
+    for size in sizes.iter().copied().chain([Some(pages * PAGE_BYTES)]) {
+        // The uploader is slow: what can be on top of each other is.
+        if run.tip().is_none() || gathered.is_sealed() {
+            truth.insert(app.id, app.memory.content());
+            run.upload(&gathered).await.unwrap();
+            gathered = store::Gathered::since(app.id, gathered.layouts().clone(), dir).unwrap();
+        }
+        app.set_object(OBJECT, size);
+        take(&mut gathered, &app.epoch(false));
+    }
+    truth.insert(app.id, app.memory.content());
+    run.upload(&gathered).await.unwrap();
+    check_all(&store, &truth, &what).await;
+    run.fold().await.unwrap();
+    check_all(&store, &truth, &format!("{what}, folded")).await;
+}
+
+#[test]
+fn what_an_object_lost_does_not_come_back_with_its_size() {
+    const WINDOW_PAGES: u64 = 1024;
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        for (pages, size) in [
+            (4, None),
+            (4, Some(0)),
+            (4, Some(PAGE_BYTES)),
+            (4, Some(PAGE_BYTES + 100)),
+            (4, Some(4 * PAGE_BYTES - 100)),
+            // In the last page of what a fold looks at as one.
+            (WINDOW_PAGES, Some(WINDOW_PAGES * PAGE_BYTES - 100)),
+        ] {
+            an_object_changes_its_size(pages, &[size], dir.path()).await;
+            an_object_changes_its_size(pages, &[size, size.map(|size| size + 10)], dir.path()).await;
+        }
+    });
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -19,7 +19,7 @@ use super::namespace::{Namespace, Owned, run};
 use crate::workspace::{cargo, target_dir};
 
 pub const APP: &str = "eval";
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 const LOG_LINES: usize = 12;
 
 /// What we read of an app in a manager's report.
@@ -48,6 +48,13 @@ pub struct Takeover {
     pub suspected_at_ns: u64,
     pub won_at_ns: u64,
     pub serving_at_ns: u64,
+    pub restore_us: u64,
+}
+
+/// What we read of a drill's record.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Drill {
+    pub copy_us: u64,
     pub restore_us: u64,
 }
 
@@ -125,6 +132,21 @@ impl Managers {
     /// What the standby says of its takeover.
     pub fn takeover(&self) -> Result<Takeover> {
         self.wait("a takeover in the standby's report", |managers| managers.ask("b")?.takeovers.pop())
+    }
+
+    /// Holds a drill on host b, which must pass.
+    pub fn drill(&self) -> Result<Drill> {
+        let mut command = Command::new(checksync());
+        command.args(["drill", "--app", APP, "--health", "true", "-o", "json"]);
+        command.env("CHECKSYNC_RUN_DIR", run_dir(self.dir.path(), "b")).stdin(Stdio::null());
+        // Who asked for the one before was answered first, and then it is cleared away.
+        let is_over = |held: &std::io::Result<Output>| {
+            held.as_ref().map_or(true, |held| !String::from_utf8_lossy(&held.stderr).contains("under way"))
+        };
+        let held = Deadline::after(PATIENCE).poll(|| Some(command.output()).filter(is_over));
+        let held = held.context("a drill does not end")?.context("cannot start a drill")?;
+        ensure!(held.status.success(), "a drill failed: {}", String::from_utf8_lossy(&held.stderr));
+        serde_json::from_slice(&held.stdout).context("a drill's record says something else")
     }
 
     /// The app, as its primary sees it.

@@ -7,7 +7,7 @@
 //!
 //! - [`pause`], [`overhead`] and [`sweeps`] drive a pair of engines in this process ([`pair`], [`side`], [`cell`]).
 //! - [`failover`] drives the program that people use, in two network namespaces ([`hosts`]).
-//! - [`jobs`], [`intervals`], [`over_time`] and [`soak`] drive it beside a third namespace, its clients' ([`street`]).
+//! - [`jobs`], [`intervals`], [`over_time`], [`drill`] and [`soak`] drive it beside a third namespace, its clients' ([`street`]).
 //! - [`sizes`] takes one checkpoint at a time, and [`code`] counts lines.
 //! - [`strong`] has the tests of that program measure, and makes rows of their samples.
 //! - [`structure`] drives it without root, with programs on the SDK.
@@ -21,6 +21,7 @@ mod code;
 mod collections;
 mod conditions;
 mod decision;
+mod drill;
 mod failover;
 mod faults;
 mod hosts;
@@ -132,6 +133,11 @@ const EVALS: &[Eval] = &[
         name: "decision",
         what: "from suspicion to right beside a swap of the register, and a planned move beside a checkpoint",
         measure: decision::rows,
+    },
+    Eval {
+        name: "drill",
+        what: "throughput that drills cost the primary, beside what it varies by itself",
+        measure: drill::rows,
     },
     Eval {
         name: "structure",

@@ -19,7 +19,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("rustls", &["wire"]),
     ("object_store", &["store", "arbiter"]),
     ("reqwest", &["store"]),
-    ("tokio", &["wire", "arbiter", "checksync"]),
+    ("tokio", &["wire", "arbiter", "checksync", "testkit"]),
     ("libc", &["sys", "tracee", "checkpoint", "engine", "gate", "testkit", "checksync"]),
     (
         "rustix",

@@ -254,12 +254,21 @@ impl App {
         let size_bytes = self.dice.below(5 * PAGE_BYTES);
         let away = self.dice.below(3) == 0;
         let key = ObjectKey { device: 1, inode: slot };
+        self.set_object(key, (!away).then_some(size_bytes));
+    }
+
+    /// Gives a shared object this size, or takes it away; the layout is another then.
+    pub fn set_object(&mut self, key: ObjectKey, size_bytes: Option<u64>) {
         self.change_layout(|layout| {
             layout.objects.retain(|object| object.key != key);
-            if !away {
-                layout.objects.push(SharedObject { key, kind: ObjectKind::Anonymous, size_bytes });
-            }
+            let kind = ObjectKind::Anonymous;
+            layout.objects.extend(size_bytes.map(|size_bytes| SharedObject { key, kind, size_bytes }));
         });
+    }
+
+    pub fn fill_page(&mut self, target: PageTarget, at: u64, byte: u8) {
+        let data = vec![byte; PAGE].into();
+        self.record(target, Pages::Whole { range: Range::new(at, at + PAGE_BYTES), data });
     }
 
     /// A page that may be written.

@@ -3,10 +3,13 @@
 //! A [`Server`] says how to start itself on an address; it needs no files. [`Load`] writes through the server's
 //! own protocol, outlives its failovers, and [`Judgement`] says whether what the server holds is a valid prefix.
 
+mod azurite;
 mod client;
 mod etcd;
 mod load;
 mod moto;
+#[cfg(feature = "s3s")]
+mod s3s;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
@@ -15,10 +18,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+pub use azurite::{Azurite, azurite};
 pub use client::Client;
 pub use etcd::{Enter, Etcd, EtcdFiles, EtcdPlace};
 pub use load::{Judgement, Load, Lost};
 pub use moto::{Moto, moto};
+#[cfg(feature = "s3s")]
+pub use s3s::S3sFs;
 
 use crate::programs::{apps_build_dir, go_app, go_app_by, lock, run_to_success, source_dir};
 use crate::rights::on_path;
@@ -49,6 +55,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("python3", "python3"),
     ("pip3", "python3-pip"),
     ("node", "nodejs"),
+    ("npm", "npm"),
     ("javac", "default-jdk-headless"),
     ("java", "default-jre-headless"),
     ("curl", "curl"),

@@ -165,6 +165,15 @@ pub const CHAPTERS: &[Chapter] = &[
         charts: &[],
     },
     Chapter {
+        id: "drill",
+        title: "Drills beside the primary",
+        about: "A serial client's throughput in windows of three seconds, in turns without a drill, with one, and without \
+                once more. Lost is against the mean of the two without; noise is how much those two differ, and the aim. \
+                All along is with one drill after the other, as nobody would hold them. The standby has the same two cores as the primary here.",
+        picks: &[("drill", "drill.")],
+        charts: &[],
+    },
+    Chapter {
         id: "table-4.1",
         title: "Lines of code",
         about: "Of each component, without blanks and comments; tests apart.",

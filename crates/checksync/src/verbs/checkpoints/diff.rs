@@ -5,6 +5,8 @@
 mod changes;
 mod drawing;
 mod regions;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::process::ExitCode;

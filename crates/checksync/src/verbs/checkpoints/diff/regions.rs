@@ -23,14 +23,12 @@ pub struct Region {
     pub protection: String,
     /// Where a page that is not there is another than an empty one: it is the file's.
     pub over_file: bool,
-    /// Its pages are its own, and not those of an object that it shows.
-    pub has_pages: bool,
 }
 
 impl Region {
     /// A reservation: nothing can be in it.
     pub fn is_reservation(&self) -> bool {
-        self.has_pages && !self.over_file && self.protection.starts_with("---")
+        !self.over_file && self.protection.starts_with("---")
     }
 }
 
@@ -58,7 +56,6 @@ pub fn of(layouts: &Layouts, state: &State) -> Vec<Region> {
         what: describe::object(&object.kind),
         protection: String::new(),
         over_file: false,
-        has_pages: true,
     }));
     regions
 }
@@ -77,7 +74,6 @@ fn region(mapping: &Mapping, layout: &Layout, map: Option<&MemoryMap>) -> Region
         what,
         protection: describe::protection(mapping),
         over_file: matches!(mapping.backing, Backing::File(_)),
-        has_pages: !matches!(mapping.backing, Backing::Object(_)),
     }
 }
 
@@ -93,7 +89,7 @@ fn special(range: Range, map: &MemoryMap) -> Option<&'static str> {
 fn continues(last: &Region, next: &Region) -> bool {
     last.target == next.target
         && last.range.end == next.range.start
-        && (&last.what, &last.protection, last.has_pages) == (&next.what, &next.protection, next.has_pages)
+        && (&last.what, &last.protection) == (&next.what, &next.protection)
 }
 
 type Key = fn(&Region) -> (u64, &str);
@@ -131,9 +127,6 @@ pub fn pair(before: Vec<Region>, after: Vec<Region>) -> Vec<Pair> {
 
 /// The pages of a region among those that changed.
 pub fn changed_in(region: &Region, changed: &BTreeSet<(PageTarget, u64)>) -> u64 {
-    if !region.has_pages {
-        return 0;
-    }
     changed.range((region.target, region.range.start)..(region.target, region.range.end)).count() as u64
 }
 
@@ -144,7 +137,7 @@ mod tests {
     fn region(start: u64, end: u64, what: &str, protection: &str) -> Region {
         let (what, protection) = (what.to_owned(), protection.to_owned());
         let target = PageTarget::Space(0);
-        Region { target, range: Range::new(start, end), what, protection, over_file: false, has_pages: true }
+        Region { target, range: Range::new(start, end), what, protection, over_file: false }
     }
 
     #[test]
@@ -169,12 +162,10 @@ mod tests {
     }
 
     #[test]
-    fn pages_count_where_they_lie_and_those_of_an_object_not_in_what_shows_it() {
+    fn pages_count_where_they_lie() {
         let at = |page: u64| (PageTarget::Space(0), page * PAGE_BYTES);
         let changed: BTreeSet<_> = [at(1), at(2), at(4), (PageTarget::Space(1), PAGE_BYTES)].into();
-        let mut one = region(PAGE_BYTES, 4 * PAGE_BYTES, "[anon]", "rw-p");
+        let one = region(PAGE_BYTES, 4 * PAGE_BYTES, "[anon]", "rw-p");
         assert_eq!(changed_in(&one, &changed), 2);
-        one.has_pages = false;
-        assert_eq!(changed_in(&one, &changed), 0);
     }
 }
