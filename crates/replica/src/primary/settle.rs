@@ -316,7 +316,11 @@ impl Primary {
             return Some(Reason::Paused);
         }
         if self.links.is_empty() {
-            return Some(Reason::NoStandby { why: self.lost.clone() });
+            let why = self.lost.clone();
+            return Some(match &self.config.store {
+                Some(store) => Reason::NoStore { store: store.name.clone(), why },
+                None => Reason::NoStandby { why },
+            });
         }
         if let Some(child) = self.children.first() {
             return Some(Reason::Child(*child));
