@@ -38,10 +38,15 @@ fn wait_until_stored(world: &World) -> Value {
 
 /// Nothing of the pair lives on.
 fn kill_everything(world: &mut World, primary: &mut Primary) {
-    let app = world.wait_for_app("primary", "its process", |app| app["app_pid"].is_i64());
-    let app = Pid::from_raw(app["app_pid"].as_i64().unwrap() as i32).unwrap();
     world.standby.signal(Signal::KILL);
     world.standby.wait(SOON);
+    kill_primary(world, primary);
+}
+
+/// Its manager, and the app.
+fn kill_primary(world: &World, primary: &mut Primary) {
+    let app = world.wait_for_app("primary", "its process", |app| app["app_pid"].is_i64());
+    let app = Pid::from_raw(app["app_pid"].as_i64().unwrap() as i32).unwrap();
     primary.signal(Signal::KILL);
     primary.wait(SOON);
     let _gone_with_its_guard = kill_process(app, Signal::KILL);
@@ -135,14 +140,7 @@ fn a_bucket_is_followed_and_its_checkpoints_compared() {
     let address = testkit::servers::own_address();
     let mut command = world.run_command_with("pki", &options(spec), &counter(address));
     let endpoint = format!("http://{}", moto.address());
-    let environment = [
-        ("AWS_ENDPOINT", endpoint.as_str()),
-        ("AWS_ALLOW_HTTP", "true"),
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_REGION", "us-east-1"),
-    ];
-    command.envs(environment);
+    command.envs(environment(&endpoint));
     let mut primary = Primary(Running::start(command));
     let mut client = Server::Python.wait_ready(address, SOON);
     world.wait_until_protected();
@@ -151,13 +149,71 @@ fn a_bucket_is_followed_and_its_checkpoints_compared() {
     let after = wait_until_stored(&world);
     let name = |report: &Value| format!("{}.{}", report["term"], report["epoch"]);
     let mut diff = checksync(world.dir.path());
-    diff.envs(environment).args(["checkpoints", "diff", "--store", spec, "--app", "kv", "-o", "json"]);
+    diff.envs(environment(&endpoint)).args([
+        "checkpoints",
+        "diff",
+        "--store",
+        spec,
+        "--app",
+        "kv",
+        "-o",
+        "json",
+    ]);
     let changed = json(&diff.args([name(&before), name(&after)]).output().unwrap());
     assert_eq!(changed["same"], false, "{changed}");
     assert!(changed["memory"]["pages_changed"].as_u64().unwrap() > 0, "{changed}");
     primary.signal(Signal::TERM);
     primary.wait(SOON);
     world.end();
+}
+
+/// The bucket is all that is left of the app: what it has taken goes on, by the same register, and is kept there again.
+#[test]
+fn what_a_bucket_has_committed_goes_on_from_there_with_a_right_to_serve() {
+    needs_all!();
+    let moto = Moto::start("backups");
+    let world = World::new(Fencing::Register);
+    let endpoint = format!("http://{}", moto.address());
+    let address = testkit::servers::own_address();
+    let manager = |options: &[&str], program: &[String]| {
+        let mut command = checksync(world.dir.path());
+        command.args(["run", "--app", "kv", "--store", "s3://backups/prod", "--commit-on", "store"]);
+        command.arg("--pki").arg(world.dir.path().join("pki")).args(&world.fencing).args(options);
+        command.args(program).envs(environment(&endpoint));
+        command
+    };
+    let words: Vec<String> = std::iter::once("--".to_owned()).chain(counter(address)).collect();
+    let mut primary = Primary(Running::start(manager(&["--host", "a"], &words)));
+    let mut client = Server::Python.wait_ready(address, SOON);
+    world.wait_until_protected();
+    for sequence in 1..=20 {
+        client.advance(0, sequence).unwrap();
+    }
+    world::wait_for_two_epochs(&world);
+    drop(client);
+    kill_primary(&world, &mut primary);
+    drop(primary);
+
+    let mut winner = Primary(Running::start(manager(&["--host", "b", "--from-store"], &[])));
+    let mut client = Server::Python.wait_ready(address, SOON);
+    let served = client.read(0).unwrap().expect("the key is there");
+    assert_eq!(served, 20, "two epochs after it were committed");
+    client.advance(0, 21).unwrap();
+    let app = world.wait_for_app("primary", "protected", |app| app["state"] == "protected");
+    assert_eq!((&app["term"], &app["store"]["state"]), (&2.into(), &"following".into()), "{app}");
+    winner.signal(Signal::TERM);
+    winner.wait(SOON);
+    world.end();
+}
+
+fn environment(endpoint: &str) -> [(&str, &str); 5] {
+    [
+        ("AWS_ENDPOINT", endpoint),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_REGION", "us-east-1"),
+    ]
 }
 
 /// Leaves nothing behind.
@@ -267,6 +323,23 @@ fn errors_name_the_thing_and_the_way_out() {
         (&["restore", "--store", &spec, "--app", "kv", "--at", "yesterday"], "2026-01-31T12:00:00Z"),
         (&["restore", "--store", &spec, "--app", "kv", "--epoch", "x"], "TERM.EPOCH"),
         (&["restore", "--latest", "somewhere"], "--store"),
+        (&["run", "--app", "kv", "--commit-on", "store", "--fencing", "none", "--", "true"], "--store"),
+        (
+            &[
+                "run",
+                "--app",
+                "kv",
+                "--commit-on",
+                "store",
+                "--store",
+                &spec,
+                "--fencing",
+                "none",
+                "--",
+                "true",
+            ],
+            "--arbiter",
+        ),
     ] {
         let (code, complaint) = run(arguments);
         assert!(
