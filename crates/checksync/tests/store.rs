@@ -323,23 +323,6 @@ fn errors_name_the_thing_and_the_way_out() {
         (&["restore", "--store", &spec, "--app", "kv", "--at", "yesterday"], "2026-01-31T12:00:00Z"),
         (&["restore", "--store", &spec, "--app", "kv", "--epoch", "x"], "TERM.EPOCH"),
         (&["restore", "--latest", "somewhere"], "--store"),
-        (&["run", "--app", "kv", "--commit-on", "store", "--fencing", "none", "--", "true"], "--store"),
-        (
-            &[
-                "run",
-                "--app",
-                "kv",
-                "--commit-on",
-                "store",
-                "--store",
-                &spec,
-                "--fencing",
-                "none",
-                "--",
-                "true",
-            ],
-            "--arbiter",
-        ),
     ] {
         let (code, complaint) = run(arguments);
         assert!(

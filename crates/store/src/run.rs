@@ -145,6 +145,18 @@ impl Run {
         Ok(uploaded)
     }
 
+    /// Stores a checkpoint that somebody relies on: whoever begins a later run finds it. On failure it may be there all
+    /// the same, and this may be tried again.
+    ///
+    /// A later run lists what is in this one after it has begun. So it has this checkpoint on its list, unless it had
+    /// begun when we look.
+    pub async fn commit(&mut self, gathered: &Gathered) -> Result<Uploaded, StoreError> {
+        let there = self.tip().is_some() && self.tip() == gathered.id();
+        let uploaded = if there { Uploaded::default() } else { self.upload(gathered).await? };
+        self.look_for_later().await?;
+        Ok(uploaded)
+    }
+
     fn parent_for(&self, sync: Sync, id: CheckpointId) -> Result<Option<Parent>, StoreError> {
         match (sync, &self.tip) {
             (Sync::Full, _) => Ok(None),

@@ -17,7 +17,7 @@ use testkit::wait::Deadline;
 
 use asker::Asker;
 use clients::{Load, Store};
-use street::{Keeping, SILENCE, SOON};
+use street::{Keeping, SILENCE, SOON, wires};
 
 const STRONG: &[&str] = &["--consistency", "strong"];
 const STOP: &[&str] = &["--consistency", "strong", "--on-standby-loss", "stop"];
@@ -133,4 +133,26 @@ fn of_two_who_go_on_from_the_store_one_does() {
     hosts.wait("somebody who serves", || (served() > 0).then_some(()));
     assert_eq!(asker.ask("GET k").unwrap(), "VALUE 1");
     assert_eq!(Deadline::after(SILENCE).poll(|| (served() > 1).then_some(())), None, "{}", hosts.logs());
+}
+
+/// A primary that is cut off, with its manager standing still: its kernel ends what may be heard of it, and only then
+/// the app is heard elsewhere.
+#[test]
+fn an_app_that_is_cut_off_is_silent_before_it_goes_on_elsewhere() {
+    needs_all!();
+    let mut hosts = Keeping::with(&[], &Store::Kv.command_line());
+    let mut near = Asker::connect(&hosts.hosts[0].namespace).unwrap();
+    near.ask("PUT k 1").unwrap();
+    hosts.manager(0).signal(Signal::STOP);
+    wires::pull(&hosts.hosts[0].namespace);
+    assert!(
+        near.ask("GET k").is_ok(),
+        "the permit is for four seconds, and a test that is slower shows nothing"
+    );
+    hosts.go_on(1, &[]);
+    hosts.wait("an answer from the other host", || {
+        Asker::connect(&hosts.hosts[1].namespace).and_then(|mut asker| asker.ask("GET k")).ok()
+    });
+    near.send("GET k").unwrap();
+    assert!(near.is_silent_for(SILENCE).unwrap(), "both were audible: {}", hosts.logs());
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::Value;
 use testkit::process::Running;
 
-pub use hosts::{SERVICE, SOON, start_on};
+pub use hosts::{SERVICE, SOON, start_on, wires};
 use hosts::{Street, cgroups_of, checksync, service};
 
 /// How long nothing may be heard: longer than a client's first two retransmissions.

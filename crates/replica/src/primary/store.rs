@@ -6,7 +6,7 @@
 //! heard who has restored from there. And what is reported as held was looked for again after it was written: had
 //! somebody begun before, it would be no part of what he restores.
 
-use image::Member;
+use image::{Member, Register};
 
 use super::Primary;
 use super::link::Link;
@@ -15,6 +15,12 @@ use crate::Nanos;
 impl Primary {
     pub(super) fn is_store(&self, member: &Member) -> bool {
         self.config.store.as_ref() == Some(member)
+    }
+
+    /// Our store, if it holds what an earlier life of a manager stored there.
+    pub(super) fn in_store<'a>(&self, earlier: &'a Register) -> Option<&'a Member> {
+        let ours = self.config.store.as_ref()?;
+        earlier.members.iter().find(|member| member.name == ours.name)
     }
 
     /// How long after a heartbeat that this member answered the app may be heard.

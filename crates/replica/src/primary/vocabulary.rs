@@ -347,13 +347,17 @@ pub enum Reason {
     NotOwner { why: Option<String> },
     #[error(
         "the register still names {0} as able to take over from an earlier run; waiting for it to do so (strong \
-         consistency waits for ever: `--abandon-standby` starts afresh and loses what it holds; out of a store the app \
-         goes on with `--from-store` instead of its command)"
+         consistency waits for ever: `--abandon-standby` starts afresh and loses what it holds)"
     )]
     EarlierRun(String),
+    #[error(
+        "{0} holds the app of an earlier run: `--from-store` instead of its command goes on with it, `--abandon-standby` \
+         starts it afresh and loses that"
+    )]
+    InStore(String),
     #[error("no standby is connected{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
     NoStandby { why: Option<String> },
-    #[error("nothing is committed, {store} does not take it{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    #[error("nothing is committed, {store} takes no checkpoint{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
     NoStore { store: String, why: Option<String> },
     #[error("{0} does not answer")]
     StoreSilent(String),

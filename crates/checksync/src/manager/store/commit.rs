@@ -1,8 +1,8 @@
 //! Has the store take each epoch as soon as the one before is there, and says when it is.
 //!
 //! What comes while an upload runs goes on top of each other, and is uploaded as one. An epoch counts as stored only when
-//! a look after its manifest was written finds no later run: whoever restores begins a run first and lists what is there
-//! then, so either he finds the epoch or we find him.
+//! a look after its manifest was written finds no later run (`store::Run::commit`): whoever restores begins a run first and
+//! lists what is there then, so either he finds the epoch or we find him.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -282,12 +282,12 @@ impl<N: Fn(StoreNews) + Send + Clone + 'static> Committer<N> {
             let Some(run) = &mut self.run else { return Ok(()) };
             let stored = self.runtime.block_on(async {
                 tokio::select! {
-                    stored = store_one(run, gathered) => Some(stored),
+                    stored = run.commit(gathered) => Some(stored),
                     () = until_let_go(&let_go, session) => None,
                 }
             });
             match stored.ok_or(Over::LetGo)?.map_err(|why| (is_final(&why), why)) {
-                Ok(bytes_sent) => break bytes_sent,
+                Ok(uploaded) => break uploaded.bytes_sent,
                 Err((false, why)) if began.elapsed() < PATIENCE => {
                     tracing::debug!(%id, "the store does not take it, it is tried again: {why}");
                     thread::sleep(AGAIN);
@@ -336,16 +336,6 @@ impl<N: Fn(StoreNews) + Send + Clone + 'static> Committer<N> {
     fn say(&self, state: &str, why_not: Option<String>) {
         self.ends.shared.tell(|report| (report.state, report.why_not) = (state.to_owned(), why_not));
     }
-}
-
-/// Bytes that went to the store.
-async fn store_one(run: &mut Run, gathered: &Gathered) -> Result<u64, StoreError> {
-    let sent = match run.tip().is_some() && run.tip() == gathered.id() {
-        true => 0,
-        false => run.upload(gathered).await?.bytes_sent,
-    };
-    run.look_for_later().await?;
-    Ok(sent)
 }
 
 async fn until_let_go(let_go: &AtomicU64, session: u64) {

@@ -121,3 +121,15 @@ fn nobody_moves_an_app_into_a_store() {
         |action: &PrimaryAction| matches!(action, PrimaryAction::Switchover(Switchover::CalledOff { .. }));
     assert!(said.iter().any(refused), "{said:#?}");
 }
+
+#[test]
+fn what_an_earlier_run_has_stored_is_not_written_off_by_time() {
+    let mut bench = Bench::new(|config| config.store = Some(bucket()));
+    let earlier = Member { incarnation: image::Incarnation(0), ..bucket() };
+    bench.register = Some(Register::first(Member::new("a", 0)).with_members(vec![earlier]));
+    for now in (0..60_000).step_by(100) {
+        bench.step(at(now), PrimaryEvent::Tick);
+    }
+    assert_eq!(bench.primary.phase(), Phase::Registering);
+    assert_eq!(bench.primary.told, Some(Status::Unprotected(Reason::InStore(bucket().name))));
+}
