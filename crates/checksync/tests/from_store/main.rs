@@ -76,7 +76,7 @@ fn a_primary_that_sleeps_through_its_end_is_not_heard_and_stores_nothing() {
 fn without_the_store_answers_wait_or_leave_as_was_asked_for_and_its_name_is_said() {
     needs_all!();
     for (options, goes_on) in [(STRONG, true), (STOP, false)] {
-        let mut hosts = Keeping::with(options, &Store::Kv.command_line());
+        let hosts = Keeping::with(options, &Store::Kv.command_line());
         let mut asker = Asker::connect(&hosts.clients).unwrap();
         asker.ask("PUT k 1").unwrap();
         // A file where the folder was: nobody can write below it, not even root.
