@@ -44,7 +44,7 @@ impl Keeping {
         kept.iter().chain(options).map(|word| (*word).to_owned()).collect()
     }
 
-    fn from_store(&self, host: usize, options: &[&str]) -> Command {
+    fn command_from_store(&self, host: usize, options: &[&str]) -> Command {
         let mut command = self.0.command(host, "run");
         command.args(["--app", "kv", "--link", "br0", "--address", &service(), "--from-store"]);
         command.args(self.options(options));
@@ -53,7 +53,7 @@ impl Keeping {
 
     /// Has the app go on at this host, which takes a while.
     pub fn begin_to_go_on(&mut self, host: usize, options: &[&str]) {
-        let command = self.from_store(host, options);
+        let command = self.command_from_store(host, options);
         let manager = start_on(&self.hosts[host].namespace, command);
         self.0.add_primary(host, manager);
     }
@@ -64,7 +64,7 @@ impl Keeping {
 
     /// What somebody is told who may not.
     pub fn refused(&self, host: usize, options: &[&str]) -> String {
-        let mut command = self.from_store(host, options);
+        let mut command = self.command_from_store(host, options);
         command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
         let Output { status, stderr, .. } =
             self.hosts[host].namespace.within(move || command.output()).unwrap();
