@@ -204,7 +204,8 @@ pub struct PrimaryArgs {
     pub standby: Vec<String>,
     /// How many of several standbys have to hold a checkpoint before what it covers is safe: `all`, and then any one
     /// that is left takes over alone; `any`, which is soonest, and then a takeover waits for the word of all; or a
-    /// number, and a takeover waits for so many that one of them holds the newest [default: all]
+    /// number, and a takeover waits for so many that one of them holds the newest. `store`: the store that --store names
+    /// has to hold it, without any standby; `run --from-store` goes on from there [default: all]
     #[arg(long, env = "CHECKSYNC_COMMIT_ON")]
     pub commit_on: Option<CommitOn>,
     /// `structures`: no process is captured; the program keeps its state in maps and values of the SDK, and every
@@ -261,7 +262,8 @@ pub struct PrimaryArgs {
     /// Where checkpoints outlive both hosts: file:PATH, s3://BUCKET[/PREFIX] or az://CONTAINER[/PREFIX]
     #[arg(long, env = "CHECKSYNC_STORE")]
     pub store: Option<Location>,
-    /// From one checkpoint in the store to the next [default: 10s]
+    /// From one checkpoint in the store to the next; with --commit-on store, where each goes there, from one folding of
+    /// what is there to the next [default: 10s]
     #[arg(long, env = "CHECKSYNC_STORE_INTERVAL", value_parser = duration::parse)]
     pub store_interval: Option<Duration>,
     /// Which checkpoints the store keeps [default: last=24,hourly=48,daily=14]
@@ -304,8 +306,12 @@ pub enum OnStandbyLossArg {
 pub struct RunArgs {
     #[command(flatten)]
     pub primary: PrimaryArgs,
+    /// Take the app over out of the store where `--commit-on store` has kept it, and go on with it; with the options that
+    /// it was run with
+    #[arg(long, conflicts_with = "command")]
+    pub from_store: bool,
     /// The program and its arguments
-    #[arg(last = true, required = true)]
+    #[arg(last = true, required_unless_present = "from_store")]
     pub command: Vec<OsString>,
 }
 

@@ -260,7 +260,9 @@ impl PrimarySettings {
                  give --on-crash failover or stop"
             );
         }
-        if standbys.is_empty() {
+        if commit_on == Some(CommitOn::Store) {
+            check_commit_on_store(store.is_some(), &standbys, shared.fencing)?;
+        } else if standbys.is_empty() {
             bail!("no standby is named; give --standby HOST:PORT");
         }
         let at_once = structures.then_some("structures have one standby at a time").or_else(|| {
@@ -344,8 +346,28 @@ fn check_commit_on(
                 "--commit-on {count} takes {count} standbys, and {named} are named; name more with --standby"
             )
         }
-        CommitOn::Any | CommitOn::All | CommitOn::Count(_) => Ok(()),
+        CommitOn::Any | CommitOn::All | CommitOn::Count(_) | CommitOn::Store => Ok(()),
     }
+}
+
+/// What a store can't commit without.
+fn check_commit_on_store(store: bool, standbys: &[String], fencing: Fencing) -> anyhow::Result<()> {
+    if !store {
+        bail!("--commit-on store has each checkpoint in a store; name it with --store");
+    }
+    if fencing != Fencing::Register {
+        bail!(
+            "without an arbiter nobody could say who may go on with the app out of the store; give --arbiter, or leave \
+             --commit-on store out"
+        );
+    }
+    if !standbys.is_empty() {
+        bail!(
+            "--commit-on store has no standbys beside the store yet; leave --standby out, or --commit-on store: then the \
+             store follows what the standbys have committed"
+        );
+    }
+    Ok(())
 }
 
 /// Directories that are there, each by its own path, none in another.

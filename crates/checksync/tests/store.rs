@@ -7,6 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -36,12 +37,30 @@ fn wait_until_stored(world: &World) -> Value {
     app["store"].clone()
 }
 
+/// Once the newest in the store was frozen after `moment`. Epochs may be on their way that were frozen before.
+fn wait_until_frozen_since(world: &World, moment: Instant) {
+    let newer = || {
+        let since_ms = moment.elapsed().as_millis();
+        let (_, status) = world.status();
+        let mut apps =
+            status["managers"].as_array().into_iter().flatten().flat_map(|it| it["apps"].as_array());
+        let behind_ms = apps.find_map(|apps| apps.first()?["store"]["behind_ms"].as_u64());
+        behind_ms.is_some_and(|behind_ms| u128::from(behind_ms) + 1 < since_ms)
+    };
+    wait_until("a later checkpoint in the store", SOON, newer);
+}
+
 /// Nothing of the pair lives on.
 fn kill_everything(world: &mut World, primary: &mut Primary) {
-    let app = world.wait_for_app("primary", "its process", |app| app["app_pid"].is_i64());
-    let app = Pid::from_raw(app["app_pid"].as_i64().unwrap() as i32).unwrap();
     world.standby.signal(Signal::KILL);
     world.standby.wait(SOON);
+    kill_primary(world, primary);
+}
+
+/// Its manager, and the app.
+fn kill_primary(world: &World, primary: &mut Primary) {
+    let app = world.wait_for_app("primary", "its process", |app| app["app_pid"].is_i64());
+    let app = Pid::from_raw(app["app_pid"].as_i64().unwrap() as i32).unwrap();
     primary.signal(Signal::KILL);
     primary.wait(SOON);
     let _gone_with_its_guard = kill_process(app, Signal::KILL);
@@ -131,14 +150,7 @@ fn a_bucket_is_followed_and_its_checkpoints_compared() {
     needs_all!();
     let moto = Moto::start("backups");
     let endpoint = format!("http://{}", moto.address());
-    let environment = [
-        ("AWS_ENDPOINT", endpoint.as_str()),
-        ("AWS_ALLOW_HTTP", "true"),
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_REGION", "us-east-1"),
-    ];
-    is_followed_and_compared("s3://backups/prod", &environment);
+    is_followed_and_compared("s3://backups/prod", &environment(&endpoint));
 }
 
 #[test]
@@ -185,6 +197,55 @@ fn is_followed_and_compared(spec: &str, environment: &[(&str, &str)]) {
     primary.signal(Signal::TERM);
     primary.wait(SOON);
     world.end();
+}
+
+/// The bucket is all that is left of the app: what it has taken goes on, by the same register, and is kept there again.
+#[test]
+fn what_a_bucket_has_committed_goes_on_from_there_with_a_right_to_serve() {
+    needs_all!();
+    let moto = Moto::start("backups");
+    let world = World::new(Fencing::Register);
+    let endpoint = format!("http://{}", moto.address());
+    let address = testkit::servers::own_address();
+    let manager = |options: &[&str], program: &[String]| {
+        let mut command = checksync(world.dir.path());
+        command.args(["run", "--app", "kv", "--store", "s3://backups/prod", "--commit-on", "store"]);
+        command.arg("--pki").arg(world.dir.path().join("pki")).args(&world.fencing).args(options);
+        command.args(program).envs(environment(&endpoint));
+        command
+    };
+    let words: Vec<String> = std::iter::once("--".to_owned()).chain(counter(address)).collect();
+    let mut primary = Primary(Running::start(manager(&["--host", "a"], &words)));
+    let mut client = Server::Python.wait_ready(address, SOON);
+    world.wait_until_protected();
+    for sequence in 1..=20 {
+        client.advance(0, sequence).unwrap();
+    }
+    wait_until_frozen_since(&world, Instant::now());
+    drop(client);
+    kill_primary(&world, &mut primary);
+    drop(primary);
+
+    let mut winner = Primary(Running::start(manager(&["--host", "b", "--from-store"], &[])));
+    let mut client = Server::Python.wait_ready(address, SOON);
+    let served = client.read(0).unwrap().expect("the key is there");
+    assert_eq!(served, 20, "it was committed");
+    client.advance(0, 21).unwrap();
+    let app = world.wait_for_app("primary", "protected", |app| app["state"] == "protected");
+    assert_eq!((&app["term"], &app["store"]["state"]), (&2.into(), &"following".into()), "{app}");
+    winner.signal(Signal::TERM);
+    winner.wait(SOON);
+    world.end();
+}
+
+fn environment(endpoint: &str) -> [(&str, &str); 5] {
+    [
+        ("AWS_ENDPOINT", endpoint),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_REGION", "us-east-1"),
+    ]
 }
 
 /// Leaves nothing behind.

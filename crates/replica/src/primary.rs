@@ -18,6 +18,7 @@ mod group;
 mod link;
 mod output;
 mod settle;
+mod store;
 mod switchover;
 mod sync;
 #[cfg(test)]

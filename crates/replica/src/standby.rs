@@ -102,6 +102,11 @@ impl Standby {
         }
     }
 
+    /// Whoever has the right already, and a copy that was made from a store: the next tick promotes it.
+    pub fn from_store(config: StandbyConfig, right: Right, id: CheckpointId) -> Self {
+        Self { life: Life::Finishing { right }, copy: Copy::holding(id), ..Self::new(config) }
+    }
+
     /// Takes in what happened at `now`, and appends what is to be done about it, in order.
     pub fn step(&mut self, now: Nanos, event: StandbyEvent, actions: &mut Vec<StandbyAction>) {
         self.take_in(now, event, actions);

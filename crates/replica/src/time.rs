@@ -85,6 +85,17 @@ impl Timing {
         self.heartbeat * self.missed
     }
 
+    /// T1 towards a store: how long after a look at it, at which nobody had begun to restore from it, the app may be heard.
+    /// Long, because a store answers late.
+    pub fn store_permit(self) -> Nanos {
+        Nanos::from_millis(4_000).max(self.permit())
+    }
+
+    /// T2 towards a store: how long whoever restores from it waits, after he has made himself known there.
+    pub fn store_suspicion(self) -> Nanos {
+        Nanos::from_millis(5_000).max(self.suspicion())
+    }
+
     /// After this an unanswered question to the register counts as unanswered.
     pub fn register_timeout(self) -> Nanos {
         self.suspicion() * 5
@@ -121,6 +132,7 @@ mod tests {
         for missed in 3..20 {
             let timing = Timing::new(Nanos::from_millis(1), missed).unwrap();
             assert!(timing.permit() + timing.heartbeat() <= timing.suspicion());
+            assert!(timing.store_permit() + timing.heartbeat() <= timing.store_suspicion());
         }
         assert_eq!(Timing::new(Nanos::from_millis(20), 2), Err(TimingError::TooFewMissed(2)));
         assert_eq!(Timing::new(Nanos(5), 5), Err(TimingError::HeartbeatTooShort(Nanos(5))));

@@ -196,14 +196,8 @@ impl Run {
     }
 
     /// A later run means that what we write counts no more.
-    pub(crate) async fn look_for_later(&self) -> Result<(), StoreError> {
-        match self.store.runs(&self.app).await?.last() {
-            Some(last) if *last > self.name => {
-                let path = self.store.path(Place { app: &self.app, run: *last }, "");
-                Err(StoreError::Superseded { run: self.store.say(&path) })
-            }
-            _ => Ok(()),
-        }
+    pub async fn look_for_later(&self) -> Result<(), StoreError> {
+        self.store.look_for_later(&self.app, self.name).await
     }
 
     /// Whether a restore of the newest checkpoint reads so much more than a full one that a base is worth it.
@@ -228,6 +222,17 @@ impl Run {
 }
 
 impl Store {
+    /// An error if a run has begun after this one.
+    pub async fn look_for_later(&self, app: &str, run: RunName) -> Result<(), StoreError> {
+        match self.runs(app).await?.last() {
+            Some(last) if *last > run => {
+                let path = self.path(Place { app, run: *last }, "");
+                Err(StoreError::Superseded { run: self.say(&path) })
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn life(&self, place: Place<'_>) -> Result<Option<Life>, StoreError> {
         let path = self.path(place, "begun");
         let Some(bytes) = self.find(&path).await? else { return Ok(None) };

@@ -4,6 +4,7 @@
 //! by one on a thread of its own, so that neither another app nor the network is in front of a heartbeat.
 
 mod drilling;
+mod from_store;
 mod stream;
 mod takeover;
 
@@ -45,6 +46,7 @@ use super::output::Forwarding;
 use super::primary::exit_text;
 use super::register::RegisterDesk;
 use super::stages::Stages;
+use super::store::StoreSettings;
 use super::survivor::Note;
 use super::ticks::Ticks;
 use super::{engine_settings, exit_of, fresh_incarnation, now, span, wall_clock_ns};
@@ -64,6 +66,8 @@ pub struct Setup {
     pub pki: PathBuf,
     /// Of the app, once it was taken over.
     pub standbys: Vec<String>,
+    /// Where it goes on to be kept then.
+    pub store: Option<StoreSettings>,
     /// Its output is to be held back then.
     pub gated: bool,
     /// The app's own, here.

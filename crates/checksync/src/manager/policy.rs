@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use wire::Hello;
 
 use crate::config::{PrimarySettings, Shared};
+use crate::manager::store::StoreSettings;
 
 const INTERVAL_MIN: Duration = Duration::from_millis(1);
 
@@ -44,6 +45,8 @@ pub struct Here {
     pub network: Option<gate::NetworkSpec>,
     /// A program with structures is started afresh anyway, by the command that came along.
     pub structures: bool,
+    /// The store's credentials are the first primary's: who takes over from a standby has none.
+    pub store: Option<StoreSettings>,
     pub shared: Shared,
 }
 
@@ -102,7 +105,7 @@ impl Policy {
 
     /// The settings of the primary that goes on with it.
     pub fn settings(&self, here: Here) -> PrimarySettings {
-        let Here { app, standbys, timing, network, structures, shared } = here;
+        let Here { app, standbys, timing, network, structures, store, shared } = here;
         // A peer is believed nothing.
         let interval = Duration::from_micros(self.interval_us).max(INTERVAL_MIN);
         PrimarySettings {
@@ -123,8 +126,7 @@ impl Policy {
             grace: Duration::from_millis(self.grace_ms),
             shadow_bytes: self.shadow_bytes,
             health: self.health.clone(),
-            // The winner of a takeover uploads nothing: the store's credentials are the first primary's.
-            store: None,
+            store,
             state_dirs: self.state_dirs(),
             shared_dirs: self.shared_dirs(),
             shared,

@@ -11,6 +11,7 @@ mod peer;
 mod report;
 mod restarts;
 mod seats;
+mod storing;
 mod succession;
 
 use std::collections::VecDeque;
@@ -33,6 +34,8 @@ use self::moving::Moving;
 use self::outreach::Outreach;
 use self::restarts::Restarts;
 use self::seats::{Seat, Seats};
+use self::storing::Stores;
+pub use self::storing::life_of;
 pub use self::succession::{ENGINE, Estate, Succession};
 use super::app_socket::AppSocket;
 use super::cell::{CellKit, GuardLine};
@@ -45,7 +48,7 @@ use super::network::AppNetwork;
 use super::output::Forwarding;
 use super::register::RegisterDesk;
 use super::stages::Passage;
-use super::store::StoreFeed;
+use super::store::{StoreFeed, StoreNews, StoreSeat};
 use super::survivor::Note;
 use super::{engine_settings, exit_of, fresh_incarnation, now};
 use crate::config::{PrimarySettings, nanos};
@@ -83,6 +86,8 @@ pub enum Input {
     Sync(SyncCall, Option<Duration>),
     /// What came in for the app.
     Arrived(gate::Batch),
+    /// Of a store that has to hold each epoch.
+    Store(StoreNews),
     /// The engine has let go of this full sync's sink.
     SyncOver(CheckpointId),
     /// This one took a full sync so slowly that the others had to wait.
@@ -142,6 +147,8 @@ pub struct Actor {
     pauses: PauseRing,
     passage: Passage,
     store: Option<StoreFeed>,
+    /// The store instead, where that commits.
+    store_seat: Option<StoreSeat>,
     /// The newest that the store was given.
     stored: Option<CheckpointId>,
     /// Of a full sync that is under way.
@@ -194,7 +201,8 @@ impl Actor {
         let mut actor = Self::make(settings, target, me, machine, outreach, fence, board, runtime);
         actor.network = network;
         actor.board.set_stages(&actor.settings.app, actor.passage.stages());
-        actor.open_store()?;
+        let stores = Stores::open(&actor.settings, &actor.me, &actor.post)?;
+        actor.keep(stores);
         actor.hold_back()?;
         actor.open_socket()?;
         actor.start_engine()?;
@@ -246,6 +254,7 @@ impl Actor {
             pauses: PauseRing::default(),
             passage: Passage::default(),
             store: None,
+            store_seat: None,
             stored: None,
             progress: None,
             status: None,
@@ -390,6 +399,7 @@ impl Actor {
                 self.step(PrimaryEvent::SyncAsked { call, patience });
             }
             Input::Arrived(packets) => self.pass_on(packets),
+            Input::Store(news) => self.take_store_news(news),
             Input::SyncOver(id) => self.sync_over(id),
             Input::TooSlow(standby) => self.let_go(&standby, "it takes a full sync too slowly"),
             Input::Stop => self.stop(),
@@ -506,7 +516,7 @@ impl Actor {
             PrimaryAction::StopHeartbeats => self.seats.stop_hearts(),
             PrimaryAction::DropPeer { standby, why } => {
                 tracing::warn!(%standby, "let a standby go: {why}");
-                self.seats.dismiss(&standby);
+                self.dismiss(&standby);
             }
             PrimaryAction::Synced { call, id } => {
                 if let Some(socket) = &self.socket {
@@ -567,6 +577,7 @@ impl Actor {
         tracing::info!(%term, app = self.settings.app, "serving");
         self.seats.iter().for_each(|seat| seat.heart.begin(term));
         self.begun = true;
+        self.store_seat.iter().for_each(|seat| seat.begin(term));
         self.dial();
     }
 
@@ -644,7 +655,9 @@ fn config(settings: &PrimarySettings, me: &Member) -> PrimaryConfig {
     config.on_crash = settings.on_crash;
     config.interval = nanos(settings.interval);
     config.consistency = settings.consistency;
-    config.standbys = u32::try_from(settings.seats().len()).unwrap_or(u32::MAX);
+    config.store = storing::member_of(settings, me);
+    let seats = settings.seats().len() + usize::from(config.store.is_some());
+    config.standbys = u32::try_from(seats).unwrap_or(u32::MAX);
     config.commit_on = settings.commit_on;
     config.abandon_standby = settings.abandon_standby;
     config

@@ -42,7 +42,8 @@ impl RegisterDesk {
     }
 }
 
-fn put(
+/// Waits for the answer.
+pub fn put(
     arbiter: &mut dyn Arbiter,
     app: &str,
     question: Question,
@@ -57,7 +58,7 @@ fn put(
     }
 }
 
-fn chain(why: &ArbiterError) -> String {
+pub fn chain(why: &ArbiterError) -> String {
     match std::error::Error::source(why) {
         Some(source) => format!("{why}: {source}"),
         None => why.to_string(),

@@ -195,6 +195,7 @@ impl Daemon {
             promote_hook: self.promote_hook.clone(),
             pki: self.pki.clone(),
             standbys: self.standbys.clone(),
+            store: None,
             gated,
             network,
             host_facts: self.facts.encode(),

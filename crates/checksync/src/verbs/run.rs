@@ -1,4 +1,6 @@
-//! `run`: start a program and protect it.
+//! `run`: start a program and protect it; or go on with one out of the store that has kept it.
+
+mod from_store;
 
 use std::process::ExitCode;
 
@@ -12,6 +14,9 @@ use crate::manager::structures;
 
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let settings = PrimarySettings::resolve(args.primary)?;
+    if args.from_store {
+        return from_store::run(settings);
+    }
     if settings.structures {
         return structures::protect(settings, args.command);
     }

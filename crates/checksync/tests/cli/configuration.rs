@@ -103,3 +103,35 @@ fn state_directories_are_refused_where_they_can_not_be() {
         );
     }
 }
+
+#[test]
+fn what_a_store_can_not_commit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = dir.path().join("pki");
+    assert_eq!(code(&run(&["pki", "init", text(&pki), "a"])), Some(0));
+    let store = format!("file:{}", dir.path().join("store").display());
+    let register = format!("file:{}", dir.path().join("register").display());
+    let whole = ["--store", &store, "--commit-on", "store", "--arbiter", &register];
+    for (options, named) in [
+        (&["--commit-on", "store", "--arbiter", &register, "--", "true"][..], "name it with --store"),
+        (&[&whole[..4], &["--", "true"]].concat(), "without an arbiter nobody could say"),
+        (
+            &[&whole[..4], &["--fencing", "none", "--", "true"]].concat(),
+            "without an arbiter nobody could say",
+        ),
+        (&[&whole[..], &["--standby", "b:7000", "--", "true"]].concat(), "leave --standby out"),
+        (&[&whole[..], &["--state-dir", text(dir.path()), "--", "true"]].concat(), "state directories"),
+        (&[&whole[..], &["--replicate", "structures", "--", "true"]].concat(), "structures are none"),
+        (
+            &[&whole[..2], &["--standby", "b:7000", "--from-store"]].concat(),
+            "what --commit-on store has kept",
+        ),
+        (&[&whole[..], &["--from-store"]].concat(), "holds no checkpoint of app \"kv\""),
+        (&[&whole[..], &["--from-store", "--", "true"]].concat(), "cannot be used with"),
+    ] {
+        let fixed = ["run", "--app", "kv", "--pki", text(&pki)];
+        let refused = run(&[&fixed, options].concat());
+        let said = complained(&refused);
+        assert!(matches!(code(&refused), Some(1 | 2)) && said.contains(named), "{options:?}: {said}");
+    }
+}

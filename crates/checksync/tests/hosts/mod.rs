@@ -107,7 +107,13 @@ impl Street {
         self.hosts[0].primary = Some(primary);
     }
 
-    fn command(&self, host: usize, verb: &str) -> Command {
+    /// A manager that goes on with the app on this host.
+    pub fn add_primary(&mut self, host: usize, manager: Running) {
+        self.hosts[host].managers.push(manager.pid());
+        self.hosts[host].primary = Some(manager);
+    }
+
+    pub fn command(&self, host: usize, verb: &str) -> Command {
         let log = File::options().create(true).append(true).open(self.log(host)).unwrap();
         let mut command = checksync();
         command.env("CHECKSYNC_RUN_DIR", self.run_dir(host)).stderr(log);

@@ -30,6 +30,8 @@ pub enum CommitOn {
     All,
     /// So many.
     Count(u32),
+    /// The store, which is one of them, and all others.
+    Store,
 }
 
 impl CommitOn {
@@ -37,14 +39,14 @@ impl CommitOn {
     pub fn holders(self, standbys: u32) -> u32 {
         match self {
             Self::Any => 1,
-            Self::All => standbys.max(1),
+            Self::All | Self::Store => standbys.max(1),
             Self::Count(count) => count.clamp(1, standbys.max(1)),
         }
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} does not say how many standbys; it is `any`, `all`, or a number from 1 on")]
+#[error("{0:?} does not say how many standbys; it is `any`, `all`, `store`, or a number from 1 on")]
 pub struct NoRule(String);
 
 impl FromStr for CommitOn {
@@ -54,6 +56,7 @@ impl FromStr for CommitOn {
         match text {
             "any" => Ok(Self::Any),
             "all" => Ok(Self::All),
+            "store" => Ok(Self::Store),
             count => match count.parse() {
                 Ok(count) if count > 0 => Ok(Self::Count(count)),
                 Ok(_) | Err(_) => Err(NoRule(text.to_owned())),
@@ -67,6 +70,7 @@ impl fmt::Display for CommitOn {
         match self {
             Self::Any => f.write_str("any"),
             Self::All => f.write_str("all"),
+            Self::Store => f.write_str("store"),
             Self::Count(count) => write!(f, "{count}"),
         }
     }
@@ -116,7 +120,10 @@ impl Primary {
         if link.held.is_none() {
             return Some(Reason::FullSync);
         }
-        (!link.answers(now, self.config.timing.permit())).then_some(Reason::StandbySilent)
+        (!self.answers(now, link)).then(|| match self.is_store(&link.standby) {
+            true => Reason::StoreSilent(link.standby.name.clone()),
+            false => Reason::StandbySilent,
+        })
     }
 
     /// How many standbys were asked to hold each epoch.
@@ -187,7 +194,6 @@ impl Primary {
 
     /// Who ought to be able to take over: whoever holds our epochs and answers.
     pub(super) fn entitled(&self, now: Nanos) -> Vec<Member> {
-        let permit = self.config.timing.permit();
         if now < self.paused_until {
             return Vec::new();
         }
@@ -195,7 +201,7 @@ impl Primary {
         let entitled = self.links.iter().filter(|link| {
             chosen.is_none_or(|chosen| *chosen == link.standby)
                 && link.held.is_some()
-                && link.answers(now, permit)
+                && self.answers(now, link)
                 && self.is_covered(now, link)
         });
         let mut members: Vec<Member> = entitled.map(|link| link.standby.clone()).collect();
@@ -228,11 +234,13 @@ impl Primary {
 
     /// Until when nobody can have taken over, if the register names these.
     pub(super) fn lease(&self, members: &[Member], quorum: u32) -> Option<Nanos> {
-        let answered = |member: &Member| self.link(member).and_then(|link| link.answered);
-        let mut answers: Vec<Option<Nanos>> = members.iter().map(answered).collect();
-        answers.sort();
-        let decisive = (quorum as usize).clamp(1, answers.len()) - 1;
-        answers[decisive].map(|sent_at| sent_at + self.config.timing.permit())
+        let lease = |member: &Member| {
+            let answered = self.link(member).and_then(|link| link.answered);
+            answered.map(|sent_at| sent_at + self.permit_from(member))
+        };
+        let mut leases: Vec<Option<Nanos>> = members.iter().map(lease).collect();
+        leases.sort();
+        leases[(quorum as usize).clamp(1, leases.len()) - 1]
     }
 
     /// Whether the register is known to name it, for what it holds.

@@ -54,10 +54,9 @@ impl Primary {
     ///
     /// One that is synced in full for the sake of another is, for a time: clients wait for that, but not for ever.
     fn is_candidate(&self, now: Nanos, link: &Link) -> bool {
-        let permit = self.config.timing.permit();
         let captures = self.children.is_empty() && self.capture_failure.is_none() && !self.stalled(now);
         let in_step = !link.needs_full || (link.waits_for_others && now < self.joining_until());
-        captures && in_step && link.held.is_some() && link.answers(now, permit)
+        captures && in_step && link.held.is_some() && self.answers(now, link)
     }
 
     fn joining_until(&self) -> Nanos {
@@ -84,11 +83,14 @@ impl Primary {
     /// from what it holds would have them wait again. And the others do not wait for it in any case.
     pub(super) fn settle_patience(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
         let awaited = self.config.consistency != Consistency::Timeline || self.somebody_syncs();
-        if !awaited && self.links.len() < 2 {
+        if !awaited && self.links.len() < 2 && self.config.store.is_none() {
             return;
         }
-        let patience = self.config.stalled_after;
-        let stuck = |link: &&Link| link.crowded_since.is_some_and(|since| now >= since + patience);
+        let patience = |link: &Link| match self.is_store(&link.standby) {
+            true => self.config.timing.store_permit(),
+            false => self.config.stalled_after,
+        };
+        let stuck = |link: &&Link| link.crowded_since.is_some_and(|since| now >= since + patience(link));
         let stuck: Vec<Member> = self.links.iter().filter(stuck).map(|link| link.standby.clone()).collect();
         for standby in stuck {
             self.unproven.insert(standby.clone());

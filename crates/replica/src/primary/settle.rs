@@ -120,9 +120,11 @@ impl Primary {
                 Some(earlier) if earlier.members.is_empty() => Some(earlier.taken_by(me.clone())),
                 // An earlier run left a standby with committed state. It goes first: it holds more than we
                 // do. Only when it has not come forward for long is it taken for dead.
-                // In strong consistency never: it may hold answers that nobody else knows of.
+                // In strong consistency never: it may hold answers that nobody else knows of. Nor is a store, where
+                // somebody has to come for it.
                 Some(earlier) => {
-                    let patient = self.config.consistency != Consistency::Timeline;
+                    let patient =
+                        self.config.consistency != Consistency::Timeline || self.in_store(earlier).is_some();
                     let over = !patient && now >= since + self.config.timing.farewell();
                     (over || self.config.abandon_standby).then(|| earlier.taken_by(me.clone()))
                 }
@@ -290,9 +292,10 @@ impl Primary {
         let reason = match &self.life {
             Life::Serving => self.weakness(now),
             Life::Registering { .. } => Some(match self.desk.register() {
-                Some(earlier) if !earlier.members.is_empty() => {
-                    Reason::EarlierRun(earlier.members[0].to_string())
-                }
+                Some(earlier) if !earlier.members.is_empty() => match self.in_store(earlier) {
+                    Some(store) => Reason::InStore(store.name.clone()),
+                    None => Reason::EarlierRun(earlier.members[0].to_string()),
+                },
                 Some(_) | None => Reason::NotOwner { why: trouble() },
             }),
             Life::Retiring { .. } | Life::Ended => Some(Reason::Ended),
@@ -316,7 +319,11 @@ impl Primary {
             return Some(Reason::Paused);
         }
         if self.links.is_empty() {
-            return Some(Reason::NoStandby { why: self.lost.clone() });
+            let why = self.lost.clone();
+            return Some(match &self.config.store {
+                Some(store) => Reason::NoStore { store: store.name.clone(), why },
+                None => Reason::NoStandby { why },
+            });
         }
         if let Some(child) = self.children.first() {
             return Some(Reason::Child(*child));

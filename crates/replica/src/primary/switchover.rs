@@ -58,7 +58,9 @@ impl Primary {
         if let Some(why) = self.weakness(now) {
             return Err(format!("the standby could not take over: {why}"));
         }
-        let able = |link: &&Link| self.is_eligible(link) && self.ailment(now, link).is_none();
+        let able = |link: &&Link| {
+            self.is_eligible(link) && self.ailment(now, link).is_none() && !self.is_store(&link.standby)
+        };
         let Some(to) = to else {
             let newest = self.links.iter().filter(able).max_by_key(|link| link.held);
             return newest

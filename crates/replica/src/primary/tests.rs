@@ -1,5 +1,6 @@
 mod group;
 mod moves;
+mod store;
 mod strong;
 
 use image::Register;

@@ -47,6 +47,9 @@ pub struct PrimaryConfig {
     /// How many standbys are kept up to date at once, if so many are there. Several take a register.
     pub standbys: u32,
     pub commit_on: CommitOn,
+    /// The store, where that has to hold each epoch: a member like a standby, but nobody takes over there by himself.
+    /// Counts among the `standbys`.
+    pub store: Option<Member>,
     /// Start although an earlier run's standby may hold what clients were answered: that is lost.
     pub abandon_standby: bool,
     /// From one capture to the next, at most: output that waits asks for one earlier.
@@ -72,6 +75,7 @@ impl PrimaryConfig {
             consistency: Consistency::default(),
             standbys: 1,
             commit_on: CommitOn::default(),
+            store: None,
             abandon_standby: false,
             interval: Nanos::from_millis(50),
             in_flight_max: 2,
@@ -346,8 +350,17 @@ pub enum Reason {
          consistency waits for ever: `--abandon-standby` starts afresh and loses what it holds)"
     )]
     EarlierRun(String),
+    #[error(
+        "{0} holds the app of an earlier run: `--from-store` instead of its command goes on with it, `--abandon-standby` \
+         starts it afresh and loses that"
+    )]
+    InStore(String),
     #[error("no standby is connected{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
     NoStandby { why: Option<String> },
+    #[error("nothing is committed, {store} takes no checkpoint{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    NoStore { store: String, why: Option<String> },
+    #[error("{0} does not answer")]
+    StoreSilent(String),
     #[error("the first full sync has not been committed yet")]
     FullSync,
     #[error("the standby does not answer heartbeats")]

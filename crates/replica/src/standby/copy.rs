@@ -22,6 +22,11 @@ pub(super) struct Copy {
 }
 
 impl Copy {
+    /// Applied, and acknowledged to nobody.
+    pub(super) fn holding(id: CheckpointId) -> Self {
+        Self { held: Some(id), ..Self::default() }
+    }
+
     /// The newest epoch that is prepared or applied.
     pub(super) fn held(&self) -> Option<CheckpointId> {
         self.held

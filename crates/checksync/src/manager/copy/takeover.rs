@@ -60,6 +60,11 @@ impl Plan {
         self.policy = Policy::of_hello(hello);
     }
 
+    /// Of whoever takes the app out of a store: there is no primary that could say it.
+    pub fn be_told(&mut self, policy: Policy) {
+        self.policy = Some(policy);
+    }
+
     /// What the app's primary said of how to see that it is well.
     pub fn health(&self) -> Option<String> {
         self.policy.as_ref()?.health()
@@ -183,7 +188,7 @@ impl Actor {
 
     /// Leaves the app to a primary, if there is somebody who could be its standby. On failure the app goes on as it is.
     fn look_for_a_standby(&mut self, pid: i32) {
-        if self.setup.standbys.is_empty() {
+        if self.setup.standbys.is_empty() && self.setup.store.is_none() {
             return;
         }
         if let Err(why) = self.succeed(pid) {
@@ -233,6 +238,7 @@ impl Actor {
             timing: setup.timing,
             network: setup.network.clone(),
             structures: false,
+            store: setup.store.clone(),
             shared: Shared {
                 tls: setup.tls.clone(),
                 pki: setup.pki.clone(),

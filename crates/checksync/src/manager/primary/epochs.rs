@@ -8,12 +8,10 @@ use engine::{CaptureReport, Command, FrameSink};
 use image::frame::{Frame, FrameError, FrameKind, FrameWriter};
 use image::{CheckpointId, Header, Member, Sync};
 use replica::PrimaryEvent;
-use store::Life;
 use wire::{ArrivedPacket, FromPrimary};
 
 use super::{Actor, Input};
-use crate::manager::store::StoreFeed;
-use crate::manager::{on_our_clock, wall_clock_ns};
+use crate::manager::on_our_clock;
 use crate::progress::Progress;
 
 /// How long a full sync waits for one of several standbys to take the next frame.
@@ -35,22 +33,6 @@ impl Drop for SinkHeld {
 }
 
 impl Actor {
-    /// The store's threads are made before the app is, and know the term when there is one.
-    pub(super) fn open_store(&mut self) -> anyhow::Result<()> {
-        let Some(settings) = &self.settings.store else { return Ok(()) };
-        let shared = &self.settings.shared;
-        let life = Life {
-            host: shared.host().to_owned(),
-            register: shared.arbiter.as_ref().map(ToString::to_string),
-            incarnation: self.me.incarnation.0,
-            begun_at_ns: wall_clock_ns(),
-        };
-        let feed = StoreFeed::start(settings, &self.settings.app, life)?;
-        self.board.set_store(&self.settings.app, feed.status());
-        self.store = Some(feed);
-        Ok(())
-    }
-
     pub(super) fn capture(&mut self, id: CheckpointId, parent: CheckpointId) {
         self.parent = Some(parent);
         self.passage.asked(id);
@@ -116,7 +98,8 @@ impl Actor {
             let sink = session.sender.sink(Arc::clone(&self.end_frame), patience);
             ways.push((session.standby.clone(), sink));
         }
-        if ways.is_empty() {
+        let to_store = self.store_seat.as_ref().filter(|seat| seat.is_open() && to.contains(&seat.member));
+        if ways.is_empty() && to_store.is_none() {
             return tracing::warn!(%id, "a full sync without a standby");
         }
         let held = SinkHeld { id, post: self.post.clone() };
@@ -132,9 +115,10 @@ impl Actor {
             });
             !ways.is_empty()
         });
-        let sink = match &mut self.store {
-            Some(store) => store.full(id, sink),
-            None => sink,
+        let sink = match (&mut self.store, to_store) {
+            (Some(store), _) => store.full(id, sink),
+            (None, Some(seat)) => seat.full(sink),
+            (None, None) => sink,
         };
         self.progress = Some(Progress::start("full sync"));
         self.syncing = Some(id);
@@ -155,7 +139,11 @@ impl Actor {
             Some(_) | None => &[],
         };
         let end = self.end_frame.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(session) = self.seats.of(to) else { return };
+        let seat = self.store_seat.as_ref().filter(|seat| seat.member == *to);
+        let session = self.seats.of(to);
+        if session.is_none() && seat.is_none() {
+            return;
+        }
         // One that is ahead of what this was captured since goes on from what it has: it carries more than that needs.
         let header = match (sync, frames.first()) {
             (Sync::Since(parent), Some(first)) if Some(parent) != self.parent => {
@@ -166,6 +154,12 @@ impl Actor {
             }
             (Sync::Full | Sync::Since(_), first) => first.cloned(),
         };
+        if let Some(seat) = seat {
+            let rest = || header.into_iter().chain(frames.iter().skip(1).cloned()).collect();
+            seat.send((sync != Sync::Full).then(rest));
+            return self.passage.sent(id);
+        }
+        let Some(session) = session else { return };
         // Of a full sync only its end waits here; of any other epoch, all of it.
         for frame in header.into_iter().chain(frames.iter().skip(1).cloned()).chain(end) {
             session.sender.send(FromPrimary::Frame(frame));

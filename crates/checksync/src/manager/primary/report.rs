@@ -36,6 +36,10 @@ impl Actor {
     pub(super) fn why_not(&self, reason: &Reason) -> String {
         match (reason, self.seats.trouble()) {
             (Reason::NoStandby { .. }, Some(trouble)) => trouble.clone(),
+            (Reason::NoStore { store, why: None }, _) => {
+                let why = self.store_seat.as_ref().and_then(|seat| seat.trouble.clone());
+                Reason::NoStore { store: store.clone(), why }.to_string()
+            }
             (reason, _) => reason.to_string(),
         }
     }
@@ -72,7 +76,8 @@ impl Actor {
             drill: None,
             app_pid: self.app_pid,
             peer: (!names.is_empty()).then(|| names.join(", ")),
-            commit_on: (self.settings.seats().len() > 1).then(|| self.settings.commit_on.to_string()),
+            commit_on: (self.settings.seats().len() > 1 || self.store_seat.is_some())
+                .then(|| self.settings.commit_on.to_string()),
             standbys,
         });
     }

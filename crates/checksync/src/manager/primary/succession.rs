@@ -13,6 +13,7 @@ use replica::{Primary, PrimaryEvent, Right};
 use tokio::runtime::Handle;
 
 use super::outreach::{Outreach, hold_back};
+use super::storing::Stores;
 use super::{Actor, Fence, HostFacts, Input, Target, config, now};
 use crate::config::PrimarySettings;
 use crate::manager::app_socket::AppSocket;
@@ -32,6 +33,7 @@ pub struct Succession {
     right: Right,
     machine: Primary,
     outreach: Outreach,
+    stores: Stores,
     network: Option<AppNetwork>,
 }
 
@@ -57,6 +59,7 @@ impl Succession {
         barrier: &OnceLock<Barrier>,
     ) -> anyhow::Result<Self> {
         let outreach = Outreach::open(&settings, &me, facts)?;
+        let stores = Stores::open(&settings, &me, &outreach.post)?;
         let machine = Primary::after_takeover(config(&settings, &me), &right, restored, now());
         let mut network = network.map(AppNetwork::of_copy);
         if let (Some(network), Consistency::Strong { on_standby_loss }) = (&mut network, settings.consistency)
@@ -74,7 +77,7 @@ impl Succession {
                 let _ = barrier.set(made);
             }
         }
-        Ok(Self { settings, me, right, machine, outreach, network })
+        Ok(Self { settings, me, right, machine, outreach, stores, network })
     }
 
     /// Where inputs go from now on.
@@ -84,7 +87,7 @@ impl Succession {
 
     /// The primary of an app that runs.
     pub fn begin(self, estate: Estate, board: Board, runtime: Handle) -> Actor {
-        let Self { settings, me, right, machine, outreach, network } = self;
+        let Self { settings, me, right, machine, outreach, stores, network } = self;
         let Estate { pid, engine, guard, forwarding, fence, socket, note } = estate;
         let mut actor = Actor::make(settings, Target::Copy, me, machine, outreach, fence, board, runtime);
         actor.network = network;
@@ -96,6 +99,8 @@ impl Succession {
         actor.app_pid = Some(pid);
         actor.note = note;
         actor.begun = true;
+        actor.keep(stores);
+        actor.store_seat.iter().for_each(|seat| seat.begin(right.term()));
         {
             let mut hello = actor.hello();
             hello.term = right.term();

@@ -6,8 +6,13 @@
 //! it is read faster than a disk takes it.
 //!
 //! Two threads: [`gather`] puts epochs together, [`upload`] has the store take them.
+//!
+//! With `--commit-on store` none of this holds, and [`seat`] has the store's place among the standbys.
 
+mod commit;
 mod gather;
+mod pulse;
+mod seat;
 mod upload;
 
 use std::collections::VecDeque;
@@ -23,6 +28,8 @@ use engine::FrameSink;
 use image::CheckpointId;
 use serde::{Deserialize, Serialize};
 use store::{Life, Location, Retention, Store};
+
+pub use seat::{StoreNews, StoreSeat, is_store, member};
 
 /// Frames that nobody has looked at yet. Beyond it the chain is given up until the next full sync: memory is the app's.
 const QUEUE_BYTES_MAX: u64 = 256 << 20;
@@ -107,17 +114,7 @@ pub struct StoreFeed {
 impl StoreFeed {
     /// Opens the store; what is wrong with its name or its folder is found here, and a store that does not answer later.
     pub fn start(settings: &StoreSettings, app: &str, life: Life) -> anyhow::Result<Self> {
-        let store = Store::open(&settings.location)?;
-        // Epochs wait here: better to know now.
-        drop(store::Gathered::full(&settings.spool).with_context(|| {
-            format!("epochs cannot wait for the store in {}; name another --state", settings.spool.display())
-        })?);
-        let report = StoreReport {
-            location: settings.location.to_string(),
-            state: "waiting".to_owned(),
-            ..StoreReport::default()
-        };
-        let shared = Arc::new(Shared { queued_bytes: AtomicU64::new(0), report: Mutex::new((report, None)) });
+        let (store, shared) = prepare(settings)?;
         let (queue, fed) = mpsc::channel();
         let uploads = upload::start(store, app.to_owned(), life, settings, Arc::clone(&shared))?;
         let gatherer = gather::Gatherer::new(fed, uploads, settings, Arc::clone(&shared));
@@ -173,6 +170,20 @@ impl StoreFeed {
     fn send(&self, fed: Fed) {
         give(&self.queue, &self.shared, fed);
     }
+}
+
+fn prepare(settings: &StoreSettings) -> anyhow::Result<(Store, Arc<Shared>)> {
+    let store = Store::open(&settings.location)?;
+    // Epochs wait here: better to know now.
+    drop(store::Gathered::full(&settings.spool).with_context(|| {
+        format!("epochs cannot wait for the store in {}; name another --state", settings.spool.display())
+    })?);
+    let report = StoreReport {
+        location: settings.location.to_string(),
+        state: "waiting".to_owned(),
+        ..StoreReport::default()
+    };
+    Ok((store, Arc::new(Shared { queued_bytes: AtomicU64::new(0), report: Mutex::new((report, None)) })))
 }
 
 /// Never waits. What there is no room for is lost to the store, and said to be.

@@ -334,7 +334,7 @@ fn swap_out(memory: Window, which: std::ops::Range<usize>, must: bool) -> Outcom
         if !must || memory.are_swapped(pages(which.clone()))? {
             return Ok(());
         }
-        std::thread::sleep(PAUSE);
+        std::thread::park_timeout(PAUSE);
     }
     Err(format!("pages {which:?} were not swapped out: is there swap space?").into())
 }

@@ -71,6 +71,7 @@ impl State {
     fn succeed(&mut self, policy: &Policy, right: Right, restored: CheckpointId) -> anyhow::Result<()> {
         let setup = &self.setup;
         let here = Here {
+            store: None,
             app: setup.app.clone(),
             standbys: setup.standbys.clone(),
             timing: setup.timing,
