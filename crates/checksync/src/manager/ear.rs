@@ -37,7 +37,9 @@ impl Ear {
 impl Drop for Ear {
     fn drop(&mut self) {
         self.over.notify_one();
-        if let Some(thread) = self.thread.take() {
+        // The last to know of us may be what is heard here: then it ends with this thread.
+        let other = |thread: &JoinHandle<()>| thread.thread().id() != thread::current().id();
+        if let Some(thread) = self.thread.take().filter(other) {
             // A panic was logged, and nothing is heard any more.
             let _ = thread.join();
         }
