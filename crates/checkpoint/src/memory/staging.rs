@@ -87,7 +87,8 @@ impl Buffers {
     /// that can come back has.
     pub fn refill(&mut self) {
         const LEAST: usize = 4;
-        let decayed = self.wanted - self.wanted.div_ceil(16);
+        // A few more are kept for good: to make one anew costs as much as dozens of copies.
+        let decayed = self.wanted - self.wanted / 16;
         self.wanted = decayed.max(std::mem::take(&mut self.taken));
         let target = self.wanted + LEAST;
         self.spare.truncate(target);
@@ -96,8 +97,6 @@ impl Buffers {
 }
 
 fn touched() -> Staged {
-    // Not `vec![0; n]`: the allocator would hand out pages that are zero because nobody touched them.
-    let mut buffer = Vec::with_capacity(CHUNK_BYTES);
-    buffer.resize_with(CHUNK_BYTES, || std::hint::black_box(0));
-    Staged { buffer, filled: 0 }
+    // Not zeroes: the allocator would hand out pages that are zero because nobody touched them.
+    Staged { buffer: vec![u8::MAX; CHUNK_BYTES], filled: 0 }
 }
