@@ -215,6 +215,7 @@ impl Cache {
         let begun = self.diagnose(pidfd, |diagnosis| watch.begin(diagnosis));
         if begun.is_ok() {
             watch.read_strays(pidfd);
+            watch.read_outwards(pidfd);
         }
         self.watch = watch;
         begun

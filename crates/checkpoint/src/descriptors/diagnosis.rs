@@ -29,6 +29,8 @@ pub(super) struct Report {
     pub info: Info,
     /// What the app has not read; counts a FIN.
     waiting: u32,
+    /// What the app has written and the kernel has not sent.
+    pub unsent: u32,
 }
 
 impl Report {
@@ -137,7 +139,7 @@ pub(super) fn read(report: &[u8]) -> Option<Report> {
         waiting: report.get(56..64)?.try_into().ok()?,
         counts: [0; 24],
     };
-    let mut info = Info([0; Info::BYTES]);
+    let (mut info, mut unsent) = (Info([0; Info::BYTES]), 0);
     let mut at = REPORT_BYTES;
     while let Some(header) = word(at) {
         let (len, kind) = ((header & 0xffff) as usize, (header >> 16) as u16);
@@ -146,11 +148,12 @@ pub(super) fn read(report: &[u8]) -> Option<Report> {
             INFO => {
                 mark.counts = value.get(120..144)?.try_into().ok()?;
                 info = Info(value.get(..Info::BYTES)?.try_into().ok()?);
+                unsent = u32::from_ne_bytes(value.get(144..148)?.try_into().ok()?);
             }
             SHUTDOWN => mark.shut = *value.first()?,
             _ => (),
         }
         at += len.max(4).next_multiple_of(4);
     }
-    Some(Report { inode: word(68)?.into(), cookie, ends, mark, info, waiting: word(56)? })
+    Some(Report { inode: word(68)?.into(), cookie, ends, mark, info, waiting: word(56)?, unsent })
 }

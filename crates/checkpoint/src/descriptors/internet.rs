@@ -16,7 +16,7 @@ use rustix::net::Shutdown;
 use serde_bytes::ByteBuf;
 use sys::sockets::{bind, connect, get_number, get_option, local_address, peer_address, set_number};
 
-use super::cache::SocketIdentity;
+use super::cache::{Cache, SocketIdentity};
 use super::error::{Doing, RebuildError, SaveError};
 use super::pipes::polled;
 use super::probe::Raw;
@@ -109,7 +109,9 @@ pub(super) fn keep(
         Need::State { known, unread_min } => (known.as_ref(), *unread_min),
         Need::Nothing(..) => return Ok(()),
     };
-    let dump = stream::dump(stolen.as_fd(), known, &mut saver.cache.queue)
+    let inode = saver.table.find(number).map_or(0, |(_, info)| info.inode);
+    let Cache { watch, queue, .. } = &mut *saver.cache;
+    let dump = stream::dump(stolen.as_fd(), known, queue, &mut || watch.outwards(inode))
         .map_err(|source| saver.kernel(number, "read the connection", source))?;
     let Some(Dump { mut state, missed }) = dump else { return Ok(()) };
     let events = polled(stolen.as_fd());

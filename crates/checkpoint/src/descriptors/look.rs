@@ -28,6 +28,8 @@ const BUFFERS_MAX: usize = 1 << 14;
 pub(super) struct Socket {
     pub address: u64,
     pub cookie: u64,
+    /// The app has a descriptor of it: what is followed is what it has to say.
+    pub is_open: bool,
 }
 
 /// Why there is nothing to be seen.
@@ -138,6 +140,8 @@ places! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Numbers {
     pub state: u8,
+    /// The queue that is followed is the one of what came in.
+    pub inwards: bool,
     pub reuse: u8,
     pub unsent: u64,
     pub sent: u64,
@@ -174,7 +178,7 @@ pub(super) struct Chosen {
 impl Numbers {
     /// Of the queue that is followed: its first number, and the one behind it.
     pub(super) fn queue(&self) -> (u32, u32) {
-        match is_unaccepted(self.state) {
+        match self.inwards {
             true => (self.read_until, self.received_until),
             false => (self.unacknowledged, self.written_until),
         }
@@ -183,6 +187,19 @@ impl Numbers {
     pub(super) fn queued(&self) -> usize {
         let (from, until) = self.queue();
         until.wrapping_sub(from) as usize
+    }
+
+    /// Without the end, which takes a number.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.queued() - usize::from(self.has_end() && self.queued() > 0)
+    }
+
+    /// Whether the queue ends with the stream.
+    fn has_end(&self) -> bool {
+        match self.inwards {
+            true => self.state != stream::ESTABLISHED,
+            false => is_draining(self.state),
+        }
     }
 }
 
@@ -307,8 +324,7 @@ impl Looker {
         let mut bytes = Vec::with_capacity(all.len() * len);
         self.memory.read(&all, &mut bytes)?;
         let each = sockets.iter().zip(bytes.chunks_exact(len));
-        let numbers =
-            each.map(|(socket, bytes)| self.places.numbers(bytes, socket.cookie).ok_or(Miss::Other));
+        let numbers = each.map(|(socket, bytes)| self.places.numbers(bytes, *socket).ok_or(Miss::Other));
         self.with_classes(numbers.collect())
     }
 
@@ -339,7 +355,7 @@ impl Looker {
         let mut level = Vec::new();
         for (owner, (socket, numbers)) in sockets.iter().zip(numbers).enumerate() {
             let Ok(numbers) = numbers else { continue };
-            if is_unaccepted(numbers.state) {
+            if numbers.inwards {
                 let head = Some(socket.address + self.places.arrived as u64);
                 level.push(Step { owner, address: numbers.arrived, head });
                 continue;
@@ -407,15 +423,18 @@ impl Looker {
 
 impl Places {
     /// `None` if it is another socket by now, or has more to it than what is read here.
-    fn numbers(&self, bytes: &[u8], cookie: u64) -> Option<Numbers> {
+    fn numbers(&self, bytes: &[u8], wanted: Socket) -> Option<Numbers> {
         let places = self;
         let socket = Filled(bytes);
         let state = bytes[places.state];
-        let is_plain = [places.descriptor, places.protocol_above, places.fast_open]
-            .into_iter()
-            .all(|place| socket.u64(place) == 0);
-        let is_one = is_draining(state) || is_unaccepted(state) && socket.u16(places.urgent) == 0;
-        if !is_plain || !is_one || socket.u64(places.cookie) != cookie {
+        let is_plain =
+            [places.protocol_above, places.fast_open].into_iter().all(|place| socket.u64(place) == 0);
+        let is_open = socket.u64(places.descriptor) != 0;
+        let inwards = is_unaccepted(state) && !is_open;
+        let is_one =
+            is_draining(state) || is_unaccepted(state) && (is_open || socket.u16(places.urgent) == 0);
+        let is_it = socket.u64(places.cookie) == wanted.cookie && is_open == wanted.is_open;
+        if !is_plain || !is_one || !is_it {
             return None;
         }
         let windows = [
@@ -428,6 +447,7 @@ impl Places {
         let counts = places.counts_microseconds;
         Some(Numbers {
             state,
+            inwards,
             reuse: bytes[places.reuse] & 0xf,
             unsent: socket.u64(places.unsent),
             sent: socket.u64(places.sent),
@@ -507,7 +527,7 @@ pub(super) fn is_unaccepted(state: u8) -> bool {
 /// Every byte of the queue, once, and the end behind it. What came in may have come twice in part.
 fn in_order(numbers: Numbers, mut buffers: Vec<Buffer>) -> Option<Look> {
     let (from, until) = numbers.queue();
-    let (arrived, finished) = (is_unaccepted(numbers.state), numbers.state != stream::ESTABLISHED);
+    let (arrived, finished) = (numbers.inwards, numbers.has_end());
     buffers.retain(|buffer| buffer.end.wrapping_sub(from) as i32 > 0);
     buffers.sort_by_key(|buffer| buffer.first.wrapping_sub(from) as i32);
     let mut next = from;
@@ -528,15 +548,16 @@ fn in_order(numbers: Numbers, mut buffers: Vec<Buffer>) -> Option<Look> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// Around where numbers begin again.
     const FROM: u32 = u32::MAX - 4;
 
-    fn numbers(queued: u32) -> Numbers {
+    pub(in super::super) fn numbers(queued: u32) -> Numbers {
         Numbers {
             state: stream::FIN_WAIT1,
+            inwards: false,
             reuse: 0,
             unsent: 0,
             sent: 0,
@@ -590,10 +611,29 @@ mod tests {
     }
 
     #[test]
+    fn what_an_open_one_has_to_say_has_no_end() {
+        let order = |state, buffers: &[Buffer]| {
+            in_order(Numbers { state, ..numbers(9) }, buffers.to_vec()).map(|look| look.buffers.len())
+        };
+        let open = [buffer(0, 5, 0), buffer(5, 4, 0)];
+        for state in [stream::ESTABLISHED, stream::CLOSE_WAIT] {
+            assert_eq!(order(state, &open), Some(2));
+            assert_eq!(order(state, &open[..1]), None, "more was written");
+            assert_eq!(order(state, &[buffer(0, 8, FIN)]), None, "it has ended");
+        }
+        assert_eq!(order(stream::FIN_WAIT1, &open), None, "the end lacks");
+    }
+
+    #[test]
     fn what_came_in_is_whole_from_what_was_not_read_on() {
         let order = |state, queued, buffers: &[Buffer]| {
-            let arrived =
-                Numbers { state, read_until: FROM, received_until: FROM.wrapping_add(queued), ..numbers(0) };
+            let arrived = Numbers {
+                state,
+                inwards: true,
+                read_until: FROM,
+                received_until: FROM.wrapping_add(queued),
+                ..numbers(0)
+            };
             in_order(arrived, buffers.to_vec()).map(|look| look.buffers.len())
         };
         let twice = [buffer(0, 5, 0), buffer(3, 6, 0)];
@@ -604,8 +644,13 @@ mod tests {
         assert_eq!(order(stream::ESTABLISHED, 9, &twice[1..]), None, "the first bytes lack");
         assert_eq!(order(stream::CLOSE_WAIT, 9, &twice), None, "the end lacks");
         assert_eq!(order(stream::ESTABLISHED, 6, &[buffer(0, 5, FIN)]), None, "it has ended");
-        let spoken =
-            Numbers { state: stream::ESTABLISHED, read_until: FROM, received_until: FROM, ..numbers(3) };
+        let spoken = Numbers {
+            state: stream::ESTABLISHED,
+            inwards: true,
+            read_until: FROM,
+            received_until: FROM,
+            ..numbers(3)
+        };
         assert!(in_order(spoken, Vec::new()).is_none(), "nobody was there who could say something");
     }
 }

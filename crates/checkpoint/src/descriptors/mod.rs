@@ -19,6 +19,7 @@ mod diagnosis;
 mod error;
 mod fdinfo;
 mod files;
+mod gathered;
 mod inside;
 mod install;
 mod internet;

@@ -10,8 +10,11 @@
 //! The app stands still, the network does not: a segment may come in between any two looks, and the kernel moves, splits
 //! and frees what is queued. A look therefore counts for nothing by itself. The numbers are read before and after the
 //! queue; the bytes are copied *between* two looks, and only those count whose place in the queue both describe in the
-//! same words; and the queue must have every byte from its first number to its last. Otherwise there is
-//! another attempt, and after some the connection is one that ends at a takeover.
+//! same words; those count for good, since nobody writes others with the same numbers; and the queue must have every byte
+//! from its first number to its last. Otherwise there is another attempt, and after some the connection is one that ends
+//! at a takeover.
+//!
+//! What an open connection has to say is read the same way while some of it is unsent ([`super::stream`]).
 
 use std::collections::HashMap;
 use std::io;
@@ -25,7 +28,8 @@ use sys::bpf::{Instruction, Register};
 use sys::tasks::{self, HELPER_READ_KERNEL, HELPER_SEQUENCE_WRITE, Iteration, VisitSockets};
 
 use super::cache::in_network_of;
-use super::look::{Buffer, Chosen, Look, Looker, Miss, Numbers, Places, Socket, is_unaccepted};
+use super::gathered::Gathered;
+use super::look::{Buffer, Chosen, Look, Looker, Miss, Numbers, Places, Socket, is_draining};
 use super::requests::{self, Requests};
 use super::stream::{self, Info, peer_has_finished};
 use crate::process::layout::Filled;
@@ -53,10 +57,13 @@ pub(super) struct Orphans {
     warming: bool,
     /// Made in advance: it takes a thread to enter the namespace.
     iterations: Vec<Iteration>,
+    /// Where open ones were found, by their cookies.
+    open: HashMap<u64, u64>,
 }
 
+static READER: OnceLock<Option<Mutex<Reader>>> = OnceLock::new();
+
 fn reader() -> Option<&'static Mutex<Reader>> {
-    static READER: OnceLock<Option<Mutex<Reader>>> = OnceLock::new();
     let read = || match Reader::new() {
         Ok(reader) => Some(Mutex::new(reader)),
         Err(why) => {
@@ -90,7 +97,7 @@ impl Orphans {
         let addresses = reader.addresses(self.iteration(&reader.visit, pidfd)?)?;
         let wanted = wanted.iter().filter_map(|(cookie, info)| {
             let (address, cookie) = (*addresses.get(cookie)?, *cookie);
-            Some(Wanted { socket: Socket { address, cookie }, info: *info })
+            Some(Wanted { socket: Socket { address, cookie, is_open: false }, info: *info })
         });
         let (requests, wanted): (Vec<Wanted>, Vec<Wanted>) = wanted.partition(|one| one.info.is_of_request());
         let mut room = QUEUES_BYTES_MAX.saturating_sub(others_bytes);
@@ -106,6 +113,37 @@ impl Orphans {
             }
         }
         Ok(found)
+    }
+
+    /// What these still have to say, which the app has open: without those of which it cannot be read, or not yet.
+    pub(super) fn outwards(
+        &mut self,
+        pidfd: BorrowedFd<'_>,
+        wanted: &[(u64, Info)],
+    ) -> HashMap<u64, TcpState> {
+        // To find out about this kernel takes longer than a freeze may.
+        let (Some(Some(reader)), false) = (READER.get(), wanted.is_empty()) else { return HashMap::new() };
+        let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if wanted.iter().any(|(cookie, _)| !self.open.contains_key(cookie)) {
+            let addresses = self.iteration(&reader.visit, pidfd).and_then(|all| reader.addresses(all));
+            self.open = addresses.unwrap_or_default();
+        }
+        let open: Vec<Wanted> = wanted
+            .iter()
+            .filter_map(|&(cookie, info)| {
+                let address = *self.open.get(&cookie)?;
+                Some(Wanted { socket: Socket { address, cookie, is_open: true }, info })
+            })
+            .collect();
+        let (mut found, mut room) = (HashMap::with_capacity(open.len()), QUEUES_BYTES_MAX);
+        if let Err(why) = reader.orphans(&open, &mut room, &mut found) {
+            tracing::debug!("what a connection has to say cannot be read: {why}");
+        }
+        if found.len() < wanted.len() {
+            // One may be elsewhere by now.
+            self.open.clear();
+        }
+        found.into_iter().map(|(cookie, orphan)| (cookie, orphan.state)).collect()
     }
 
     fn iteration(&mut self, visit: &VisitSockets, pidfd: BorrowedFd<'_>) -> io::Result<Iteration> {
@@ -154,20 +192,31 @@ struct Wanted {
 
 /// One that is not read yet.
 #[derive(Debug)]
-struct Open {
+struct Unread {
     wanted: Wanted,
     copies: HashMap<Buffer, Vec<u8>>,
+    /// Copies that counted. N.B. the queue's first number only grows.
+    gathered: Option<Gathered>,
     /// Of the room for all.
     reserved: bool,
 }
 
-impl Open {
-    /// Keeps the copies of what is still there; whether that is all.
-    fn has_all(&mut self, buffers: &[Buffer]) -> bool {
-        let mut before = std::mem::take(&mut self.copies);
-        let kept = buffers.iter().filter_map(|buffer| before.remove_entry(buffer));
-        self.copies = kept.collect();
-        self.copies.len() == buffers.len()
+impl Unread {
+    /// Takes in the copies of what is still there; the queue's bytes, if these are all.
+    fn bytes(&mut self, look: &Look) -> Option<Vec<u8>> {
+        let (from, _) = look.numbers.queue();
+        let gathered = self.gathered.get_or_insert_with(|| Gathered::beginning_at(from));
+        let mut copies = std::mem::take(&mut self.copies);
+        for buffer in &look.buffers {
+            if let Some(bytes) = copies.remove(buffer) {
+                gathered.put(buffer.first, &bytes);
+            }
+        }
+        gathered.read(from, look.numbers.queued_bytes()).map(<[u8]>::to_vec)
+    }
+
+    fn lacks(&self, buffer: &Buffer) -> bool {
+        self.gathered.as_ref().is_none_or(|gathered| !gathered.has(buffer.first, buffer.len as usize))
     }
 }
 
@@ -210,8 +259,13 @@ impl Reader {
         room: &mut usize,
         found: &mut HashMap<u64, Orphan>,
     ) -> io::Result<()> {
-        let open = |wanted: &Wanted| Open { wanted: *wanted, copies: HashMap::new(), reserved: false };
-        let mut all: Vec<Open> = wanted.iter().map(open).collect();
+        let unread = |wanted: &Wanted| Unread {
+            wanted: *wanted,
+            copies: HashMap::new(),
+            gathered: None,
+            reserved: false,
+        };
+        let mut all: Vec<Unread> = wanted.iter().map(unread).collect();
         for _ in 0..ATTEMPTS {
             let sockets: Vec<Socket> = all.iter().map(|one| one.wanted.socket).collect();
             let looks = self.looker.look(&sockets)?;
@@ -219,14 +273,17 @@ impl Reader {
             for (mut one, look) in all.into_iter().zip(looks) {
                 match look {
                     Ok(look) if !one.reserved && look.numbers.queued() > *room => (),
-                    Ok(look) if one.has_all(&look.buffers) => {
-                        found.insert(one.wanted.socket.cookie, self.assemble(&look, &one));
-                    }
-                    Ok(look) => {
-                        *room -= if one.reserved { 0 } else { look.numbers.queued() };
-                        one.reserved = true;
-                        left.push((one, Some(look)));
-                    }
+                    Ok(look) => match one.bytes(&look) {
+                        Some(bytes) => {
+                            let orphan = self.assemble(&look, &one.wanted.info, bytes);
+                            found.insert(one.wanted.socket.cookie, orphan);
+                        }
+                        None => {
+                            *room -= if one.reserved { 0 } else { look.numbers.queued() };
+                            one.reserved = true;
+                            left.push((one, Some(look)));
+                        }
+                    },
                     Err(Miss::Moving) => left.push((one, None)),
                     Err(Miss::Other) => (),
                 }
@@ -241,39 +298,28 @@ impl Reader {
     }
 
     /// What is new in the looks.
-    fn copy(&mut self, all: &mut [(Open, Option<Look>)]) -> io::Result<()> {
-        let new = all.iter().flat_map(|(one, look)| {
-            let buffers = look.iter().flat_map(|look| &look.buffers);
-            buffers.filter(|buffer| !one.copies.contains_key(*buffer))
-        });
-        let mut pieces = self.looker.copy(&new.collect::<Vec<_>>())?.into_iter();
+    fn copy(&mut self, all: &mut [(Unread, Option<Look>)]) -> io::Result<()> {
+        fn new<'a>(one: &'a Unread, look: &'a Option<Look>) -> impl Iterator<Item = &'a Buffer> {
+            look.iter().flat_map(|look| &look.buffers).filter(|buffer| one.lacks(buffer))
+        }
+        let lacking: Vec<&Buffer> = all.iter().flat_map(|(one, look)| new(one, look)).collect();
+        let mut pieces = self.looker.copy(&lacking)?.into_iter();
         for (one, look) in all {
-            for buffer in look.iter().flat_map(|look| &look.buffers) {
-                // In the same order.
-                if let (false, Some(piece)) = (one.copies.contains_key(buffer), pieces.next()) {
-                    one.copies.insert(buffer.clone(), piece);
-                }
-            }
+            // In the same order.
+            let copies: Vec<_> = new(one, look).cloned().zip(&mut pieces).collect();
+            one.copies.extend(copies);
         }
         Ok(())
     }
 
-    fn assemble(&self, look: &Look, one: &Open) -> Orphan {
-        let info = &one.wanted.info;
+    fn assemble(&self, look: &Look, info: &Info, queue: Vec<u8>) -> Orphan {
         let numbers = &look.numbers;
-        let mut queue = Vec::new();
-        let (mut next, _) = numbers.queue();
-        for buffer in &look.buffers {
-            let skip = next.wrapping_sub(buffer.first) as i32;
-            let bytes = one.copies.get(buffer).map_or(&[][..], Vec::as_slice);
-            queue.extend(bytes.get(skip.max(0) as usize..).unwrap_or_default());
-            next = buffer.end;
-        }
-        let (unread, unacknowledged, ends) = match is_unaccepted(numbers.state) {
-            true => (queue, Vec::new(), 0),
-            // The end is the last number that was written.
-            false => (Vec::new(), queue, 1),
+        let (unread, unacknowledged) = match numbers.inwards {
+            true => (queue, Vec::new()),
+            false => (Vec::new(), queue),
         };
+        // The end is the last number that was written.
+        let ends = u32::from(is_draining(numbers.state));
         let write_sequence = numbers.written_until.wrapping_sub(ends);
         let unsent = write_sequence.wrapping_sub(numbers.sent_until) as i32;
         let read_sequence = numbers.received_until.wrapping_sub(peer_has_finished(numbers.state).into());
@@ -308,8 +354,7 @@ impl Reader {
 /// A cookie and an address.
 const RECORD_BYTES: usize = 16;
 
-/// Writes out which sockets are such ones, and where they are. Of those whose state others have, too, only who has no
-/// descriptor.
+/// Writes out where the sockets are that have something to say, or may have.
 fn visitor(places: &Places) -> Vec<Instruction> {
     const STATE_BYTES: i32 = 8;
     let (record, state) = (-(RECORD_BYTES as i32), -(RECORD_BYTES as i32) - STATE_BYTES);
@@ -335,26 +380,20 @@ fn visitor(places: &Places) -> Vec<Instruction> {
         ],
     ]
     .concat();
-    let of_app = &[
-        &fetch(state, 8, places.descriptor)[..],
-        &[
-            Instruction::load_word(Register::R1, Register::Frame, (state / 8) as i16),
-            Instruction::skip_if_equal(Register::R1, 0, 1),
-            Instruction::skip(emit.len() as i16),
-        ],
-    ]
-    .concat();
-    let states = [stream::FIN_WAIT1, stream::LAST_ACK, stream::CLOSING, requests::BEGINNING];
-    let shared = [stream::ESTABLISHED, stream::CLOSE_WAIT];
-    let slots = states.len() + shared.len() + 1;
-    let skip_all = |n: usize, of: usize| (slots - n - 1 + of) as i16;
+    let states = [
+        stream::ESTABLISHED,
+        stream::CLOSE_WAIT,
+        stream::FIN_WAIT1,
+        stream::LAST_ACK,
+        stream::CLOSING,
+        requests::BEGINNING,
+    ];
+    let to_the_end = |n: usize| (states.len() - n) as i16;
     let choice: Vec<Instruction> = states
         .iter()
-        .map(|state| (state, of_app.len()))
-        .chain(shared.iter().map(|state| (state, 0)))
         .enumerate()
-        .map(|(n, (state, to))| Instruction::skip_if_equal(Register::R1, (*state).into(), skip_all(n, to)))
-        .chain([Instruction::skip((of_app.len() + emit.len()) as i16)])
+        .map(|(n, state)| Instruction::skip_if_equal(Register::R1, (*state).into(), to_the_end(n)))
+        .chain([Instruction::skip(emit.len() as i16)])
         .collect();
     let body = [
         &[
@@ -364,7 +403,6 @@ fn visitor(places: &Places) -> Vec<Instruction> {
         &fetch(state, 1, places.state)[..],
         &[Instruction::load_word(Register::R1, Register::Frame, (state / 8) as i16)],
         &choice,
-        of_app,
         &emit,
     ]
     .concat();
@@ -379,22 +417,43 @@ fn visitor(places: &Places) -> Vec<Instruction> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::look::tests::numbers;
     use super::*;
 
-    fn buffer(address: u64, page: u64) -> Buffer {
-        let fragments = vec![(page, 0, 10)];
-        let (len, linear, shared, data) = (10, 0, Some(address + 1), 0);
-        Buffer { address, first: 0, end: len, flags: 0, len, data, shared, linear, fragments }
+    const FROM: u32 = u32::MAX - 4;
+
+    fn buffer(skip: u32, len: u32, page: u64) -> Buffer {
+        let first = FROM.wrapping_add(skip);
+        let fragments = vec![(page, 0, len)];
+        let (linear, shared, data, flags) = (0, Some(1), 0, 0);
+        let address = first.into();
+        Buffer { address, first, end: first.wrapping_add(len), flags, len, data, shared, linear, fragments }
+    }
+
+    fn look(buffers: &[Buffer]) -> Look {
+        let queued = buffers.iter().map(|buffer| buffer.len).sum();
+        let mut numbers = numbers(queued);
+        numbers.state = stream::ESTABLISHED;
+        Look { numbers, buffers: buffers.to_vec() }
     }
 
     #[test]
-    fn only_copies_of_what_is_described_in_the_same_words_count() {
-        let socket = Socket { address: 0, cookie: 0 };
+    fn only_copies_of_what_is_described_in_the_same_words_count_and_for_good() {
+        let socket = Socket { address: 0, cookie: 0, is_open: true };
         let info = Info([0; Info::BYTES]);
-        let copied = HashMap::from([(buffer(1, 7), vec![1; 10]), (buffer(2, 8), vec![2; 10])]);
-        let mut one = Open { wanted: Wanted { socket, info }, copies: copied, reserved: true };
-        assert!(one.has_all(&[buffer(2, 8), buffer(1, 7)]));
-        assert!(!one.has_all(&[buffer(2, 9), buffer(1, 7)]), "its bytes are elsewhere now");
-        assert_eq!(one.copies.into_keys().collect::<Vec<_>>(), [buffer(1, 7)]);
+        let copies = HashMap::from([(buffer(0, 10, 7), vec![1; 10]), (buffer(10, 10, 8), vec![2; 10])]);
+        let wanted = Wanted { socket, info };
+        let mut one = Unread { wanted, copies, gathered: None, reserved: true };
+        assert_eq!(
+            one.bytes(&look(&[buffer(0, 10, 7), buffer(10, 10, 9)])),
+            None,
+            "its bytes are elsewhere now"
+        );
+        assert!(!one.lacks(&buffer(0, 10, 7)) && one.lacks(&buffer(10, 10, 9)));
+        // Cut in two, and the first one cut off: what is known of it stays known.
+        one.copies = HashMap::from([(buffer(10, 4, 9), vec![3; 4]), (buffer(14, 6, 9), vec![4; 6])]);
+        let cut = look(&[buffer(0, 3, 7), buffer(3, 7, 6), buffer(10, 4, 9), buffer(14, 6, 9)]);
+        let whole = [&[1; 10][..], &[3; 4], &[4; 6]].concat();
+        assert_eq!(one.bytes(&cut), Some(whole));
     }
 }

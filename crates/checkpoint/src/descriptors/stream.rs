@@ -4,10 +4,12 @@
 //! has written and read cannot change, but segments come in and are acknowledged between any two calls. So the
 //! stream is described from where the app stopped reading, up to what one look into the queue found.
 //!
-//! N.B. while the send queue is looked at, the kernel takes whatever an acknowledgement would have it send for
-//! sent, *without sending it*: all that is unsent, at once, and the peer waits for a retransmission. So with
-//! something unsent, and only then, segments are kept from the socket for these microseconds ([`Deaf`]); the
-//! peer is asked to say it again if that met one.
+//! N.B. while the send queue is looked at, the kernel takes whatever it would send for sent, *without sending it*: all
+//! that is unsent, at once, and the peer waits for a retransmission. An acknowledgement makes it send, and so does a
+//! segment that has left a queue below, or a pacing timer. So with something unsent the queue is read from the kernel's
+//! own structures ([`super::orphans`]). Only where that cannot be done the mode looks at it; then segments are kept from
+//! the socket for these microseconds ([`Deaf`]), the peer is asked to say it again if that met one, and what a timer
+//! does costs the connection some of its throughput.
 //!
 //! N.B. an app that met its socket in repair mode would be refused (`EPERM`): [`Repair`] leaves it on every
 //! path, without a packet, and gives back `SO_REUSEADDR`, which the mode destroys.
@@ -140,8 +142,9 @@ pub(super) fn dump(
     socket: BorrowedFd<'_>,
     known: Option<&Settled>,
     buffer: &mut Vec<u8>,
+    queued: &mut dyn FnMut() -> Option<TcpState>,
 ) -> io::Result<Option<Dump>> {
-    in_repair(socket, || dump_in_repair(socket, known, buffer))
+    in_repair(socket, || dump_in_repair(socket, known, buffer, queued))
 }
 
 /// Whatever comes of `work`, the socket is what it was.
@@ -156,6 +159,7 @@ fn dump_in_repair(
     socket: BorrowedFd<'_>,
     known: Option<&Settled>,
     buffer: &mut Vec<u8>,
+    queued: &mut dyn FnMut() -> Option<TcpState>,
 ) -> io::Result<Option<Dump>> {
     let (mut inwards, info) = Inwards::read(socket)?;
     let state = info.state();
@@ -163,7 +167,7 @@ fn dump_in_repair(
         return Ok(None);
     }
     let Some(unread) = inwards.peek(socket, buffer)? else { return Ok(None) };
-    let (outwards, missed) = Outwards::read(socket, state, buffer)?;
+    let (outwards, missed) = Outwards::read(socket, state, buffer, queued)?;
     let number = |level, name| get_number(socket, level, name);
     // In repair mode the first is what was agreed on, elsewhere what fits the path.
     let (segment_max, buffers_locked) = match known {
@@ -252,9 +256,20 @@ struct Outwards {
 
 impl Outwards {
     /// Also says whether something was kept away meanwhile.
-    fn read(socket: BorrowedFd<'_>, state: u8, buffer: &mut Vec<u8>) -> io::Result<(Self, bool)> {
+    fn read(
+        socket: BorrowedFd<'_>,
+        state: u8,
+        buffer: &mut Vec<u8>,
+        queued: &mut dyn FnMut() -> Option<TcpState>,
+    ) -> io::Result<(Self, bool)> {
         let waiting = sys::sockets::unacknowledged(socket)?;
         let unsent = if waiting == 0 { 0 } else { sys::sockets::unsent(socket)? };
+        let same = |queued: &TcpState| app_has_finished(queued.state) == app_has_finished(state);
+        if unsent > 0
+            && let Some(TcpState { write_sequence, unacknowledged, unsent, .. }) = queued().filter(same)
+        {
+            return Ok((Self { write_sequence, unacknowledged, unsent }, false));
+        }
         let deaf = if unsent == 0 { None } else { Deaf::make(socket)? };
         let read = Self::look(socket, state, waiting, unsent, buffer);
         if unsent > 0 {
@@ -401,10 +416,62 @@ pub(super) fn state_of(socket: BorrowedFd<'_>) -> io::Result<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
 
+    use super::super::orphans::Orphans;
     use super::*;
+
+    /// Its timer sends on while it is looked at. What was taken for sent and was not, would be sent again a fifth of a
+    /// second later. Needs root, as the manager does.
+    #[test]
+    fn who_has_more_to_say_is_looked_at_and_goes_on_saying_it() {
+        const BYTES: usize = 1 << 20;
+        const BYTES_PER_SECOND: i32 = 2 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut receiver, _) = listener.accept().unwrap();
+        set_number(sender.as_fd(), SOL_SOCKET, libc::SO_SNDBUF, 4 * BYTES as i32).unwrap();
+        set_number(sender.as_fd(), SOL_SOCKET, libc::SO_MAX_PACING_RATE, BYTES_PER_SECOND).unwrap();
+        let content: Vec<u8> = (0..BYTES).map(|n| (n % 251) as u8).collect();
+        sender.set_nonblocking(true).unwrap();
+        let said = sender.write(&content).unwrap();
+        sender.set_nonblocking(false).unwrap();
+        let heard = std::thread::spawn(move || {
+            let mut heard = vec![0; said];
+            receiver.read_exact(&mut heard).map(|()| heard)
+        });
+
+        let fd = sender.as_fd();
+        let pidfd =
+            rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
+        let (pidfd, mut orphans, mut buffer) = (pidfd.unwrap(), Orphans::default(), Vec::new());
+        // It finds out about the kernel.
+        orphans.read(pidfd.as_fd(), &[], 0).unwrap();
+        let mut cookie = [0; 8];
+        get_option(fd, SOL_SOCKET, libc::SO_COOKIE, &mut cookie).unwrap();
+        let (cookie, info) = (u64::from_ne_bytes(cookie), Info::read(fd).unwrap());
+        let (mut looks, mut read) = (0, 0);
+        while sys::sockets::unsent(fd).unwrap() > 0 && !heard.is_finished() {
+            let mut queued = || {
+                looks += 1;
+                let read_now = orphans.outwards(pidfd.as_fd(), &[(cookie, info)]).remove(&cookie);
+                read_now.inspect(|_| read += 1)
+            };
+            let TcpState { unacknowledged, .. } =
+                dump(fd, None, &mut buffer, &mut queued).unwrap().expect("it goes on").state;
+            assert!(content[..said].ends_with(&unacknowledged), "the queue is another");
+        }
+        assert_eq!(heard.join().unwrap().unwrap(), content[..said]);
+        // In the last one there may be nothing left.
+        assert!(looks > 0 && looks - read <= 1 + looks / 100, "{read} of {looks} looks were of use");
+        let mut info = [0; 104];
+        get_option(fd, IPPROTO_TCP, libc::TCP_INFO, &mut info).unwrap();
+        let sent_again = u32::from_ne_bytes(*info.last_chunk().unwrap());
+        // On a busy machine a probe or two.
+        assert!(sent_again < 5, "{sent_again} segments were sent again, after {looks} looks");
+    }
 
     /// Needs root, as the manager does.
     #[test]

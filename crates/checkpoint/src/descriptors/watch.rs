@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use image::descriptor::{AsyncOwner, InternetSocket, SocketOption, Stray};
+use image::descriptor::{AsyncOwner, InternetSocket, SocketOption, Stray, TcpState};
 use rustix::net::{AddressFamily, SocketType};
 use serde_bytes::ByteBuf;
 
@@ -31,6 +31,8 @@ pub(super) struct Watch {
     reports: HashMap<u64, Report>,
     strays: Strays,
     orphans: Orphans,
+    /// By cookie: what those have to say that have something unsent.
+    outwards: HashMap<u64, TcpState>,
     /// The peers that were named for their urgent data.
     urgent: HashSet<Vec<u8>>,
     /// What a new socket has, by family: only what differs is carried.
@@ -120,6 +122,22 @@ impl Watch {
             }
             Err(why) => tracing::debug!("connections without descriptor cannot be read: {why}"),
         }
+    }
+
+    /// Reads what the changed connections have to say that have something unsent, from the kernel's own structures and
+    /// all at once.
+    pub(super) fn read_outwards(&mut self, pidfd: BorrowedFd<'_>) {
+        let is_new = |report: &&Report| {
+            self.known.get(&report.inode).is_none_or(|known| known.mark != Some(report.mark))
+        };
+        let wanted = self.reports.values().filter(|report| report.unsent > 0).filter(is_new);
+        let wanted: Vec<_> = wanted.map(|report| (report.cookie, report.info)).collect();
+        self.outwards = self.orphans.outwards(pidfd, &wanted);
+    }
+
+    /// What was read of the connection with this inode.
+    pub(super) fn outwards(&mut self, inode: u64) -> Option<TcpState> {
+        self.outwards.remove(&self.reports.get(&inode)?.cookie)
     }
 
     /// Connections that no descriptor leads to.

@@ -47,6 +47,9 @@ impl Scene {
 
     fn on(world: World, ip: &str) -> Self {
         let Connected { world, mut app, number, mut client, .. } = Connected::on(world, ip);
+        // Others take a busy machine for a narrow path.
+        let (level, name) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION);
+        sys::sockets::set_option(app.borrow(number).as_fd(), level, name, b"reno").expect("an option");
         set_option(app.borrow(number).as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 2 << 20);
         for _ in 0..30 {
             write(&mut app, number, &pattern(0, LEN));
