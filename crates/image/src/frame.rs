@@ -12,6 +12,8 @@
 use std::io::{self, Read, Write};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use cbor4ii::core::dec::Read as _;
+use cbor4ii::core::utils::SliceReader;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -189,21 +191,19 @@ impl Prefix {
 
 /// Encodes `value` as CBOR. Our own types always encode.
 pub fn encode(value: &impl Serialize) -> Vec<u8> {
-    let mut out = Vec::new();
-    ciborium::into_writer(value, &mut out).expect("encoding into memory cannot fail");
-    out
+    cbor4ii::serde::to_vec(Vec::new(), value).expect("encoding into memory cannot fail")
 }
 
-/// Decodes one CBOR value that fills `bytes` whole; nesting is bounded.
+/// Decodes one CBOR value that fills `bytes` whole; the reader bounds its nesting.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], what: &'static str) -> Result<T, FrameError> {
-    const NESTING_MAX: usize = 64;
-    let mut rest = bytes;
-    let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, NESTING_MAX)
-        .map_err(|why| FrameError::Decode { what, why: why.to_string() })?;
-    if rest.is_empty() {
+    let mut from = cbor4ii::serde::Deserializer::new(SliceReader::new(bytes));
+    let value = T::deserialize(&mut from).map_err(|why| FrameError::Decode { what, why: why.to_string() })?;
+    let mut rest = from.into_inner();
+    let Ok(after) = rest.fill(1);
+    if after.as_ref().is_empty() {
         Ok(value)
     } else {
-        Err(FrameError::Decode { what, why: format!("{} bytes are left over", rest.len()) })
+        Err(FrameError::Decode { what, why: "something is left over after it".to_owned() })
     }
 }
 
