@@ -126,9 +126,9 @@ pub enum Command {
     /// Lets go of the app, which runs on, and ends the engine.
     Release,
 
-    /// A frame of the epoch that comes in. A full epoch begins a new copy; the old one stays until
+    /// Frames of the epoch that comes in, joined ([`image::frame::split`]). A full epoch begins a new copy; the old one stays until
     /// `Apply`, if `keep_old` said so in `Receive`.
-    Frame(Bytes),
+    Frames(Bytes),
     /// An epoch is about to come in.
     Receive { id: CheckpointId, full: bool, keep_old: bool },
     /// Throws away the half of an epoch that came in.
@@ -162,7 +162,7 @@ impl std::fmt::Debug for Command {
             Self::Stop { grace } => return write!(f, "Stop({grace:?})"),
             Self::Kill => "Kill",
             Self::Release => "Release",
-            Self::Frame(bytes) => return write!(f, "Frame({} bytes)", bytes.len()),
+            Self::Frames(bytes) => return write!(f, "Frames({} bytes)", bytes.len()),
             Self::Receive { id, full, .. } => return write!(f, "Receive({id}, full: {full})"),
             Self::DropHalf => "DropHalf",
             Self::Apply(id) => return write!(f, "Apply({id})"),

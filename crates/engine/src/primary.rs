@@ -270,7 +270,7 @@ fn obey(context: &Context, app: &mut App, command: Command, syncing: &mut Option
         Command::FullSync { .. } | Command::Stop { .. } | Command::Release | Command::End => {
             unreachable!("answered by the caller")
         }
-        Command::Frame(_)
+        Command::Frames(_)
         | Command::Receive { .. }
         | Command::DropHalf
         | Command::Apply(_)

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use checkpoint::skeleton::{self, ApplyError, Collector, EpochBytes, Incoming, Piece, Skeleton, Trees};
 use files::{FilesError, Mirror};
-use image::frame::{Frame, FrameError, FrameKind};
+use image::frame::{self, Frame, FrameError, FrameKind};
 use image::layout::Layout;
 use image::state::State;
 use image::{CheckpointId, FileChanges, Header, Sync};
@@ -138,7 +138,7 @@ impl Keeper<'_> {
         loop {
             while let Some(command) = self.context.next_command() {
                 match command {
-                    Command::Frame(bytes) => self.frames.push_back(bytes),
+                    Command::Frames(bytes) => self.frames.extend(frame::split(bytes)),
                     Command::Receive { id, full, keep_old } => self.receive(id, full, keep_old),
                     Command::DropHalf => self.drop_half(),
                     Command::Apply(id) => self.apply(id),

@@ -64,21 +64,21 @@ impl Engine {
         Ok(Self { inbox, thread: Some(thread) })
     }
 
-    /// N.B. a [`Command::Frame`] waits while the engine has too many of them: call it where that may block.
+    /// N.B. [`Command::Frames`] waits while the engine has too many of them: call it where that may block.
     /// All others return at once.
     pub fn send(&self, command: Command) {
-        if let Command::Frame(bytes) = &command {
+        if let Command::Frames(bytes) = &command {
             self.inbox.await_room(bytes.len());
         }
         self.inbox.put(command);
     }
 
-    /// As a [`Command::Frame`], but returns at once: an engine that has too many gives it back.
-    pub fn offer(&self, frame: Bytes) -> Result<(), Bytes> {
-        if !self.inbox.make_room(frame.len()) {
-            return Err(frame);
+    /// As [`Command::Frames`], but returns at once: an engine that has too many gives it back.
+    pub fn offer(&self, frames: Bytes) -> Result<(), Bytes> {
+        if !self.inbox.make_room(frames.len()) {
+            return Err(frames);
         }
-        self.inbox.put(Command::Frame(frame));
+        self.inbox.put(Command::Frames(frames));
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ mod common;
 use bytes::Bytes;
 use engine::{Command, Event};
 use image::batch::BatchWriter;
-use image::frame::{Frame, FrameKind, FrameWriter, PAYLOAD_BYTES_MAX};
+use image::frame::{Frame, FrameKind, FrameWriter, PAYLOAD_BYTES_MAX, join};
 use image::layout::{
     Advice, Backing, FileIdentity, Layout, LayoutPart, Mapping, ObjectKey, ObjectKind, Protection,
     SharedObject,
@@ -100,7 +100,7 @@ enum Outcome {
 fn feed(standby: &Side, frames: &[Bytes]) -> Outcome {
     for frame in frames {
         let header = Frame::parse(frame.clone()).ok().and_then(|frame| frame.decode::<Header>("header").ok());
-        standby.engine.send(Command::Frame(frame.clone()));
+        standby.engine.send(Command::Frames(frame.clone()));
         if let Some(Header { id, sync, .. }) = header {
             standby.engine.send(Command::Receive { id, full: sync == Sync::Full, keep_old: true });
         }
@@ -113,7 +113,7 @@ fn settle(standby: &Side) -> Outcome {
     let probe = CheckpointId::new(u64::MAX, u64::MAX);
     let header = Header { app: "test".to_owned(), id: probe, sync: Sync::Full, frozen_at_ns: 0 };
     standby.engine.send(Command::DropHalf);
-    standby.engine.send(Command::Frame(FrameWriter::default().cbor(FrameKind::Header, &header)));
+    standby.engine.send(Command::Frames(FrameWriter::default().cbor(FrameKind::Header, &header)));
     let mut outcome = Outcome::Ignored;
     loop {
         match standby.next_event("answer to hostile input") {
@@ -200,6 +200,11 @@ fn a_header_in_the_middle_begins_its_epoch() {
 fn damaged_frames_are_refused() {
     let victim = Victim::new();
     assert_eq!(feed(&victim.standby, &victim.next), Outcome::Prepared, "unchanged, it is accepted");
+    assert_eq!(
+        feed(&victim.standby, &join(victim.next.clone(), usize::MAX)),
+        Outcome::Prepared,
+        "and joined"
+    );
     for garbage in [&b""[..], b"CSF1", b"GET / HTTP/1.1\r\n\r\n", &[0xff; 5000], &[0; 24]] {
         victim.refuses("garbage", &[Bytes::copy_from_slice(garbage)]);
         let mut within = victim.next.clone();
@@ -579,9 +584,9 @@ fn promoted(frames: &[Bytes]) -> Result<(), String> {
     let standby = Side::standby();
     let first = Frame::parse(frames[0].clone()).expect("a header");
     let Header { id, .. } = first.decode("header").expect("a header");
-    standby.engine.send(Command::Frame(frames[0].clone()));
+    standby.engine.send(Command::Frames(frames[0].clone()));
     standby.engine.send(Command::Receive { id, full: true, keep_old: true });
-    frames[1..].iter().for_each(|frame| standby.engine.send(Command::Frame(frame.clone())));
+    frames[1..].iter().for_each(|frame| standby.engine.send(Command::Frames(frame.clone())));
     loop {
         match standby.next_event("prepared epoch") {
             Event::EpochBegins { .. } => (),

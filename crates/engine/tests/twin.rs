@@ -63,7 +63,7 @@ fn copy(pair: &mut Pair, second: &Side, epochs: u64) -> Result<Twinned, TwinErro
     let twinned = source.copy(
         || false,
         |frame| {
-            second.engine.send(Command::Frame(frame));
+            second.engine.send(Command::Frames(frame));
             if frames == 0 {
                 second
                     .until("the beginning", |event| matches!(event, Event::EpochBegins { .. }).then_some(()));

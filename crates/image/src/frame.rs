@@ -248,6 +248,48 @@ impl FrameWriter {
 /// Checks that frames come in order and whole: the receiving half of one epoch.
 #[derive(Debug, Default)]
 pub struct FrameOrder {
+/// Frames joined to as few pieces as there can be without one longer than `bytes_max`, but for a frame that is longer by
+/// itself: what is small is sent at once, and wakes everybody on its way once.
+pub fn join(frames: impl IntoIterator<Item = Bytes>, bytes_max: usize) -> Vec<Bytes> {
+    let mut pieces: Vec<Bytes> = Vec::new();
+    let mut piece: Vec<Bytes> = Vec::new();
+    let mut bytes = 0;
+    for frame in frames {
+        if !piece.is_empty() && bytes + frame.len() > bytes_max {
+            pieces.push(concat(std::mem::take(&mut piece), bytes));
+            bytes = 0;
+        }
+        bytes += frame.len();
+        piece.push(frame);
+    }
+    if !piece.is_empty() {
+        pieces.push(concat(piece, bytes));
+    }
+    pieces
+}
+
+fn concat(mut frames: Vec<Bytes>, bytes: usize) -> Bytes {
+    if frames.len() == 1 {
+        return frames.remove(0);
+    }
+    let mut out = BytesMut::with_capacity(bytes);
+    frames.iter().for_each(|frame| out.put_slice(frame));
+    out.freeze()
+}
+
+/// The frames that were joined. What is none is the last, nothing at all too, and [`Frame::parse`] will say what is wrong
+/// with it.
+pub fn split(joined: Bytes) -> impl Iterator<Item = Bytes> {
+    let mut rest = Some(joined);
+    std::iter::from_fn(move || {
+        let mut first = rest.take()?;
+        let len = Prefix::parse(&first).map_or(first.len(), |prefix| HEADER_BYTES + prefix.length);
+        let after = first.split_off(len.min(first.len()));
+        rest = Some(after).filter(|after| !after.is_empty());
+        Some(first)
+    })
+}
+
     next: u64,
     ended: bool,
 }
@@ -354,6 +396,51 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_give_an_error_and_no_panic(bytes: Vec<u8>) {
+    #[test]
+    fn joined_frames_come_apart_as_they_were() {
+        let frames: Vec<Bytes> =
+            [3, 0, 500, 90, 7].map(|len| Frame::encode(FrameKind::Pages, len, &vec![1; len as usize])).into();
+        for bytes_max in [0, 60, 200, 1 << 20] {
+            let joined = join(frames.clone(), bytes_max);
+            let apart: Vec<Bytes> = joined.iter().cloned().flat_map(split).collect();
+            assert_eq!(apart, frames, "joined to at most {bytes_max}");
+            assert!(joined.iter().all(|piece| piece.len() <= bytes_max || split(piece.clone()).count() == 1));
+        }
+        assert_eq!(join(frames, 1 << 20).len(), 1);
+    }
+
+    #[test]
+    fn what_is_joined_and_damaged_ends_in_an_error() {
+        let joined = join([sample(), sample()], 1 << 20).remove(0);
+        for len in 0..joined.len() {
+            let apart: Vec<_> = split(joined.slice(..len)).map(Frame::parse).collect();
+            assert!(apart.iter().filter(|frame| frame.is_ok()).count() <= len / sample().len());
+            let whole = len == sample().len();
+            assert_eq!(apart.iter().all(Result::is_ok), whole, "cut at {len}");
+        }
+        assert!(
+            split(Bytes::from_static(b"no frame at all, but longer than a header"))
+                .map(Frame::parse)
+                .all(|it| it.is_err())
+        );
+    }
+
+    #[test]
+    fn what_follows_a_value_is_an_error() {
+        let mut bytes = encode(&End { frames: 3 });
+        assert!(decode::<End>(&bytes, "end").is_ok());
+        bytes.push(0);
+        assert!(decode::<End>(&bytes, "end").is_err(), "a byte too many was taken");
+    }
+
+    #[test]
+    fn endless_nesting_is_an_error() {
+        const ARRAY_OF_ONE: u8 = 0x81;
+        let unknown_field = [&[0xa2, 0x61, b'x'][..], &[ARRAY_OF_ONE; 1 << 20]].concat();
+        assert!(decode::<End>(&unknown_field, "end").is_err());
+        assert!(decode::<Vec<crate::state::State>>(&[ARRAY_OF_ONE; 1 << 20], "states").is_err());
+    }
+
             let _ = Frame::parse(bytes.clone().into());
             let _ = decode::<crate::state::State>(&bytes, "state");
             let _ = decode::<crate::layout::LayoutPart>(&bytes, "layout");

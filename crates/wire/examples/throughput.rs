@@ -26,7 +26,7 @@ impl Handler for Acknowledger {
             host_facts: Bytes::new(),
         });
         while let Some(Ok(message)) = incoming.recv().await {
-            let small = matches!(message, FromPrimary::Frame(frame) if frame.len() < 6144);
+            let small = matches!(message, FromPrimary::Frames(frame) if frame.len() < 6144);
             if small && outgoing.send(FromStandby::Ack(CheckpointId::default())).await.is_err() {
                 return;
             }
@@ -68,7 +68,7 @@ async fn measure(address: &str, tls: &TlsFiles) -> Result<(), Box<dyn std::error
     const MIB: u32 = 4096;
     let (start, mebibyte) = (Instant::now(), Bytes::from(vec![7; 1 << 20]));
     for _ in 0..MIB {
-        link.outgoing.send(FromPrimary::Frame(mebibyte.clone())).await?;
+        link.outgoing.send(FromPrimary::Frames(mebibyte.clone())).await?;
     }
     round_trip(&mut link, 0).await?;
     println!("frames of 1 MiB: {:.2} GiB/s", f64::from(MIB) / 1024.0 / start.elapsed().as_secs_f64());
@@ -76,7 +76,7 @@ async fn measure(address: &str, tls: &TlsFiles) -> Result<(), Box<dyn std::error
 }
 
 async fn round_trip(link: &mut Replication, len: usize) -> Result<(), WireError> {
-    link.outgoing.send(FromPrimary::Frame(Bytes::from(vec![1; len]))).await?;
+    link.outgoing.send(FromPrimary::Frames(Bytes::from(vec![1; len]))).await?;
     link.incoming.recv().await.map_or(Ok(()), |ack| ack.map(drop))
 }
 

@@ -35,7 +35,7 @@ impl From<FromPrimary> for proto::FromPrimary {
     fn from(message: FromPrimary) -> Self {
         use proto::from_primary::Message;
         let message = match message {
-            FromPrimary::Frame(frame) => Message::Frame(frame),
+            FromPrimary::Frames(frames) => Message::Frames(frames),
             FromPrimary::AppExited { how, silenced } => {
                 Message::AppExited(proto::AppExited { how: Some(how.into()), silenced })
             }
@@ -69,7 +69,7 @@ impl TryFrom<proto::FromPrimary> for FromPrimary {
         use proto::from_primary::Message;
         match message.message.ok_or(Malformed("is empty or of a kind that is not known here"))? {
             Message::Hello(_) => Err(Malformed("says hello a second time")),
-            Message::Frame(frame) => Ok(Self::Frame(frame)),
+            Message::Frames(frames) => Ok(Self::Frames(frames)),
             Message::AppExited(proto::AppExited { how, silenced }) => {
                 let how = how.ok_or(Malformed("does not say how the app ended"))?.into();
                 Ok(Self::AppExited { how, silenced })

@@ -10,7 +10,7 @@ use crate::token::{GuardToken, TokenHash};
 
 /// Both sides of a pair must say the same number; it grows with every change that an older release would
 /// misunderstand.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The release of this build, as it is told to the peer.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
@@ -115,8 +115,9 @@ pub enum RefusalCode {
 /// What follows the [`Hello`], from the primary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FromPrimary {
-    /// One encoded frame of an epoch; [`image::Frame::parse`] verifies it.
-    Frame(Bytes),
+    /// Encoded frames of an epoch, joined; [`image::frame::split`] takes them apart, [`image::Frame::parse`] verifies
+    /// them.
+    Frames(Bytes),
     AppExited {
         how: Exit,
         /// Nothing of the app can be heard any more.

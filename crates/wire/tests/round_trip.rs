@@ -35,13 +35,13 @@ async fn frames_up_to_the_longest_arrive_unchanged_and_in_order() {
     let sent = frames.clone();
     let sender = async {
         for frame in sent {
-            primary.outgoing.send(FromPrimary::Frame(frame)).await.unwrap();
+            primary.outgoing.send(FromPrimary::Frames(frame)).await.unwrap();
         }
     };
     let receiver = async {
         for frame in frames {
             assert!(
-                soon(incoming.recv()).await.unwrap().unwrap() == FromPrimary::Frame(frame),
+                soon(incoming.recv()).await.unwrap().unwrap() == FromPrimary::Frames(frame),
                 "a frame changed"
             );
         }
@@ -226,7 +226,7 @@ async fn slow_standby_makes_the_primary_wait_and_loses_nothing() {
     let mut taken = 0;
     let why = loop {
         let frame = Frame::encode(FrameKind::Pages, taken, &payload);
-        match outgoing.send(FromPrimary::Frame(frame)).await {
+        match outgoing.send(FromPrimary::Frames(frame)).await {
             Ok(()) => taken += 1,
             Err(why) => break why,
         }
@@ -235,7 +235,7 @@ async fn slow_standby_makes_the_primary_wait_and_loses_nothing() {
     assert!(matches!(why, WireError::TimedOut { .. }), "{why:?}");
     drop(outgoing);
     for sequence in 0..taken {
-        let Some(Ok(FromPrimary::Frame(frame))) = soon(incoming.recv()).await else {
+        let Some(Ok(FromPrimary::Frames(frame))) = soon(incoming.recv()).await else {
             panic!("frame {sequence} is lost")
         };
         assert_eq!(Frame::parse(frame).unwrap().sequence, sequence);
@@ -248,7 +248,7 @@ async fn full_queue_hands_a_message_back_that_must_not_wait() {
     let mut standby = Standby::start().await;
     let client = standby.client().await;
     let (primary, _answers, _incoming) = standby.replication(&client).await;
-    let frame = || FromPrimary::Frame(Frame::encode(FrameKind::Pages, 0, b""));
+    let frame = || FromPrimary::Frames(Frame::encode(FrameKind::Pages, 0, b""));
     // Nothing else runs on this thread between two of these.
     let back = (0..100).find_map(|_| primary.outgoing.try_send(frame()).unwrap());
     assert_eq!(back, Some(frame()));

@@ -56,7 +56,7 @@ impl Pair {
                 Ok(frame) => {
                     let first = bytes == 0;
                     bytes += frame.len() as u64;
-                    self.standby.engine.send(Command::Frame(frame));
+                    self.standby.engine.send(Command::Frames(frame));
                     if first {
                         self.receive(id, true)?;
                     }
@@ -113,9 +113,9 @@ impl Pair {
         let (frames, report) = self.captured(id)?;
         let mut frames = frames.into_iter();
         let header = frames.next().context("an epoch without a header")?;
-        self.standby.engine.send(Command::Frame(header));
+        self.standby.engine.send(Command::Frames(header));
         self.receive(id, false)?;
-        frames.for_each(|frame| self.standby.engine.send(Command::Frame(frame)));
+        frames.for_each(|frame| self.standby.engine.send(Command::Frames(frame)));
         self.await_prepared(id)?;
         Ok((id, report))
     }

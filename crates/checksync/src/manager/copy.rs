@@ -340,7 +340,7 @@ impl Actor {
                 self.step_alone(StandbyEvent::HandedOver { reign });
             }
             FromPrimary::Arrived(packets) => self.arrived.keep(packets),
-            FromPrimary::Frame(_) => unreachable!("frames go to the engine by themselves"),
+            FromPrimary::Frames(_) => unreachable!("frames go to the engine by themselves"),
             FromPrimary::Changes(_) => tracing::warn!("changes of structures came for the copy of a process"),
         }
     }

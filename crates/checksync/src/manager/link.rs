@@ -115,7 +115,7 @@ impl LinkSender {
                 }
             };
             let Some(room) = room else { return false };
-            queue.send(Out { message: FromPrimary::Frame(frame), _room: Some(room) }).is_ok()
+            queue.send(Out { message: FromPrimary::Frames(frame), _room: Some(room) }).is_ok()
         })
     }
 }
@@ -228,7 +228,7 @@ mod tests {
         let (first, end_frame) = (pages.clone(), last.clone());
         let sunk = tokio::task::spawn_blocking(move || sink(pages) && sink(last)).await.unwrap();
         assert!(sunk);
-        assert_eq!(queued.recv().await.unwrap().message, FromPrimary::Frame(first));
+        assert_eq!(queued.recv().await.unwrap().message, FromPrimary::Frames(first));
         assert!(queued.try_recv().is_err(), "the end went out by itself");
         assert_eq!(end.lock().unwrap().take(), Some(end_frame));
     }

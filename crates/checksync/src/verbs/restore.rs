@@ -147,11 +147,11 @@ impl Restoring {
     fn fill(&self, source: &Source, header: &Header) -> anyhow::Result<()> {
         let mut frames = source.frames()?;
         let first = frames.next().context("a checkpoint without a header")??;
-        self.engine.send(Command::Frame(first));
+        self.engine.send(Command::Frames(first));
         self.until(|event| matches!(event, Event::EpochBegins { .. }))?;
         self.engine.send(Command::Receive { id: header.id, full: true, keep_old: false });
         for frame in frames {
-            self.engine.send(Command::Frame(frame?));
+            self.engine.send(Command::Frames(frame?));
         }
         self.until(|event| matches!(event, Event::Prepared { .. }))?;
         self.engine.send(Command::Apply(header.id));

@@ -223,7 +223,7 @@ impl Pair {
         self.primary.engine.send(Command::FullSync { id, sink });
         let mut announced = false;
         while let Ok(frame) = arriving.recv_timeout(PATIENCE) {
-            self.standby.engine.send(Command::Frame(frame));
+            self.standby.engine.send(Command::Frames(frame));
             if !announced {
                 self.receive(id, true);
                 announced = true;
@@ -244,9 +244,9 @@ impl Pair {
 
     fn deliver(&mut self, id: CheckpointId, frames: Vec<Bytes>) {
         let mut frames = frames.into_iter();
-        self.standby.engine.send(Command::Frame(frames.next().expect("a header")));
+        self.standby.engine.send(Command::Frames(frames.next().expect("a header")));
         self.receive(id, false);
-        frames.for_each(|frame| self.standby.engine.send(Command::Frame(frame)));
+        frames.for_each(|frame| self.standby.engine.send(Command::Frames(frame)));
         self.commit(id);
     }
 

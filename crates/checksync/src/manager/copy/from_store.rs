@@ -22,11 +22,11 @@ impl Actor {
     ) -> anyhow::Result<()> {
         let mut frames = frames;
         let first = frames.next().context("a checkpoint without a header")??;
-        self.command(Command::Frame(first));
+        self.command(Command::Frames(first));
         self.until(|event| matches!(event, Event::EpochBegins { .. }))?;
         self.command(Command::Receive { id, full: true, keep_old: false });
         for frame in frames {
-            self.command(Command::Frame(frame?));
+            self.command(Command::Frames(frame?));
         }
         self.until(|event| matches!(event, Event::Prepared { .. }))?;
         self.command(Command::Apply(id));

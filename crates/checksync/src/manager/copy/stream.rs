@@ -34,7 +34,7 @@ impl Intake {
     pub async fn read(self, mut incoming: Incoming<FromPrimary>) {
         loop {
             let taken = match incoming.recv().await {
-                Some(Ok(FromPrimary::Frame(frame))) => self.feed(frame).await,
+                Some(Ok(FromPrimary::Frames(frames))) => self.feed(frames).await,
                 Some(Ok(message)) => self.post.send(Input::Said(self.number, message)).is_ok(),
                 Some(Err(why)) => {
                     tracing::warn!("the page stream is lost: {why}");
@@ -51,13 +51,13 @@ impl Intake {
     }
 
     /// False if there is no engine any more. One that has too much to do holds up this stream, and nobody else.
-    async fn feed(&self, frame: Bytes) -> bool {
-        if kind_of(&frame) == Some(FrameKind::Header as u16) {
+    async fn feed(&self, frames: Bytes) -> bool {
+        if kind_of(&frames) == Some(FrameKind::Header as u16) {
             *self.header_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         let Some(engine) = self.engine.upgrade() else { return false };
-        let Err(frame) = engine.offer(frame) else { return true };
+        let Err(frames) = engine.offer(frames) else { return true };
         // A panic was logged, and would be the engine's end.
-        tokio::task::spawn_blocking(move || engine.send(Command::Frame(frame))).await.is_ok()
+        tokio::task::spawn_blocking(move || engine.send(Command::Frames(frames))).await.is_ok()
     }
 }

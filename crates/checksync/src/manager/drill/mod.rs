@@ -291,7 +291,7 @@ impl Drill {
         let is_over = || called_off.load(Ordering::SeqCst) || listener.is_some_and(Listener::is_gone);
         let mut is_first = true;
         let twinned = source.copy(is_over, |frame| {
-            stage.engine.send(Command::Frame(frame));
+            stage.engine.send(Command::Frames(frame));
             if std::mem::take(&mut is_first) {
                 stage.engine.send(Command::Receive { id, full: true, keep_old: false });
             }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::{CaptureReport, Command, FrameSink};
-use image::frame::{Frame, FrameError, FrameKind, FrameWriter};
+use image::frame::{self, Frame, FrameError, FrameKind, FrameWriter};
 use image::{CheckpointId, Header, Member, Sync};
 use replica::PrimaryEvent;
 use wire::{ArrivedPacket, FromPrimary};
@@ -18,6 +18,8 @@ use crate::progress::Progress;
 const FULL_SYNC_PATIENCE: Duration = Duration::from_secs(1);
 /// Each has at most 64 KiB, and a message a frame's size.
 const ARRIVED_PER_MESSAGE: usize = 15;
+/// Small epochs travel in one message.
+const JOINED_BYTES_MAX: usize = 1 << 20;
 
 /// Tells when the engine drops the sink that it is in.
 struct SinkHeld {
@@ -161,8 +163,9 @@ impl Actor {
         }
         let Some(session) = session else { return };
         // Of a full sync only its end waits here; of any other epoch, all of it.
-        for frame in header.into_iter().chain(frames.iter().skip(1).cloned()).chain(end) {
-            session.sender.send(FromPrimary::Frame(frame));
+        let frames = header.into_iter().chain(frames.iter().skip(1).cloned()).chain(end);
+        for frames in frame::join(frames, JOINED_BYTES_MAX) {
+            session.sender.send(FromPrimary::Frames(frames));
         }
         self.passage.sent(id);
     }

@@ -231,7 +231,7 @@ impl State {
                 };
                 self.step_alone(StandbyEvent::AppEnded { reign, exit });
             }
-            FromPrimary::Frame(_)
+            FromPrimary::Frames(_)
             | FromPrimary::GuardArmed(_)
             | FromPrimary::Arrived(_)
             | FromPrimary::HandedOver => {
