@@ -60,18 +60,18 @@ impl Life {
     }
 }
 
-/// Goes on until it has ended, or stands still; answers whether it does.
-async fn stands_still<T>(work: &mut (impl Future<Output = T> + Unpin), plan: &Plan) -> bool {
+/// Goes on until it has ended, or stands still: then there is no end yet.
+async fn end_of<T>(work: &mut (impl Future<Output = T> + Unpin), plan: &Plan) -> Option<T> {
     tokio::select! {
-        _ended = work => false,
-        () = plan.waiting.notified() => true,
+        ended = work => Some(ended),
+        () = plan.waiting.notified() => None,
     }
 }
 
 #[test]
 fn what_is_acknowledged_is_listed_at_whatever_step_another_begins() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut reached, mut at) = (true, 0);
+    let (mut reached, mut at, mut superseded, mut done) = (true, 0, 0, 0);
     while reached {
         runtime().block_on(async {
             let inner = Arc::new(InMemory::new());
@@ -81,19 +81,34 @@ fn what_is_acknowledged_is_listed_at_whatever_step_another_begins() {
                 let mut run = begin(over(objects), 1).await?;
                 life.upload(&mut run, 3, dir.path()).await
             });
-            if stands_still(&mut work, &plan).await {
-                begin(over(inner.clone()), 2).await.unwrap();
-                plan.go_on.notify_one();
-                // It may find that it is superseded.
-                let _ = work.as_mut().await;
-            }
+            let ended = match end_of(&mut work, &plan).await {
+                Some(ended) => ended,
+                None => {
+                    begin(over(inner.clone()), 2).await.unwrap();
+                    plan.go_on.notify_one();
+                    work.as_mut().await
+                }
+            };
             drop(work);
-            life.are_listed(&over(inner), &format!("stalled at {at}")).await;
+            match ended {
+                Ok(()) => done += 1,
+                Err(StoreError::Superseded { .. } | StoreError::OldTerm { .. }) => superseded += 1,
+                Err(why) => panic!("stalled at {at}: {why}"),
+            }
+            let store = over(inner);
+            life.are_listed(&store, &format!("stalled at {at}")).await;
+            let newest = store.pick(APP, Which::Latest).await.ok().map(|listed| listed.id());
+            let relied_on = life.acknowledged.last().copied();
+            assert!(
+                newest >= relied_on,
+                "stalled at {at}: {relied_on:?} was relied on, {newest:?} is the newest"
+            );
             reached = plan.reached();
         });
         at += 1;
     }
     assert!(at > 15, "only {at} steps");
+    assert!(superseded > 5 && done > 0, "{superseded} and {done}");
 }
 
 #[test]
@@ -108,7 +123,7 @@ fn what_is_acknowledged_is_listed_while_another_takes_his_time_to_begin() {
             life.upload(&mut run, 1, dir.path()).await.unwrap();
             let (objects, plan) = Faulty::new(&inner, Fault::Waits, at);
             let mut next = Box::pin(begin(over(objects), 2));
-            if stands_still(&mut next, &plan).await {
+            if end_of(&mut next, &plan).await.is_none() {
                 let _superseded = life.upload(&mut run, 2, dir.path()).await;
                 plan.go_on.notify_one();
                 next.await.unwrap();
@@ -135,7 +150,7 @@ fn a_fold_and_a_collection_break_nothing_while_another_takes_his_time_to_begin()
             life.upload(&mut run, 4, dir.path()).await.unwrap();
             let (objects, plan) = Faulty::new(&inner, Fault::Waits, at);
             let mut next = Box::pin(begin(over(objects), 2));
-            if stands_still(&mut next, &plan).await {
+            if end_of(&mut next, &plan).await.is_none() {
                 run.fold().await.unwrap();
                 let _superseded = run.collect(last(1)).await;
                 plan.go_on.notify_one();
@@ -168,7 +183,7 @@ fn a_base_that_comes_when_its_run_is_closed_counts_nowhere() {
                 life.upload(&mut run, 4, dir.path()).await?;
                 run.fold().await
             });
-            let stalled = stands_still(&mut work, &plan).await;
+            let stalled = end_of(&mut work, &plan).await.is_none();
             let mut run = begin(over(inner.clone()), 2).await.unwrap();
             after.upload(&mut run, 1, dir.path()).await.unwrap();
             run.collect(last(2)).await.unwrap();
