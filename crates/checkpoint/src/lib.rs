@@ -4,6 +4,7 @@
 
 pub mod memory;
 pub mod process;
+pub mod shipped;
 pub mod skeleton;
 pub mod unsupported;
 

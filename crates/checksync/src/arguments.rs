@@ -164,6 +164,16 @@ pub struct StandbyArgs {
     /// several as for `run`. Without any, an app stays unprotected after a takeover
     #[arg(long, env = "CHECKSYNC_STANDBY", value_delimiter = ',')]
     pub standby: Vec<String>,
+    /// Where the checkpoints of an app go that is served from here: file:PATH, s3://BUCKET[/PREFIX] or
+    /// az://CONTAINER[/PREFIX] [default: where its primary has them go, with the credentials of this host]
+    #[arg(long, env = "CHECKSYNC_STORE")]
+    pub store: Option<Location>,
+    /// From one checkpoint in that store to the next [default: 10s]
+    #[arg(long, env = "CHECKSYNC_STORE_INTERVAL", value_parser = duration::parse)]
+    pub store_interval: Option<Duration>,
+    /// Which checkpoints that store keeps [default: last=24,hourly=48,daily=14]
+    #[arg(long, env = "CHECKSYNC_STORE_KEEP")]
+    pub store_keep: Option<Retention>,
     /// Hold a drill of each app so often: 24h [default: only when asked for]
     #[arg(long, env = "CHECKSYNC_DRILL_EVERY", value_parser = duration::parse)]
     pub drill_every: Option<Duration>,
@@ -310,6 +320,9 @@ pub struct RunArgs {
     /// it was run with
     #[arg(long, conflicts_with = "command")]
     pub from_store: bool,
+    /// With --from-store: take it away from a primary that is seen to be alive
+    #[arg(long, requires = "from_store")]
+    pub from_living: bool,
     /// The program and its arguments
     #[arg(last = true, required_unless_present = "from_store")]
     pub command: Vec<OsString>,

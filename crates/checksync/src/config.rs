@@ -15,7 +15,7 @@ use gate::NetworkSpec;
 use replica::primary::{CommitOn, Consistency, OnCrash, OnStandbyLoss};
 use replica::{Fencing, Nanos, Timing};
 use serde::Deserialize;
-use store::Location;
+use store::{Location, Retention};
 use wire::TlsFiles;
 
 use crate::arguments::{
@@ -25,7 +25,7 @@ use crate::arguments::{
 use crate::duration;
 use crate::exit::{Coded, Exit};
 use crate::manager::copy::Schedule;
-use crate::manager::store::StoreSettings;
+use crate::manager::store::{NamedBy, StoreSettings};
 
 const INTERVAL: Duration = Duration::from_millis(50);
 const HEARTBEAT: Duration = Duration::from_millis(20);
@@ -82,6 +82,8 @@ pub struct StandbySettings {
     pub link: Option<String>,
     /// Of what is served here after a takeover.
     pub standbys: Vec<String>,
+    /// Where its checkpoints go, instead of where its primary says.
+    pub store: Option<StoreSettings>,
     pub network_threads: usize,
     pub drills: Schedule,
     pub shared: Shared,
@@ -190,7 +192,13 @@ impl PrimarySettings {
 
     fn settle(args: PrimaryArgs) -> anyhow::Result<Self> {
         let file = File::load(args.shared.config.as_deref())?;
-        let store = store_settings(&args, &file)?;
+        let given = GivenStore {
+            location: args.store.clone(),
+            interval: args.store_interval,
+            keep: args.store_keep,
+            state: args.shared.state.clone(),
+        };
+        let store = given.settle(&file)?;
         let app = args.app.or(file.app.clone()).context("no app is named; give --app NAME")?;
         check_name(&app)?;
         let standbys = file.standby.unless_given(args.standby);
@@ -309,24 +317,35 @@ impl PrimarySettings {
     }
 }
 
-fn store_settings(args: &PrimaryArgs, file: &File) -> anyhow::Result<Option<StoreSettings>> {
-    let from_file = |text: &Option<String>| text.as_ref().map(|text| text.parse()).transpose();
-    let location: Option<Location> =
-        args.store.clone().map_or_else(|| from_file(&file.store), |it| Ok(Some(it)))?;
-    let keep = file.store_keep.as_ref().map(|text| text.parse()).transpose()?;
-    let Some(location) = location else {
-        if args.store_interval.is_some() || args.store_keep.is_some() {
-            bail!("no store is named; give --store, or leave --store-interval and --store-keep out");
-        }
-        return Ok(None);
-    };
-    let state = args.shared.state.clone().or(file.state.clone());
-    Ok(Some(StoreSettings {
-        location,
-        interval: args.store_interval.or(file.store_interval).unwrap_or(STORE_INTERVAL),
-        keep: args.store_keep.or(keep).unwrap_or_default(),
-        spool: state.unwrap_or_else(std::env::temp_dir),
-    }))
+/// What the flags say of a store.
+struct GivenStore {
+    location: Option<Location>,
+    interval: Option<Duration>,
+    keep: Option<Retention>,
+    state: Option<PathBuf>,
+}
+
+impl GivenStore {
+    fn settle(self, file: &File) -> anyhow::Result<Option<StoreSettings>> {
+        let Self { location, interval, keep, state } = self;
+        let from_file = |text: &Option<String>| text.as_ref().map(|text| text.parse()).transpose();
+        let location: Option<Location> =
+            location.map_or_else(|| from_file(&file.store), |it| Ok(Some(it)))?;
+        let kept = file.store_keep.as_ref().map(|text| text.parse()).transpose()?;
+        let Some(location) = location else {
+            if interval.is_some() || keep.is_some() {
+                bail!("no store is named; give --store, or leave --store-interval and --store-keep out");
+            }
+            return Ok(None);
+        };
+        Ok(Some(StoreSettings {
+            location,
+            interval: interval.or(file.store_interval).unwrap_or(STORE_INTERVAL),
+            keep: keep.or(kept).unwrap_or_default(),
+            spool: state.or(file.state.clone()).unwrap_or_else(std::env::temp_dir),
+            named_by: NamedBy::Here,
+        }))
+    }
 }
 
 /// `at_once`: why there is never more than one standby.
@@ -429,6 +448,13 @@ impl StandbySettings {
             bail!("{network_threads} threads for the network; take 1 to {NETWORK_THREADS_MAX}");
         }
         let standbys = file.standby.unless_given(args.standby);
+        let given = GivenStore {
+            location: args.store,
+            interval: args.store_interval,
+            keep: args.store_keep,
+            state: args.shared.state.clone(),
+        };
+        let store = given.settle(&file)?;
         let every = args.drill_every.or(file.drill_every);
         if every.is_some_and(|every| every < DRILL_EVERY_MIN) {
             bail!("drills take time and memory; take at least {DRILL_EVERY_MIN:?} for --drill-every");
@@ -436,7 +462,7 @@ impl StandbySettings {
         let health = args.health.or(file.health.clone());
         let drills = Schedule { every, health, patience: DRILL_PATIENCE };
         let shared = Shared::resolve(args.shared, file)?;
-        Ok(Self { listen, promote_hook, link, standbys, network_threads, drills, shared })
+        Ok(Self { listen, promote_hook, link, standbys, store, network_threads, drills, shared })
     }
 }
 

@@ -174,6 +174,10 @@ impl Board {
         self.stores().insert(app.to_owned(), store);
     }
 
+    pub fn remove_store(&self, app: &str) {
+        self.stores().remove(app);
+    }
+
     /// Who knows of an app's drills.
     pub fn set_drills(&self, app: &str, drills: DrillStatus) {
         self.drills().insert(app.to_owned(), drills);
@@ -182,6 +186,7 @@ impl Board {
     pub fn remove(&self, app: &str) {
         self.stages().remove(app);
         self.drills().remove(app);
+        self.stores().remove(app);
         self.lock().remove(app);
     }
 

@@ -12,13 +12,14 @@ use checkpoint::descriptors::{self, Connections, ManagerSocket, Subject};
 use checkpoint::memory::self_test::{Kernel, SelfTestError};
 use checkpoint::memory::{Capture, CaptureError, Encoder, Ledger, OpenObjects, Started, Tracker, Workers};
 use checkpoint::process::{self, CellNumbers, ProcessCache};
+use checkpoint::shipped::{Digests, Shipment};
 use files::FilesError;
 use image::descriptor::FileKind;
 use image::frame::{FrameKind, FrameWriter};
-use image::layout::{Layout, ObjectKey};
+use image::layout::{FileIdentity, Layout, Mapping, ObjectKey};
 use image::process::{MemoryMap, Process};
 use image::state::{Clocks, State};
-use image::{CheckpointId, Header, Sync};
+use image::{CheckpointId, Header, Shipped, Sync};
 use tracee::{Frozen, TraceError, Tree};
 
 use crate::awake::{Awake, Cores};
@@ -124,6 +125,9 @@ pub struct Capturer {
     ledger: Ledger,
     encoder: Encoder,
     files: StateFiles,
+    /// What the next full sync brings, since somebody lacks it.
+    lacking: Vec<FileIdentity>,
+    digests: Digests,
     numbers: CellNumbers,
     process_cache: ProcessCache,
     /// Lent to the thread that reads the descriptors.
@@ -160,6 +164,7 @@ pub struct FullSync {
     frames: FrameWriter,
     /// Waits for the files that it maps: the standby is to have them first.
     layout: Option<Layout>,
+    shipment: Shipment,
     files_left: bool,
     from: u64,
     round: u32,
@@ -179,6 +184,8 @@ impl Capturer {
             ledger: Ledger::default(),
             encoder: Encoder::new(settings.shadow_bytes),
             files: StateFiles::new(settings.state_dirs.clone(), settings.shared_dirs.clone()),
+            lacking: Vec::new(),
+            digests: Digests::default(),
             numbers: CellNumbers::new(),
             process_cache: ProcessCache::new(),
             descriptor_cache: None,
@@ -221,6 +228,10 @@ impl Capturer {
         self.files.uncovered()
     }
 
+    pub fn ship(&mut self, files: Vec<FileIdentity>) {
+        self.lacking = files;
+    }
+
     /// What was not committed goes into the next checkpoint.
     pub fn return_to_ledger(&mut self) {
         self.ledger.fail();
@@ -254,22 +265,44 @@ impl Capturer {
         self.tracker = Some(tracker);
         advised?;
         let files_left = self.files.begin(self.pid)?;
+        let mapped = layout.iter().flat_map(|layout| layout.mappings.iter().filter_map(Mapping::file));
+        self.digests.begin(self.pid, mapped);
+        let shipment = Shipment::of(self.pid, std::mem::take(&mut self.lacking));
         let mut frames = FrameWriter::default();
         let header = Header { app: self.app.clone(), id, sync: Sync::Full, frozen_at_ns: 0 };
         let alive = out(frames.cbor(FrameKind::Header, &header));
         let (from, round, pages_in_round, bytes) = (0, 0, 0, 0);
-        let mut sync = FullSync { id, frames, layout, files_left, from, round, pages_in_round, bytes };
-        if !alive || (!files_left && !sync.send_layout(out)) {
-            return Err(EngineError::PeerGone);
-        }
-        Ok(sync)
+        let sync = FullSync { id, frames, layout, shipment, files_left, from, round, pages_in_round, bytes };
+        if alive { Ok(sync) } else { Err(EngineError::PeerGone) }
     }
 
-    fn advance_files(
+    /// What the layout needs to be there goes first.
+    fn advance_to_layout(
         &mut self,
         sync: &mut FullSync,
         out: &mut dyn FnMut(Bytes) -> bool,
     ) -> Result<(), EngineError> {
+        if let Some(shipped) = sync.shipment.step() {
+            if let Shipped::Cannot { file, why } = &shipped {
+                tracing::warn!("cannot ship {}: {why}", String::from_utf8_lossy(&file.path));
+            }
+            let frame = sync.frames.cbor(FrameKind::Shipped, &shipped);
+            sync.bytes += frame.len() as u64;
+            return if out(frame) { Ok(()) } else { Err(EngineError::PeerGone) };
+        }
+        let mut known = Vec::new();
+        let done = self.digests.step(|file, digest| known.push(Shipped::Known { file, digest }));
+        let frames: Vec<Bytes> =
+            known.iter().map(|known| sync.frames.cbor(FrameKind::Shipped, known)).collect();
+        if !frames.into_iter().all(&mut *out) {
+            return Err(EngineError::PeerGone);
+        }
+        if !done {
+            return Ok(());
+        }
+        if !sync.files_left {
+            return if sync.send_layout(out) { Ok(()) } else { Err(EngineError::PeerGone) };
+        }
         let mut alive = true;
         sync.files_left = self.files.read_on(&mut sync.frames, &mut |frame| {
             sync.bytes += frame.len() as u64;
@@ -288,8 +321,8 @@ impl Capturer {
         const WINDOW_BYTES: u64 = 16 << 20;
         const ROUNDS_MAX: u32 = 5;
         const WORTH_ANOTHER_ROUND_PAGES: u64 = 1000;
-        if sync.files_left {
-            return self.advance_files(sync, out).map(|()| false);
+        if sync.layout.is_some() {
+            return self.advance_to_layout(sync, out).map(|()| false);
         }
         let tracker = self.tracker.as_mut().ok_or(EngineError::NoBase)?;
         let copied = tracker.precopy(sync.from, WINDOW_BYTES)?;

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use checkpoint::descriptors::{CellNetwork, Connections, ManagerSocket};
+use checkpoint::shipped::Cache;
 use image::CheckpointId;
+use image::layout::FileIdentity;
 
 use crate::cell::CellSpec;
 use crate::twin::Showing;
@@ -43,6 +45,8 @@ pub struct Settings {
     pub state_dirs: Vec<PathBuf>,
     /// What it writes below these is on the standby's host as well.
     pub shared_dirs: Vec<PathBuf>,
+    /// Where a copy's engine keeps files that this host lacks. Without it a checkpoint that needs them is refused.
+    pub shipped: Option<Arc<Cache>>,
     /// Nobody waits for this engine, and those of others come first.
     pub in_background: bool,
 }
@@ -105,6 +109,8 @@ pub enum Command {
     /// Captures everything, the most of it while the app runs. Frames go to `sink` as they are made, from
     /// the header to the end; then [`crate::Event::Captured`] with no frames, or `CaptureFailed`.
     FullSync { id: CheckpointId, sink: FrameSink },
+    /// The next full sync brings the content of these, which somebody lacks.
+    Ship(Vec<FileIdentity>),
     /// Captures what changed since `parent`, which is the last captured checkpoint or older.
     Capture { id: CheckpointId, parent: CheckpointId },
     /// As `Capture`, but the app stands still afterwards, until `Thaw`, `Kill` or the engine's end; all other commands
@@ -153,6 +159,7 @@ impl std::fmt::Debug for Command {
         let name = match self {
             Self::Start => "Start",
             Self::FullSync { id, .. } => return write!(f, "FullSync({id})"),
+            Self::Ship(files) => return write!(f, "Ship({} files)", files.len()),
             Self::Capture { id, parent } => return write!(f, "Capture({id} since {parent})"),
             Self::CaptureLast { id, parent, .. } => return write!(f, "CaptureLast({id} since {parent})"),
             Self::Thaw => "Thaw",

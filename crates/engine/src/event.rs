@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use checkpoint::descriptors::ConnectionCounts;
+use image::layout::FileIdentity;
 use image::{CheckpointId, Sync};
 
 /// How the app ended.
@@ -69,6 +70,8 @@ pub enum Event {
     Refused {
         id: CheckpointId,
         why: String,
+        /// Because these are not here, and are taken if they come.
+        lacks: Vec<FileIdentity>,
     },
     Applied {
         id: CheckpointId,

@@ -122,7 +122,7 @@ fn outside(opened: &[Opened<'_>], directories: &[&Path]) -> Vec<String> {
 
 fn open_for_writing(file: &OpenFile) -> Option<Opened<'_>> {
     const NOT_OPENED: u32 = libc::O_PATH as u32;
-    let FileKind::Path { path, file_type: libc::S_IFREG } = &file.kind else { return None };
+    let FileKind::Path { path, file_type: libc::S_IFREG, reads: _ } = &file.kind else { return None };
     let access = file.flags & libc::O_ACCMODE as u32;
     let writes = access != libc::O_RDONLY as u32 && file.flags & NOT_OPENED == 0;
     writes.then(|| Opened {

@@ -17,10 +17,12 @@ mod event;
 mod files;
 mod primary;
 mod standby;
+mod supply;
 mod thread;
 pub mod twin;
 
 pub use checkpoint::descriptors::{CellNetwork, ConnectionCounts, Connections, ManagerSocket, Unanswered};
+pub use checkpoint::shipped::{Cache, ShipError, Shipment};
 pub use command::{AppStdio, Attach, Barrier, Captures, Command, FrameSink, Launch, Promotion, Settings};
 pub use event::{AppExit, CaptureReport, Event, FullSyncProgress, RestoreReport};
 pub use files::written_outside;

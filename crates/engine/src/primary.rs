@@ -263,6 +263,7 @@ fn obey(context: &Context, app: &mut App, command: Command, syncing: &mut Option
         }
         // It goes on already.
         Command::Thaw => {}
+        Command::Ship(files) => app.capturer.ship(files),
         Command::Committed(id) => app.capturer.committed(id),
         Command::ReturnToLedger => app.capturer.return_to_ledger(),
         Command::Signal(number) => signal(app, number),

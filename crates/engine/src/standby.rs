@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use checkpoint::shipped::{Shelf, ShipError};
 use checkpoint::skeleton::{self, ApplyError, Collector, EpochBytes, Incoming, Piece, Skeleton, Trees};
 use files::{FilesError, Mirror};
 use image::frame::{self, Frame, FrameError, FrameKind};
@@ -27,6 +28,7 @@ use crate::clock::now_ns;
 use crate::command::{Captures, Command, Promotion};
 use crate::event::{Event, RestoreReport};
 use crate::primary::{App, chain, inodes_of, listen_in, move_into, serve};
+use crate::supply::Supply;
 use crate::thread::Context;
 use crate::twin::Showing;
 
@@ -93,6 +95,7 @@ enum Receiving {
 
 struct FullCopy {
     incoming: Incoming,
+    supply: Supply,
     mirror: Mirror,
     copy: Option<Copy>,
 }
@@ -163,6 +166,7 @@ impl Keeper<'_> {
                     Command::End => return None,
                     Command::Start
                     | Command::FullSync { .. }
+                    | Command::Ship(_)
                     | Command::Capture { .. }
                     | Command::CaptureLast { .. }
                     | Command::Thaw
@@ -258,7 +262,7 @@ impl Keeper<'_> {
                     self.prepared = Some((id, Prepared::Incremental(Box::new(epoch), received())));
                     self.context.say(Event::Prepared { id });
                 }
-                Some(Err(why)) => self.say_refused(id, &why),
+                Some(Err(why)) => self.say_lacking(id, &why, &Supply::default()),
                 None => self.say_refused(id, &EngineError::NoBase),
             },
             Err(why) => self.say_refused(id, &why),
@@ -279,7 +283,7 @@ impl Keeper<'_> {
                 }
                 None => self.say_refused(id, &FrameError::Place(FrameKind::End)),
             },
-            Err(why) => self.say_refused(id, &why),
+            Err(why) => self.say_lacking(id, &why, &full.supply),
         }
         Receiving::Nothing
     }
@@ -291,6 +295,10 @@ impl Keeper<'_> {
             full.mirror.settle()?;
         }
         match (piece, &mut full.copy) {
+            (Piece::Shipped(shipped), None) => {
+                full.supply.take(self.shelf().as_ref(), shipped)?;
+            }
+            (Piece::Shipped(_), Some(_)) => return Err(FrameError::Place(FrameKind::Shipped).into()),
             (Piece::Files(part), _) => full.mirror.add_part(part)?,
             (Piece::Content(batch), _) => {
                 let batch = [batch];
@@ -298,8 +306,9 @@ impl Keeper<'_> {
                 full.mirror.write(&batch)?;
             }
             (Piece::Layout(layout), None) => {
-                let trees = full.mirror.located().into_iter().map(|it| (it.path, it.tree));
-                full.copy = Some(self.make_copy(&layout, Trees(trees.collect()))?);
+                let state = full.mirror.located().into_iter().map(|it| (it.path, it.tree)).collect();
+                let trees = Trees { state, shipped: self.shelf() };
+                full.copy = Some(self.make_copy(&layout, trees)?);
             }
             (Piece::Layout(layout), Some(copy)) => {
                 copy.skeleton.apply_layout(&layout)?;
@@ -312,6 +321,7 @@ impl Keeper<'_> {
             (Piece::Header(_) | Piece::Part, _) => (),
             (Piece::End(state), Some(copy)) => {
                 copy.skeleton.check_state(&state)?;
+                copy.skeleton.supply_readable(&state)?;
                 return Ok(Some(*state));
             }
             (Piece::End(_), None) => return Err(FrameError::Place(FrameKind::End).into()),
@@ -319,11 +329,18 @@ impl Keeper<'_> {
         Ok(None)
     }
 
+    /// Where this app's files are kept that are not here.
+    fn shelf(&self) -> Option<Shelf> {
+        let settings = &self.context.settings;
+        settings.shipped.as_ref().map(|cache| cache.of(&settings.app))
+    }
+
     /// N.B. the number of the app's process is not known before the state comes, at the end; the layout's
     /// frame has it, see [`Layout::pid`].
     fn make_copy(&self, layout: &Layout, trees: Trees) -> Result<Copy, CopyError> {
         let host = |what| move |source| CopyError::Host { what, source };
-        skeleton::check_layout(&[], layout, &trees)?;
+        let root = std::fs::File::open("/").map_err(host("open the root directory"))?;
+        skeleton::check_layout(&[], layout, root.as_fd(), &trees)?;
         let spec = self.cell.try_clone().map_err(host("prepare a cell"))?;
         let cell = Cell::with_skeleton(spec, layout.pid).map_err(host("make a cell for the copy"))?;
         if let Some(cgroup) = &self.cell.cgroup {
@@ -363,7 +380,8 @@ impl Keeper<'_> {
         let mut incoming = Incoming::new(u64::MAX);
         self.receiving = match incoming.accept(&frame) {
             Ok(_) => {
-                Receiving::Full(id, Box::new(FullCopy { incoming, mirror: Mirror::default(), copy: None }))
+                let (supply, mirror) = (Supply::default(), Mirror::default());
+                Receiving::Full(id, Box::new(FullCopy { incoming, supply, mirror, copy: None }))
             }
             Err(_) => Receiving::Skipping,
         };
@@ -525,7 +543,15 @@ impl Keeper<'_> {
     }
 
     fn say_refused(&self, id: CheckpointId, why: &dyn std::error::Error) {
-        self.context.say(Event::Refused { id, why: chain(why) });
+        self.context.say(Event::Refused { id, why: chain(why), lacks: Vec::new() });
+    }
+
+    /// Asks for the files that are missing, where that is what is wrong.
+    fn say_lacking(&self, id: CheckpointId, why: &CopyError, supply: &Supply) {
+        let CopyError::Apply(ApplyError::Lacking(lacking)) = why else { return self.say_refused(id, why) };
+        let takes = self.context.settings.shipped.is_some();
+        let (lacks, why) = supply.lacks(lacking, takes);
+        self.context.say(Event::Refused { id, why, lacks });
     }
 }
 
@@ -541,6 +567,8 @@ enum CopyError {
     Apply(#[from] ApplyError),
     #[error(transparent)]
     Files(#[from] FilesError),
+    #[error(transparent)]
+    Shipped(#[from] ShipError),
     #[error(transparent)]
     Engine(EngineError),
     #[error("cannot {what}")]

@@ -547,7 +547,8 @@ fn a_state_that_fails_late_fails_by_name() {
     use image::descriptor::FileKind;
     let victim = Victim::new();
     let full = Parts::of(&victim.full);
-    let missing = FileKind::Path { path: b"/nonexistent/file".to_vec().into(), file_type: libc::S_IFREG };
+    let missing =
+        FileKind::Path { path: b"/nonexistent/file".to_vec().into(), file_type: libc::S_IFREG, reads: None };
     let object = FileKind::Object { key: ObjectKey { device: 9, inode: 9 } };
     let changes: Vec<Change> = vec![
         ("open a file that is missing", Box::new(move |p| p.state.files[0].kind = missing.clone())),
@@ -556,12 +557,6 @@ fn a_state_that_fails_late_fails_by_name() {
             "an executable that is missing",
             Box::new(|p| {
                 p.state.processes[0].attributes.executable = b"/nonexistent/program".to_vec().into();
-            }),
-        ),
-        (
-            "a directory that is missing",
-            Box::new(|p| {
-                p.state.processes[0].filesystem.working_directory = b"/nonexistent".to_vec().into();
             }),
         ),
         (

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::layout::ObjectKey;
+use crate::layout::{FileIdentity, ObjectKey};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
@@ -12,6 +12,14 @@ pub struct Descriptor {
     pub close_on_exec: bool,
     /// Index into [`crate::state::State::files`].
     pub file: u32,
+}
+
+/// A file that the app reads, and that is the same on the other host or comes there by content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadFile {
+    pub size: u64,
+    /// It has not changed for long. Of others it is not asked that they have the same size.
+    pub settled: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +39,9 @@ pub enum FileKind {
     Path {
         path: ByteBuf,
         file_type: u32,
+        /// Of a regular file that is open for reading alone.
+        #[serde(default)]
+        reads: Option<ReadFile>,
     },
     /// A regular file without a name, and its bytes. Where several open files share it, the first has them.
     Deleted {
@@ -268,6 +279,15 @@ pub struct SocketOption {
     pub level: i32,
     pub name: i32,
     pub value: ByteBuf,
+}
+
+impl OpenFile {
+    /// What to ask for where the file that is open for reading is not there.
+    pub fn identity(&self) -> Option<FileIdentity> {
+        let FileKind::Path { path, reads: Some(reads), .. } = &self.kind else { return None };
+        let size = if reads.settled { reads.size } else { FileIdentity::ANY_SIZE };
+        Some(FileIdentity { path: path.to_vec(), size, build_id: None })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

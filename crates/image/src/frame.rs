@@ -38,6 +38,8 @@ pub enum FrameKind {
     End = 5,
     /// [`crate::FileChanges`], or a part of them.
     Files = 6,
+    /// [`crate::Shipped`]: content of files that the receiver has asked for.
+    Shipped = 7,
 }
 
 impl FrameKind {
@@ -49,6 +51,7 @@ impl FrameKind {
             4 => Self::State,
             5 => Self::End,
             6 => Self::Files,
+            7 => Self::Shipped,
             kind => return Err(FrameError::Kind(kind)),
         })
     }
@@ -245,9 +248,6 @@ impl FrameWriter {
     }
 }
 
-/// Checks that frames come in order and whole: the receiving half of one epoch.
-#[derive(Debug, Default)]
-pub struct FrameOrder {
 /// Frames joined to as few pieces as there can be without one longer than `bytes_max`, but for a frame that is longer by
 /// itself: what is small is sent at once, and wakes everybody on its way once.
 pub fn join(frames: impl IntoIterator<Item = Bytes>, bytes_max: usize) -> Vec<Bytes> {
@@ -290,6 +290,9 @@ pub fn split(joined: Bytes) -> impl Iterator<Item = Bytes> {
     })
 }
 
+/// Checks that frames come in order and whole: the receiving half of one epoch.
+#[derive(Debug, Default)]
+pub struct FrameOrder {
     next: u64,
     ended: bool,
 }
@@ -393,9 +396,6 @@ mod tests {
         }
     }
 
-    proptest! {
-        #[test]
-        fn any_bytes_give_an_error_and_no_panic(bytes: Vec<u8>) {
     #[test]
     fn joined_frames_come_apart_as_they_were() {
         let frames: Vec<Bytes> =
@@ -441,10 +441,14 @@ mod tests {
         assert!(decode::<Vec<crate::state::State>>(&[ARRAY_OF_ONE; 1 << 20], "states").is_err());
     }
 
+    proptest! {
+        #[test]
+        fn any_bytes_give_an_error_and_no_panic(bytes: Vec<u8>) {
             let _ = Frame::parse(bytes.clone().into());
             let _ = decode::<crate::state::State>(&bytes, "state");
             let _ = decode::<crate::layout::LayoutPart>(&bytes, "layout");
             let _ = decode::<crate::FileChanges>(&bytes, "changes of files");
+            let _ = decode::<crate::Shipped>(&bytes, "content of a file");
         }
     }
 }

@@ -62,6 +62,20 @@ pub struct LayoutPart {
 }
 
 impl Mapping {
+    /// The file that it is of.
+    pub fn file(&self) -> Option<&FileIdentity> {
+        match &self.backing {
+            Backing::File(identity) => Some(identity),
+            Backing::Anonymous
+            | Backing::Object(_)
+            | Backing::Droppable
+            | Backing::Vvar
+            | Backing::VvarClock
+            | Backing::Vdso
+            | Backing::Vsyscall => None,
+        }
+    }
+
     /// Whether an address in both has the same content behind it: protection and advice may differ.
     fn is_same_memory(&self, other: &Self) -> bool {
         let origin = |mapping: &Self| mapping.offset.wrapping_sub(mapping.range.start);
@@ -121,13 +135,18 @@ pub enum Backing {
 }
 
 /// What must be the same file on both hosts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FileIdentity {
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
     pub size: u64,
     /// The ELF build-id, where there is one.
     pub build_id: Option<serde_bytes::ByteBuf>,
+}
+
+impl FileIdentity {
+    /// Of a file that changes: any content will do.
+    pub const ANY_SIZE: u64 = u64::MAX;
 }
 
 /// Identifies a shared object for the life of the pair: the primary's device and inode.

@@ -15,6 +15,7 @@ pub mod name;
 pub mod process;
 pub mod ranges;
 pub mod register;
+pub mod shipped;
 pub mod state;
 
 pub use batch::{PageBatch, PageTarget};
@@ -24,6 +25,7 @@ pub use header::{Header, Sync};
 pub use name::{CheckpointId, Epoch, Term};
 pub use ranges::{Range, RangeSet};
 pub use register::{Incarnation, Member, Register, Vote};
+pub use shipped::{ContentDigest, Shipped, ShippedFile};
 
 /// The size of a page on the one architecture that we claim, x86-64.
 pub const PAGE_BYTES: u64 = 4096;

@@ -17,9 +17,9 @@
 //! 3. A standby acknowledges an epoch only when it is prepared and its parent is what is held, and applies
 //!    all that it acknowledged before it promotes. So a takeover restores the newest committed epoch, or a
 //!    newer one.
-//! 4. [`Committed`] is made by acknowledgements alone, of so many standbys that every possible takeover holds it, and [`Right`] by a won swap
-//!    ([`StoreClaim`] is who makes it out of a store), by the word of the
-//!    owner that its copy is silent, or by an explicit `--fencing none`. Terms and committed epochs only grow.
+//! 4. [`Committed`] is made by acknowledgements alone, of so many standbys that every possible takeover holds it, and
+//!    [`Right`] by a won swap ([`StoreClaim`] is who makes it out of a store), by the word of the owner that its copy is
+//!    silent, or by an explicit `--fencing none`. Terms and committed epochs only grow.
 
 mod desk;
 mod from_store;

@@ -14,6 +14,7 @@
 //! it may say so, and only then the question to the register. So no event can forget the permit, and the
 //! order "limit, then enrol" holds by construction.
 
+mod archive;
 mod group;
 mod link;
 mod output;
@@ -38,6 +39,7 @@ pub use vocabulary::{
 
 use crate::desk::{Desk, Outcome};
 use crate::{Grounds, Nanos, Progress, Reign, Right};
+use archive::Archive;
 use link::{Acked, Link};
 use switchover::Planned;
 
@@ -108,6 +110,8 @@ struct Capture {
     /// The connections that a full sync goes out on while it is made.
     sessions: Vec<u64>,
     begun_at: Nanos,
+    /// For a store in the background, and for nobody else.
+    archived: bool,
 }
 
 #[derive(Debug)]
@@ -155,6 +159,7 @@ pub struct Primary {
     unproven: BTreeSet<Member>,
     children: BTreeSet<i32>,
     stopping: bool,
+    archive: Archive,
     planned: Option<Planned>,
     /// Before this instant nobody is enrolled.
     paused_until: Nanos,
@@ -199,6 +204,7 @@ impl Primary {
             unproven: BTreeSet::new(),
             children: BTreeSet::new(),
             stopping: false,
+            archive: Archive::from(now + config.archive_patience()),
             planned: None,
             paused_until: Nanos(0),
             permit: Permit::Shut,
@@ -285,6 +291,7 @@ impl Primary {
             PrimaryEvent::ChildSeen { pid } => drop(self.children.insert(pid)),
             PrimaryEvent::ChildGone { pid } => drop(self.children.remove(&pid)),
             PrimaryEvent::Executed => self.begin_unrelated(now),
+            PrimaryEvent::ArchiveLost => self.archive_anew(),
             PrimaryEvent::AppDying { signal } => self.app_dying(now, signal, actions),
             PrimaryEvent::AppExited(exit) => self.app_exited(now, exit, actions),
             PrimaryEvent::RegisterAnswer { ask, answer } => {
@@ -320,6 +327,7 @@ impl Primary {
             self.full_due = self.full_due.max(now + others);
         }
         self.links.push(Link::new(standby, self.sessions, held));
+        self.give_way(actions);
         self.lost = None;
         self.capture_due = now;
     }
@@ -403,6 +411,9 @@ impl Primary {
         self.captured = Some(id);
         self.capture_failure = None;
         (self.captured_at, self.capture_cost) = (now, now.since(capture.begun_at));
+        if capture.archived {
+            return self.archived(now, id, actions);
+        }
         let takers = self.takers(&capture);
         if takers.is_empty() {
             return actions.push(PrimaryAction::ReturnToLedger { ids: vec![id] });
@@ -439,6 +450,9 @@ impl Primary {
 
     fn capture_failed(&mut self, now: Nanos, id: CheckpointId, why: String) {
         let Some(capture) = self.capturing.take_if(|capture| capture.id == id) else { return };
+        if capture.archived {
+            return self.archive_failed(now);
+        }
         self.capture_failure = Some(why);
         match capture.sync {
             Sync::Full => self.full_due = now + self.config.full_sync_retry,
@@ -449,6 +463,7 @@ impl Primary {
     /// From here on the app's memory has nothing to do with what was sent.
     fn begin_unrelated(&mut self, now: Nanos) {
         self.capture_due = now;
+        self.archive_anew();
         self.sent.clear();
         self.links.iter_mut().for_each(|link| link.needs_full = true);
     }

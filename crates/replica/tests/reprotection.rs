@@ -9,6 +9,8 @@
 mod chance;
 #[path = "simulation/common.rs"]
 mod common;
+#[path = "simulation/seeds.rs"]
+mod seeds;
 #[path = "reprotection/world.rs"]
 mod world;
 
@@ -62,21 +64,21 @@ fn live_through(seed: u64, shape: Shape, flaw: Flaw) -> World {
 
 #[test]
 fn through_one_term_after_the_other_nothing_is_lost_and_the_app_is_protected_again() {
-    let (mut takeovers, mut third_terms, mut protected, mut moves) = (0, 0, 0, 0);
-    let only = std::env::var("CHECKSYNC_SEED").ok().map(|seed| seed.parse().expect("a seed is a number"));
-    for seed in only.map_or(0..SEEDS, |seed| seed..seed + 1) {
-        let world = catch_unwind(AssertUnwindSafe(|| live_through(seed, Shape::PAIR, Flaw::None)))
-            .unwrap_or_else(|_| panic!("seed {seed}: run it alone with CHECKSYNC_SEED={seed}"));
+    let (mut takeovers, mut third_terms, mut protected, mut moves, mut archives) = (0, 0, 0, 0, 0);
+    for world in seeds::histories(SEEDS, |seed| live_through(seed, Shape::PAIR, Flaw::None)) {
         takeovers += world.takeovers;
         moves += world.moves;
+        archives += world.archives;
         third_terms += u64::from(world.takeovers >= 2);
         protected += u64::from(world.at_rest() == Ok(Rest::Protected));
     }
     println!(
-        "{takeovers} takeovers, {moves} planned; {third_terms} histories with a third term; {protected} end well"
+        "{takeovers} takeovers, {moves} planned, {archives} checkpoints for a store; {third_terms} histories with a third term; \
+         {protected} end well"
     );
-    if only.is_none() {
+    if seeds::only().is_none() {
         assert!(third_terms > SEEDS / 2, "only {third_terms} histories come to a third term");
+        assert!(archives > 500, "only {archives} checkpoints for a store");
         assert!(protected > SEEDS / 2, "only {protected} histories end with a protected app");
     }
 }
@@ -103,22 +105,19 @@ fn deaths_that_await_protection_never_end_the_app() {
 }
 
 /// The first complaint that a flaw brings about.
-fn complaint(shape: Shape, flaw: Flaw) -> Option<String> {
-    (0..SEEDS).find_map(|seed| {
-        let panic = catch_unwind(AssertUnwindSafe(|| live_through(seed, shape, flaw))).err()?;
-        panic.downcast::<String>().ok().map(|text| *text)
-    })
+fn complaint(shape: Shape, flaw: Flaw) -> String {
+    seeds::complaint(SEEDS, |seed| live_through(seed, shape, flaw))
 }
 
 #[test]
 fn canary_a_restarted_standby_that_is_taken_for_its_earlier_life_is_seen() {
-    let complaint = complaint(Shape::PAIR, Flaw::RemembersItsEarlierLife).expect("the simulation is blind");
+    let complaint = complaint(Shape::PAIR, Flaw::RemembersItsEarlierLife);
     assert!(complaint.contains("never came whole") || complaint.contains("was committed"), "{complaint}");
 }
 
 #[test]
 fn canary_a_standby_that_is_enrolled_before_its_first_full_sync_is_seen() {
-    let complaint = complaint(Shape::PAIR, Flaw::EnrolledTooEarly).expect("the simulation is blind");
+    let complaint = complaint(Shape::PAIR, Flaw::EnrolledTooEarly);
     assert!(
         complaint.contains("two copies can be heard") || complaint.contains("heard until"),
         "{complaint}"
@@ -127,8 +126,14 @@ fn canary_a_standby_that_is_enrolled_before_its_first_full_sync_is_seen() {
 
 #[test]
 fn canary_a_loser_that_goes_on_is_seen() {
-    let complaint = complaint(Shape::PAIR, Flaw::PermitTooLong).expect("the simulation is blind");
+    let complaint = complaint(Shape::PAIR, Flaw::PermitTooLong);
     assert!(complaint.contains("two copies can be heard"), "{complaint}");
+}
+
+#[test]
+fn canary_a_store_that_is_given_what_a_takeover_undoes_is_seen() {
+    let complaint = complaint(Shape::PAIR, Flaw::ArchivesTooEarly);
+    assert!(complaint.contains("is in the store"), "{complaint}");
 }
 
 /// The groups that histories are lived through in.
@@ -160,7 +165,7 @@ fn in_a_group_nothing_is_lost_whoever_wins_and_the_others_follow() {
         println!(
             "group {number}: {takeovers} takeovers, {quorums} by a quorum, {moves} planned; {protected} end well"
         );
-        if only.is_none() {
+        if seeds::only().is_none() {
             assert!(takeovers > GROUP_SEEDS as u32 / 2, "only {takeovers} takeovers in {shape:?}");
             assert!(protected > GROUP_SEEDS / 10, "only {protected} histories of {shape:?} end well");
             let by_quorum = shape.commit_on != CommitOn::All;
@@ -191,15 +196,13 @@ fn where_all_hold_everything_the_last_one_left_still_takes_over() {
 
 #[test]
 fn canary_an_acknowledgement_that_speaks_for_others_is_seen() {
-    let complaint =
-        complaint(Shape::group(3, CommitOn::All), Flaw::OneSpeaksForAll).expect("the simulation is blind");
+    let complaint = complaint(Shape::group(3, CommitOn::All), Flaw::OneSpeaksForAll);
     assert!(complaint.contains("was committed") || complaint.contains("heard until"), "{complaint}");
 }
 
 #[test]
 fn canary_a_takeover_that_hears_too_few_is_seen() {
-    let complaint =
-        complaint(Shape::group(3, CommitOn::Any), Flaw::HearsNobody).expect("the simulation is blind");
+    let complaint = complaint(Shape::group(3, CommitOn::Any), Flaw::HearsNobody);
     assert!(
         complaint.contains("was committed")
             || complaint.contains("heard until")
@@ -210,21 +213,18 @@ fn canary_a_takeover_that_hears_too_few_is_seen() {
 
 #[test]
 fn canary_a_standby_that_takes_more_than_it_has_said_is_seen() {
-    let complaint =
-        complaint(Shape::group(3, CommitOn::Any), Flaw::SpeaksTooEarly).expect("the simulation is blind");
+    let complaint = complaint(Shape::group(3, CommitOn::Any), Flaw::SpeaksTooEarly);
     assert!(complaint.contains("was committed") || complaint.contains("heard until"), "{complaint}");
 }
 
 #[test]
 fn canary_a_ledger_that_forgets_what_the_slow_one_needs_is_seen() {
-    let complaint =
-        complaint(Shape::group(3, CommitOn::Any), Flaw::ForgetsForTheSlow).expect("the simulation is blind");
+    let complaint = complaint(Shape::group(3, CommitOn::Any), Flaw::ForgetsForTheSlow);
     assert!(complaint.contains("the ledger has forgotten"), "{complaint}");
 }
 
 #[test]
 fn canary_a_permit_in_a_group_that_outlasts_the_suspicion_is_seen() {
-    let complaint =
-        complaint(Shape::group(3, CommitOn::All), Flaw::PermitTooLong).expect("the simulation is blind");
+    let complaint = complaint(Shape::group(3, CommitOn::All), Flaw::PermitTooLong);
     assert!(complaint.contains("two copies can be heard"), "{complaint}");
 }

@@ -11,10 +11,10 @@ mod chance;
 mod common;
 #[path = "simulation/said.rs"]
 mod said;
+#[path = "simulation/seeds.rs"]
+mod seeds;
 #[path = "simulation/world.rs"]
 mod world;
-
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use replica::Nanos;
 use world::{A, B, Fault, Flaw, World};
@@ -81,52 +81,49 @@ fn live_through(seed: u64, flaw: Flaw) -> World {
 #[test]
 fn never_two_audible_nothing_committed_lost_and_rest_in_the_end() {
     let (mut takeovers, mut moves, mut called_off, mut commits) = (0, 0, 0, 0);
-    let only = std::env::var("CHECKSYNC_SEED").ok().map(|seed| seed.parse().expect("a seed is a number"));
-    for seed in only.map_or(0..SEEDS, |seed| seed..seed + 1) {
-        let world = catch_unwind(AssertUnwindSafe(|| live_through(seed, Flaw::None)))
-            .unwrap_or_else(|_| panic!("seed {seed}: run it alone with CHECKSYNC_SEED={seed}"));
+    for world in seeds::histories(SEEDS, |seed| live_through(seed, Flaw::None)) {
         takeovers += world.takeovers;
         moves += world.moves;
         called_off += world.called_off;
         commits += world.commits;
     }
     println!("{takeovers} takeovers, {moves} of them planned, {called_off} called off, {commits} commits");
-    assert!(only.is_some() || moves > SEEDS as u32 / 20, "only {moves} planned moves came to their end");
     assert!(
-        only.is_some() || takeovers > SEEDS as u32 / 10,
+        seeds::only().is_some() || moves > SEEDS as u32 / 20,
+        "only {moves} planned moves came to their end"
+    );
+    assert!(
+        seeds::only().is_some() || takeovers > SEEDS as u32 / 10,
         "only {takeovers} takeovers: the faults are too mild"
     );
 }
 
 /// The first complaint that a flaw brings about.
-fn complaint(flaw: Flaw) -> Option<String> {
-    (0..SEEDS).find_map(|seed| {
-        let panic = catch_unwind(AssertUnwindSafe(|| live_through(seed, flaw))).err()?;
-        panic.downcast::<String>().ok().map(|text| *text)
-    })
+fn complaint(flaw: Flaw) -> String {
+    seeds::complaint(SEEDS, |seed| live_through(seed, flaw))
 }
 
 #[test]
 fn canary_a_permit_that_outlasts_the_suspicion_is_seen() {
-    let complaint = complaint(Flaw::PermitTooLong).expect("the simulation is blind");
+    let complaint = complaint(Flaw::PermitTooLong);
     assert!(complaint.contains("two copies can be heard"), "{complaint}");
 }
 
 #[test]
 fn canary_an_acknowledgement_before_the_epoch_is_whole_is_seen() {
-    let complaint = complaint(Flaw::PreparedTooEarly).expect("the simulation is blind");
+    let complaint = complaint(Flaw::PreparedTooEarly);
     assert!(complaint.contains("never came whole"), "{complaint}");
 }
 
 #[test]
 fn canary_output_that_no_epoch_covers_is_seen() {
-    let complaint = complaint(Flaw::GateLeaks).expect("the simulation is blind");
+    let complaint = complaint(Flaw::GateLeaks);
     assert!(complaint.contains("heard until"), "{complaint}");
 }
 
 #[test]
 fn canary_a_lost_copy_that_nobody_speaks_of_is_seen() {
-    let complaint = complaint(Flaw::LossKeptSilent).expect("the simulation is blind");
+    let complaint = complaint(Flaw::LossKeptSilent);
     assert!(complaint.contains("long after the last fault"), "{complaint}");
 }
 
@@ -150,13 +147,13 @@ fn a_copy_that_broke_is_replaced_and_takes_over() {
 
 #[test]
 fn canary_an_app_that_runs_on_after_its_last_epoch_is_seen() {
-    let complaint = complaint(Flaw::RunsOn).expect("the simulation is blind");
+    let complaint = complaint(Flaw::RunsOn);
     assert!(complaint.contains("a planned move lost"), "{complaint}");
 }
 
 #[test]
 fn canary_a_register_that_does_not_compare_is_seen() {
-    let complaint = complaint(Flaw::RegisterForgets).expect("the simulation is blind");
+    let complaint = complaint(Flaw::RegisterForgets);
     assert!(
         complaint.contains("two copies can be heard") || complaint.contains("the term fell"),
         "{complaint}"

@@ -11,7 +11,7 @@ use image::{CheckpointId, Frame, FrameKind, Header, Sync};
 use crate::StoreError;
 use crate::gathered::{GatherError, Gathered};
 use crate::listing::{Listed, RunContents};
-use crate::manifest::{Digest, Manifest};
+use crate::manifest::{Digest, Manifest, SegmentKind, SegmentRef};
 use crate::names::RunName;
 use crate::objects::{CONCURRENT, Place, Shelf, Store};
 
@@ -103,7 +103,10 @@ impl Store {
         link: &'a Link,
     ) -> impl Stream<Item = Result<Vec<Bytes>, StoreError>> + 'a {
         let place = Place { app: &chain.app, run: chain.run };
-        let segments = stream::iter(&link.manifest.segments)
+        // The newest that has content of files has that of all of them.
+        let ships = chain.ships().is_some_and(|newest| newest.header.id == link.header.id);
+        let comes = move |about: &&SegmentRef| about.kind != SegmentKind::Shipped || ships;
+        let segments = stream::iter(link.manifest.segments.iter().filter(comes))
             .map(move |about| async move { self.segment(place, about).await })
             .buffered(CONCURRENT);
         let mut writer = FrameWriter::default();
@@ -155,6 +158,13 @@ impl Store {
 }
 
 impl Chain {
+    /// The newest that has content of files.
+    pub(crate) fn ships(&self) -> Option<&Link> {
+        let has =
+            |link: &&Link| link.manifest.segments.iter().any(|about| about.kind == SegmentKind::Shipped);
+        self.links.iter().rfind(has)
+    }
+
     /// What is read from the store for a restore.
     pub fn stored_bytes(&self) -> u64 {
         self.links.iter().map(|link| link.manifest.stored_bytes()).sum()

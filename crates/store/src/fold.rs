@@ -34,6 +34,9 @@ pub(crate) async fn fold(run: &Run, chain: &Chain) -> Result<(Vec<SegmentRef>, U
         steps.push(step);
     }
     let mut folded = Folded { run, segments: Vec::new(), uploaded: Uploaded::default() };
+    if let Some(ships) = chain.ships() {
+        folded.keep(&of_kind(ships, SegmentKind::Shipped));
+    }
     match links.iter().any(|link| !of_kind(link, SegmentKind::Layout).is_empty()) {
         true => folded.store(segment::layouts(layouts.values())).await?,
         false => folded.keep(&of_kind(base, SegmentKind::Layout)),

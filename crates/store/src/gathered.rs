@@ -18,6 +18,7 @@ use image::{
 };
 
 use crate::StoreError;
+use crate::contents::Waiting;
 use crate::pages::{Window, pieces};
 use crate::segment::{self, Packed, PagesWriter, Raw};
 use crate::spool::{Slot, Spool};
@@ -56,6 +57,8 @@ pub struct Gathered {
     lost: BTreeSet<ObjectKey>,
     memory: BTreeMap<PageTarget, Memory>,
     spool: Spool,
+    /// Content of files, for whoever restores it.
+    contents: Waiting,
     state: Vec<u8>,
     incoming: Incoming,
 }
@@ -99,6 +102,7 @@ impl Gathered {
             lost: BTreeSet::new(),
             memory: BTreeMap::new(),
             spool: Spool::new(dir)?,
+            contents: Waiting::new(dir)?,
             state: Vec::new(),
             incoming: Incoming::default(),
         })
@@ -166,6 +170,7 @@ impl Gathered {
             }
             FrameKind::Pages => self.take_pages(&PageBatch::decode(frame.payload.clone())?)?,
             FrameKind::Files => return Err(GatherError::StateDirectories),
+            FrameKind::Shipped => self.contents.put(&frame.payload)?,
             FrameKind::State => self.incoming.state.extend_from_slice(&frame.payload),
             FrameKind::End => {
                 self.state = std::mem::take(&mut self.incoming).state;
@@ -269,16 +274,16 @@ impl Gathered {
             writer.cbor(FrameKind::Header, &header)
         });
         let mut writer = Some(writer);
+        let mut contents = self.contents.each();
         let mut segments = self.raw();
-        let rest = std::iter::from_fn(move || match segments.next() {
-            Some(Ok(raw)) => {
+        let mut next = move |writer: &mut Option<FrameWriter>| match contents.next() {
+            Some(payload) => {
                 let writer = writer.as_mut()?;
-                let number = |frame: Frame| Ok(writer.frame(frame.kind, &frame.payload));
-                Some(raw.frames().into_iter().map(number).collect())
+                Some(vec![payload.map(|payload| writer.frame(FrameKind::Shipped, &payload))])
             }
-            Some(Err(why)) => Some(vec![Err(why)]),
-            None => Some(vec![Ok(writer.take()?.end())]),
-        });
+            None => next_of(&mut segments, writer),
+        };
+        let rest = std::iter::from_fn(move || next(&mut writer));
         header.into_iter().map(Ok).chain(rest.flatten())
     }
 
@@ -364,6 +369,22 @@ impl Memory {
             Some(&slot) => spool.zero(slot, (size - page) as usize),
             None => Ok(()),
         }
+    }
+}
+
+/// The frames of the next segment, or the last.
+fn next_of(
+    segments: &mut impl Iterator<Item = Result<Raw, StoreError>>,
+    writer: &mut Option<FrameWriter>,
+) -> Option<Vec<Result<Bytes, StoreError>>> {
+    match segments.next() {
+        Some(Ok(raw)) => {
+            let writer = writer.as_mut()?;
+            let number = |frame: Frame| Ok(writer.frame(frame.kind, &frame.payload));
+            Some(raw.frames().into_iter().map(number).collect())
+        }
+        Some(Err(why)) => Some(vec![Err(why)]),
+        None => Some(vec![Ok(writer.take()?.end())]),
     }
 }
 

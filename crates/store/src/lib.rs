@@ -25,6 +25,7 @@
 
 mod chain;
 mod collect;
+mod contents;
 mod error;
 mod fold;
 mod gathered;

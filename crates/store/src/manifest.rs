@@ -14,7 +14,9 @@ use image::{CheckpointId, FileId, PageTarget};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-pub(crate) const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 2;
+/// Without content of files, which a release before it does not know.
+pub(crate) const SCHEMA_BARE: u32 = 1;
 
 /// A SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -111,6 +113,8 @@ pub struct SegmentRef {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SegmentKind {
+    /// Content of files that are mapped.
+    Shipped,
     Layout,
     /// Pages that are no more.
     Gone,
@@ -158,6 +162,12 @@ impl Manifest {
         CheckpointId::new(self.term, self.epoch)
     }
 
+    /// The oldest schema that knows all that is in it.
+    pub(crate) fn schema_for(segments: &[SegmentRef]) -> u32 {
+        let ships = segments.iter().any(|about| about.kind == SegmentKind::Shipped);
+        if ships { SCHEMA } else { SCHEMA_BARE }
+    }
+
     /// What of it lies in the store.
     pub fn stored_bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.stored_bytes).sum()
@@ -171,8 +181,10 @@ impl Manifest {
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
         let manifest: Self = serde_json::from_slice(open(bytes)?).map_err(|why| why.to_string())?;
         match manifest.schema {
-            SCHEMA => Ok(manifest),
-            other => Err(format!("its schema is {other}, this release reads {SCHEMA}")),
+            SCHEMA_BARE | SCHEMA => Ok(manifest),
+            other => Err(format!(
+                "its schema is {other}, this release reads {SCHEMA}: use the release that stored it, or a later one"
+            )),
         }
     }
 }

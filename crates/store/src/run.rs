@@ -6,8 +6,9 @@ use futures_util::{StreamExt, stream};
 use image::{CheckpointId, Sync, Term};
 use serde::{Deserialize, Serialize};
 
+use crate::contents::Stocked;
 use crate::gathered::Gathered;
-use crate::manifest::{Digest, Manifest, Parent, SCHEMA, SegmentRef};
+use crate::manifest::{Digest, Manifest, Parent, SegmentRef};
 use crate::names::RunName;
 use crate::objects::{CONCURRENT, Place, Shelf, Store};
 use crate::segment::Packed;
@@ -37,6 +38,7 @@ pub struct Run {
     name: RunName,
     /// What this run has stored and not collected.
     pub(crate) stored: HashSet<Digest>,
+    pub(crate) stocked: Stocked,
     tip: Option<Tip>,
 }
 
@@ -84,7 +86,14 @@ impl Run {
         for run in runs {
             store.close(Place { app, run }).await?;
         }
-        Ok(Self { store, app: app.to_owned(), name, stored: HashSet::new(), tip: None })
+        Ok(Self {
+            store,
+            app: app.to_owned(),
+            name,
+            stored: HashSet::new(),
+            stocked: Stocked::default(),
+            tip: None,
+        })
     }
 
     pub fn name(&self) -> RunName {
@@ -116,7 +125,8 @@ impl Run {
         // For nothing would all of it be sent.
         self.look_for_later().await?;
         let mut uploaded = Uploaded::default();
-        let mut segments = Vec::new();
+        let mut segments = self.contents(gathered);
+        segments.iter().for_each(|about| uploaded.count(about, false));
         {
             let putting = stream::iter(gathered.segments()).map(|packed| async {
                 let packed = packed?;
@@ -132,7 +142,7 @@ impl Run {
         }
         self.stored.extend(segments.iter().map(|about| about.digest));
         let manifest = Manifest {
-            schema: SCHEMA,
+            schema: Manifest::schema_for(&segments),
             app: self.app.clone(),
             term: id.term.0,
             epoch: id.epoch.0,
@@ -193,6 +203,7 @@ impl Run {
     /// What is there may be damaged: from now on everything is sent again, over what has its name.
     pub fn distrust(&mut self) {
         self.stored.clear();
+        self.stocked = Stocked::default();
     }
 
     /// A later run means that what we write counts no more.
@@ -214,7 +225,9 @@ impl Run {
         let chain = self.store.chain(&self.app, &listed).await?;
         let (segments, mut uploaded) = fold::fold(self, &chain).await?;
         self.stored.extend(segments.iter().map(|about| about.digest));
-        let base = Manifest { parent: None, stands_for: Some(tip.digest), segments, ..tip.manifest.clone() };
+        let schema = Manifest::schema_for(&segments);
+        let base =
+            Manifest { schema, parent: None, stands_for: Some(tip.digest), segments, ..tip.manifest.clone() };
         uploaded.bytes_sent += self.write(Shelf::Bases, &base).await?;
         self.tip = Some(Tip { links: 0, links_bytes: 0, full_bytes: base.stored_bytes(), ..tip });
         Ok(uploaded)

@@ -88,6 +88,7 @@ fn parse(kind: SegmentKind, raw: Vec<u8>) -> Result<Vec<Frame>, String> {
 
 fn kind_of(kind: SegmentKind) -> FrameKind {
     match kind {
+        SegmentKind::Shipped => FrameKind::Shipped,
         SegmentKind::Layout => FrameKind::Layout,
         SegmentKind::Gone | SegmentKind::Pages => FrameKind::Pages,
         SegmentKind::State => FrameKind::State,
@@ -114,16 +115,22 @@ pub(crate) fn state(state: &[u8]) -> Vec<Raw> {
     joiner.finish()
 }
 
+/// For the content of one file.
+pub(crate) fn shipping() -> Joiner {
+    Joiner::new(SegmentKind::Shipped)
+}
+
 /// Frames that need no order by place.
-struct Joiner {
+pub(crate) struct Joiner {
     kind: SegmentKind,
+    writer: FrameWriter,
     raw: Vec<u8>,
     done: Vec<Raw>,
 }
 
 impl Joiner {
     fn new(kind: SegmentKind) -> Self {
-        Self { kind, raw: Vec::new(), done: Vec::new() }
+        Self { kind, writer: FrameWriter::default(), raw: Vec::new(), done: Vec::new() }
     }
 
     fn add(&mut self, writer: &mut FrameWriter, kind: FrameKind, payload: &[u8]) {
@@ -139,7 +146,19 @@ impl Joiner {
         *writer = FrameWriter::default();
     }
 
-    fn finish(mut self) -> Vec<Raw> {
+    /// With numbers of the joiner's own.
+    pub(crate) fn add_numbered(&mut self, payload: &[u8]) {
+        let mut writer = std::mem::take(&mut self.writer);
+        self.add(&mut writer, kind_of(self.kind), payload);
+        self.writer = writer;
+    }
+
+    /// What is as long as a segment is to be.
+    pub(crate) fn take(&mut self) -> Vec<Raw> {
+        std::mem::take(&mut self.done)
+    }
+
+    pub(crate) fn finish(mut self) -> Vec<Raw> {
         if !self.raw.is_empty() {
             self.done.push(Raw { kind: self.kind, target: None, span: (0, 0), bytes: self.raw });
         }

@@ -12,6 +12,7 @@ pub mod idle;
 pub mod kernel;
 pub mod mapping;
 pub mod memory;
+pub mod mounts;
 pub mod netns;
 pub mod pagemap;
 pub mod peek;

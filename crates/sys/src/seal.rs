@@ -67,7 +67,7 @@ pub fn seal_files(stage: &Path) -> io::Result<()> {
         bind(&settings, &settings)?;
         make_read_only(&settings)?;
     }
-    enter(&root)
+    crate::mounts::make_root(&root)
 }
 
 fn show(mounted: &Mount, place: &Path, upper: &Path) -> io::Result<()> {
@@ -126,16 +126,6 @@ fn make_read_only(place: &Path) -> io::Result<()> {
     let ret =
         unsafe { libc::syscall(libc::SYS_mount_setattr, at, path.as_ptr(), flags, attributes.as_ptr(), len) };
     check(ret).map(drop)
-}
-
-/// Makes `root` the root directory of the namespace, with nothing of the old one left in it.
-fn enter(root: &Path) -> io::Result<()> {
-    std::env::set_current_dir(root)?;
-    // SAFETY: both strings end with zero.
-    check(unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) })?;
-    // SAFETY: the string ends with zero.
-    check(unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) }.into())?;
-    std::env::set_current_dir("/")
 }
 
 fn mount(

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use image::layout::FileIdentity;
 use image::{CheckpointId, Sync, Term};
 
 use crate::message::*;
@@ -220,8 +221,9 @@ impl From<FromStandby> for proto::FromStandby {
         use proto::from_standby::Message;
         let message = match message {
             FromStandby::Ack(id) => Message::Ack(id.into()),
-            FromStandby::EpochRefused(EpochRefused { id, why }) => {
-                Message::EpochRefused(proto::EpochRefused { id: Some(id.into()), why })
+            FromStandby::EpochRefused(EpochRefused { id, why, lacks }) => {
+                let lacks = lacks.into_iter().map(Into::into).collect();
+                Message::EpochRefused(proto::EpochRefused { id: Some(id.into()), why, lacks })
             }
             FromStandby::Progress(progress) => Message::Progress(progress.into()),
             FromStandby::Serving(term) => Message::Serving(proto::Serving { term: term.0 }),
@@ -239,14 +241,27 @@ impl TryFrom<proto::FromStandby> for FromStandby {
         match message.message.ok_or(Malformed("is empty or of a kind that is not known here"))? {
             Message::Welcome(_) => Err(Malformed("says welcome a second time")),
             Message::Ack(id) => Ok(Self::Ack(id.into())),
-            Message::EpochRefused(proto::EpochRefused { id, why }) => {
+            Message::EpochRefused(proto::EpochRefused { id, why, lacks }) => {
                 let id = id.ok_or(Malformed("refuses an epoch without naming it"))?.into();
-                Ok(Self::EpochRefused(EpochRefused { id, why }))
+                let lacks = lacks.into_iter().map(Into::into).collect();
+                Ok(Self::EpochRefused(EpochRefused { id, why, lacks }))
             }
             Message::Progress(progress) => Ok(Self::Progress(progress.into())),
             Message::Serving(proto::Serving { term }) => Ok(Self::Serving(Term(term))),
             Message::Refusal(refusal) => Ok(Self::Refusal(refusal.into())),
         }
+    }
+}
+
+impl From<FileIdentity> for proto::File {
+    fn from(FileIdentity { path, size, build_id }: FileIdentity) -> Self {
+        Self { path: path.into(), size, build_id: build_id.map(|id| id.into_vec().into()) }
+    }
+}
+
+impl From<proto::File> for FileIdentity {
+    fn from(proto::File { path, size, build_id }: proto::File) -> Self {
+        Self { path: path.into(), size, build_id: build_id.map(|id| serde_bytes::ByteBuf::from(id.to_vec())) }
     }
 }
 

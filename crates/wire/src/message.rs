@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
+use image::layout::FileIdentity;
 use image::{CheckpointId, Sync, Term};
 
 use crate::token::{GuardToken, TokenHash};
@@ -178,6 +179,8 @@ pub enum FromStandby {
 pub struct EpochRefused {
     pub id: CheckpointId,
     pub why: String,
+    /// Files that are lacking: the next full sync is to bring their content.
+    pub lacks: Vec<FileIdentity>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

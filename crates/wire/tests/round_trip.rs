@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::{Call, DEADLINE, Standby, armed_token, hello, soon, welcome};
 use image::frame::PAYLOAD_BYTES_MAX;
+use image::layout::FileIdentity;
 use image::{CheckpointId, Frame, FrameKind, Term};
 use wire::*;
 
@@ -64,11 +65,19 @@ async fn control_messages_of_both_sides_arrive_unchanged() {
         assert_eq!(soon(incoming.recv()).await.unwrap().unwrap(), message);
     }
     let (id, why) = (CheckpointId::new(3, 8), "frame 2 came twice".to_owned());
+    let file = |path: &[u8], build_id: Option<Vec<u8>>| FileIdentity {
+        path: path.to_vec(),
+        size: 7,
+        build_id: build_id.map(Into::into),
+    };
+    let lacks =
+        vec![file(b"/opt/kv", Some(vec![1; 20])), file(b"/opt/\xff", Some(Vec::new())), file(b"/data", None)];
     let progress = Progress { receiving: Some(id.next()), received_bytes: u64::MAX, applied: Some(id) };
     let refusal = Refusal { code: RefusalCode::Other(77), why: why.clone(), way_out: "none".to_owned() };
     for message in [
         FromStandby::Ack(id),
-        FromStandby::EpochRefused(EpochRefused { id, why }),
+        FromStandby::EpochRefused(EpochRefused { id, why: why.clone(), lacks: Vec::new() }),
+        FromStandby::EpochRefused(EpochRefused { id, why, lacks }),
         FromStandby::Progress(progress),
         FromStandby::Progress(Progress::default()),
         FromStandby::Refusal(refusal),

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use image::descriptor::{FileKind, OpenFile};
+use image::descriptor::{FileKind, OpenFile, ReadFile};
 use image::layout::ObjectKey;
 use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom, Stat};
 use serde_bytes::ByteBuf;
@@ -39,7 +39,7 @@ pub(super) fn save(
     }
     let stat = saver.cache.stat(number).map_err(|source| saver.kernel(number, "stat the file", source))?;
     match stat.st_mode & libc::S_IFMT {
-        libc::S_IFREG => save_regular(saver, number, link, &stat),
+        libc::S_IFREG => save_regular(saver, number, info, link, &stat),
         libc::S_IFCHR | libc::S_IFBLK => save_device(saver, number, link, &stat),
         libc::S_IFIFO if info.flags & libc::O_PATH as u32 == 0 => pipes::save_fifo(saver, number, info, link),
         file_type => save_path(saver, number, link, file_type, stat.st_nlink == 0),
@@ -49,6 +49,7 @@ pub(super) fn save(
 fn save_regular(
     saver: &mut Saver<'_, '_>,
     number: i32,
+    info: &Info<'_>,
     link: Vec<u8>,
     stat: &Stat,
 ) -> Result<FileKind, SaveError> {
@@ -67,8 +68,24 @@ fn save_regular(
     }
     match link.strip_prefix(b"/proc/") {
         Some(below) if below.first().is_some_and(u8::is_ascii_digit) => save_proc(saver, number, below, stat),
-        _ => save_path(saver, number, link, libc::S_IFREG, false),
+        _ => save_path(saver, number, link, libc::S_IFREG, false).map(|kind| with_reads(kind, info, stat)),
     }
+}
+
+/// What another host has to have of a file that the app only reads.
+fn with_reads(kind: FileKind, info: &Info<'_>, stat: &Stat) -> FileKind {
+    const SETTLED_SECONDS: i64 = 3600;
+    let FileKind::Path { path, file_type, .. } = kind else { return kind };
+    let flags = info.flags as i32;
+    let alone = flags & libc::O_ACCMODE == libc::O_RDONLY && flags & libc::O_PATH == 0;
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
+    let settled = now.saturating_sub(stat.st_mtime) > SETTLED_SECONDS;
+    let reads = (alone && !is_kernel_s(&path)).then_some(ReadFile { size: stat.st_size as u64, settled });
+    FileKind::Path { path, file_type, reads }
+}
+
+fn is_kernel_s(path: &[u8]) -> bool {
+    [&b"/proc/"[..], b"/sys/", b"/dev/"].iter().any(|place| path.starts_with(place))
 }
 
 /// Files that only look regular.
@@ -195,7 +212,7 @@ fn save_path(
         let what = format!("is {}: its path is gone", String::from_utf8_lossy(&link));
         return Err(saver.refuse(number, &what, "have the app open it anew under a path that stays"));
     }
-    Ok(FileKind::Path { path: ByteBuf::from(link), file_type })
+    Ok(FileKind::Path { path: ByteBuf::from(link), file_type, reads: None })
 }
 
 /// Flags that `open` may be given again; the others made or checked the file when it was opened first.
@@ -223,7 +240,7 @@ pub(super) fn open_path(
 }
 
 /// Opens the app's own path, whatever links lie on it, inside `root`.
-pub(super) fn open_below(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn open_below(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let below = path.strip_prefix(b"/").unwrap_or(path);
     let below = if below.is_empty() { b"." } else { below };
     // O_PATH takes few others, and openat2 is strict.

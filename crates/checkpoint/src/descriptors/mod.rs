@@ -46,6 +46,7 @@ pub(crate) use admit::warm_up as warm_up_admission;
 pub use cache::Cache;
 pub use conversation::{ManagerSocket, Unanswered};
 pub use error::{RebuildError, SaveError};
+pub(crate) use files::open_below;
 pub use inside::{addresses, forget_others};
 pub use install::{Skeleton, install};
 pub(crate) use prepare::check_references;

@@ -94,7 +94,7 @@ impl Maker<'_> {
     fn make(&mut self, file: &OpenFile) -> Result<Option<OwnedFd>, RebuildError> {
         let root = self.surroundings.root;
         match &file.kind {
-            FileKind::Path { path, file_type } => files::open_path(root, path, *file_type, file),
+            FileKind::Path { path, file_type, reads: _ } => files::open_path(root, path, *file_type, file),
             FileKind::OwnProc { path } => {
                 files::open_path(root, &[b"/proc/", path.as_slice()].concat(), libc::S_IFREG, file)
             }

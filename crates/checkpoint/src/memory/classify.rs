@@ -82,11 +82,13 @@ pub fn classify(pid: i32, line: &MapLine<'_>, ours: Option<u64>) -> Result<Class
     if writable {
         return Ok(Class::Object(key, ObjectKind::File { path: path.to_vec(), deleted, mode: 0o600 }));
     }
-    if deleted {
+    let identity = identity(pid, line, path);
+    // Its content can still be shipped; without a build-id nobody could tell it from what is at its path now.
+    if deleted && identity.build_id.is_none() {
         let what = format!("of {}, which was deleted or replaced", String::from_utf8_lossy(path));
         return refuse(&what, "restart the app, so that it maps the file that is there now");
     }
-    Ok(Class::Carried(Backing::File(identity(pid, line, path))))
+    Ok(Class::Carried(Backing::File(identity)))
 }
 
 /// A shared mapping that is read-only now may become writable if its descriptor was.

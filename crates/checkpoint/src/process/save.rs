@@ -366,6 +366,7 @@ fn read_attributes(pid: i32) -> Result<ProcessAttributes, SaveError> {
     let executable = rustix::fs::readlink(format!("/proc/{pid}/exe"), Vec::new())
         .map_err(SaveError::kernel("the executable", pid))?
         .into_bytes();
+    let executable = without_mark(pid, executable);
     let go = elf::is_go(&open(pid, "exe")?).map_err(SaveError::kernel("the executable", pid))?;
     let score = text(pid, "oom_score_adj")?;
     let filter = text(pid, "coredump_filter")?;
@@ -379,6 +380,16 @@ fn read_attributes(pid: i32) -> Result<ProcessAttributes, SaveError> {
         go,
         ..ProcessAttributes::default()
     })
+}
+
+/// An executable that was replaced since is shipped under the name that it had.
+fn without_mark(pid: i32, link: Vec<u8>) -> Vec<u8> {
+    use std::os::unix::fs::MetadataExt;
+    let gone = fs::metadata(format!("/proc/{pid}/exe")).is_ok_and(|metadata| metadata.nlink() == 0);
+    match link.strip_suffix(b" (deleted)") {
+        Some(name) if gone => name.to_vec(),
+        Some(_) | None => link,
+    }
 }
 
 fn text(tid: i32, name: &'static str) -> Result<String, SaveError> {

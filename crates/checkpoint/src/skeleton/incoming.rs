@@ -3,7 +3,7 @@
 use image::frame::{Frame, FrameError, FrameKind, FrameOrder, decode};
 use image::layout::{Layout, LayoutPart, Mapping};
 use image::state::State;
-use image::{FileChanges, Header, PageBatch, PageTarget};
+use image::{FileChanges, Header, PageBatch, PageTarget, Shipped};
 
 /// An incremental epoch, whole and decoded.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub enum Piece {
     Files(FileChanges),
     /// Pages of such files.
     Content(PageBatch),
+    /// Content of a file that the app has and this host lacks.
+    Shipped(Shipped),
     /// A slice of the state, or a part of a layout: more of it follows.
     Part,
     End(Box<State>),
@@ -71,6 +73,7 @@ impl Incoming {
                 }
             }
             FrameKind::Files => Piece::Files(frame.decode("changes of files")?),
+            FrameKind::Shipped => Piece::Shipped(frame.decode("content of a file")?),
             FrameKind::State => {
                 self.state.extend_from_slice(&frame.payload);
                 Piece::Part
@@ -132,6 +135,8 @@ impl Collector {
             Piece::Pages(batch) => self.batches.push(batch),
             Piece::Files(changes) => self.files.extend(changes),
             Piece::Content(batch) => self.content.push(batch),
+            // Whoever asks for files begins anew with them.
+            Piece::Shipped(_) => return Err(FrameError::Place(FrameKind::Shipped)),
             Piece::Part => (),
             Piece::End(state) => {
                 let header = self.header.take().ok_or(FrameError::Place(FrameKind::End))?;

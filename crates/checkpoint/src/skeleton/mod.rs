@@ -13,14 +13,17 @@ mod incoming;
 mod look;
 mod plan;
 mod promote;
+mod readable;
 mod trees;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use image::layout::{Layout, Mapping, ObjectKey};
+use image::layout::{FileIdentity, Layout, Mapping, ObjectKey};
 use image::state::State;
 use image::{FrameError, PageBatch, Range};
 use tracee::{Frozen, TraceError};
@@ -32,6 +35,7 @@ pub use trees::Trees;
 
 use self::writer::HeldObject;
 use crate::Unsupported;
+use crate::shipped::Places;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
@@ -42,6 +46,8 @@ pub enum ApplyError {
     /// The file is not on this host, or another one.
     #[error("{path}: {why}; install the same version of it on this host")]
     File { path: String, why: String },
+    #[error(transparent)]
+    Lacking(Lacking),
     #[error("the epoch has pages at {0:#x}, where nothing is mapped")]
     NotMapped(u64),
     #[error("the epoch names a shared object that it does not describe")]
@@ -71,6 +77,21 @@ pub enum ApplyError {
     Process(#[from] crate::process::RestoreError),
 }
 
+/// Files that are not on this host, or other ones, each with how that shows.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}", say_lacking(.0))]
+pub struct Lacking(pub Vec<(FileIdentity, String)>);
+
+fn say_lacking(files: &[(FileIdentity, String)]) -> String {
+    let Some((first, why)) = files.first() else { return String::new() };
+    let others = match files.len() - 1 {
+        0 => String::new(),
+        others => format!(", and {others} more files"),
+    };
+    let path = String::from_utf8_lossy(&first.path);
+    format!("{path}: {why}{others}; install the same version of it on this host")
+}
+
 /// A process that waits to become the app. It stands still until it is promoted.
 #[derive(Debug)]
 pub struct Skeleton<'tree> {
@@ -85,6 +106,10 @@ pub struct Skeleton<'tree> {
     guards: Vec<Range>,
     objects: BTreeMap<ObjectKey, HeldObject>,
     trees: Trees,
+    /// What was shipped, in the cell.
+    places: Places,
+    /// Files that the app reads, and that are at their paths in the cell.
+    readable: RefCell<BTreeSet<FileIdentity>>,
 }
 
 impl<'tree> Skeleton<'tree> {
@@ -113,6 +138,8 @@ impl<'tree> Skeleton<'tree> {
             guards: Vec::new(),
             objects: BTreeMap::new(),
             trees,
+            places: Places::of(pid),
+            readable: RefCell::default(),
         })
     }
 
@@ -155,19 +182,21 @@ impl<'tree> Skeleton<'tree> {
         epoch.batches.iter().try_for_each(|batch| {
             self.apply_pages(batch)?;
             tracing::trace!(target: "places", "pages applied");
-            Ok(())
-        })
+            Ok::<(), ApplyError>(())
+        })?;
+        self.supply_readable(&epoch.state)
     }
 
     /// Whether a state that came with a full epoch can be restored, as far as that shows.
     pub fn check_state(&self, state: &State) -> Result<(), ApplyError> {
         check::check_state(state, self.number)?;
+        self.check_readable(state)?;
         crate::descriptors::warm_up_admission(&state.strays);
         Ok(())
     }
 
     fn check_layout(&self, layout: &Layout) -> Result<(), ApplyError> {
-        check_layout(&self.mappings, layout, &self.trees)?;
+        check_layout(&self.mappings, layout, self.root()?.as_fd(), &self.trees)?;
         match layout.mappings.iter().find(|mapping| mapping.range.intersect(self.scratch).is_some()) {
             Some(mapping) => Err(ApplyError::Occupied(mapping.range.start)),
             None => Ok(()),
@@ -189,8 +218,13 @@ impl<'tree> Skeleton<'tree> {
 }
 
 /// Whether a layout that came from the network can be applied over `old`: its mappings are in order, and its
-/// files are here and the same. Those in `trees` come with the epoch.
-pub fn check_layout(old: &[Mapping], layout: &Layout, trees: &Trees) -> Result<(), ApplyError> {
+/// files are below `root` and the same, or in `trees`.
+pub fn check_layout(
+    old: &[Mapping],
+    layout: &Layout,
+    root: BorrowedFd<'_>,
+    trees: &Trees,
+) -> Result<(), ApplyError> {
     if layout.space != 0 {
         return Err(ApplyError::Space(layout.space));
     }
@@ -199,7 +233,16 @@ pub fn check_layout(old: &[Mapping], layout: &Layout, trees: &Trees) -> Result<(
     if layout.mappings.len() > max {
         return Err(ApplyError::Crowded { found: layout.mappings.len(), max });
     }
-    plan::check_files(old, layout, trees)
+    plan::check_files(old, layout, root, trees)
+}
+
+/// Whether the host certainly has the same file at its path.
+pub fn is_here(identity: &FileIdentity) -> bool {
+    if identity.build_id.is_none() {
+        return false;
+    }
+    let root = std::fs::File::open("/");
+    root.is_ok_and(|root| plan::check_file(root.as_fd(), identity, None).is_ok())
 }
 
 fn mappings_max() -> usize {

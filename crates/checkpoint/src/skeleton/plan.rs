@@ -1,15 +1,17 @@
 //! From one layout to the next: what to unmap, map, protect and advise.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::fd::BorrowedFd;
 
 use image::layout::{Advice, Backing, FileIdentity, Layout, Mapping, Protection, surviving};
 use image::{Range, RangeSet};
+use rustix::fs::OFlags;
 
-use super::{ApplyError, Trees};
+use super::{ApplyError, Lacking, Trees};
+use crate::descriptors;
 use crate::memory::build_id;
+use crate::shipped::Shelf;
 
 /// The steps, in the order in which they must be taken.
 #[derive(Debug, Default)]
@@ -78,56 +80,65 @@ fn without(range: Range, survivors: &RangeSet) -> Vec<Range> {
     rest.iter().collect()
 }
 
-/// Whether every file that the layout newly maps is here, and the same.
-pub fn check_files(old: &[Mapping], layout: &Layout, trees: &Trees) -> Result<(), ApplyError> {
-    let mut checked: Vec<&FileIdentity> = old.iter().filter_map(file_of).collect();
-    for identity in layout.mappings.iter().filter_map(file_of) {
+/// Whether every file that the layout newly maps is here, or was shipped here, and the same. `root` is what the app will
+/// take for the root.
+pub fn check_files(
+    old: &[Mapping],
+    layout: &Layout,
+    root: BorrowedFd<'_>,
+    trees: &Trees,
+) -> Result<(), ApplyError> {
+    let mut checked: Vec<&FileIdentity> = old.iter().filter_map(Mapping::file).collect();
+    let mut paths: BTreeMap<&[u8], &FileIdentity> = BTreeMap::new();
+    let mut lacking = Vec::new();
+    for identity in layout.mappings.iter().filter_map(Mapping::file) {
+        let elsewhere = trees.locate(&identity.path).is_some();
+        let other = paths.insert(&identity.path, identity).filter(|other| !elsewhere && *other != identity);
+        if other.is_some() {
+            return Err(refusal(identity, "two different files of this name are mapped".to_owned()));
+        }
         if !checked.contains(&identity) {
-            if trees.locate(&identity.path).is_none() {
-                check_file(identity)?;
+            if !elsewhere
+                && let Err(why) = check_file(root, identity, trees.shipped.as_ref())
+                && trees.find(identity).is_none()
+            {
+                lacking.push((identity.clone(), why));
             }
             checked.push(identity);
         }
     }
-    Ok(())
+    if lacking.is_empty() { Ok(()) } else { Err(ApplyError::Lacking(Lacking(lacking))) }
 }
 
-pub fn file_of(mapping: &Mapping) -> Option<&FileIdentity> {
-    match &mapping.backing {
-        Backing::File(identity) => Some(identity),
-        Backing::Anonymous
-        | Backing::Object(_)
-        | Backing::Droppable
-        | Backing::Vvar
-        | Backing::VvarClock
-        | Backing::Vdso
-        | Backing::Vsyscall => None,
-    }
+fn refusal(identity: &FileIdentity, why: String) -> ApplyError {
+    ApplyError::File { path: String::from_utf8_lossy(&identity.path).into_owned(), why }
 }
 
-/// Opens the file and compares it with the primary's.
-pub fn check_file(identity: &FileIdentity) -> Result<(), ApplyError> {
-    let path = Path::new(std::ffi::OsStr::from_bytes(&identity.path));
-    let refuse = |why: String| ApplyError::File { path: path.display().to_string(), why };
+/// Opens the file and compares it with the primary's. An error says how they differ.
+pub fn check_file(
+    root: BorrowedFd<'_>,
+    identity: &FileIdentity,
+    shelf: Option<&Shelf>,
+) -> Result<(), String> {
     // Opening a FIFO that nobody writes to would wait for ever.
-    let mut options = File::options();
-    options.read(true).custom_flags(libc::O_NONBLOCK);
-    let file = options.open(path).map_err(|why| refuse(why.to_string()))?;
-    let metadata = file.metadata().map_err(|why| refuse(why.to_string()))?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let text = |why: std::io::Error| why.to_string();
+    let file = descriptors::open_below(root, &identity.path, flags).map_err(|why| text(why.into()))?;
+    let mut file = File::from(file);
+    let metadata = file.metadata().map_err(text)?;
     if !metadata.is_file() {
-        return Err(refuse("no regular file here".to_owned()));
+        return Err("no regular file here".to_owned());
     }
     let size = metadata.len();
     let found = build_id(&file);
     match (&identity.build_id, found) {
-        (Some(wanted), Some(found)) if **wanted != found => Err(refuse(format!(
-            "build-id {} here, {} on the primary",
-            hexadecimal(&found),
-            hexadecimal(wanted)
-        ))),
+        (Some(wanted), Some(found)) if **wanted != found => {
+            Err(format!("build-id {} here, {} on the primary", hexadecimal(&found), hexadecimal(wanted)))
+        }
         (Some(_), Some(_)) => Ok(()),
-        _ if size != identity.size => {
-            Err(refuse(format!("{size} bytes here, {} on the primary", identity.size)))
+        _ if size != identity.size => Err(format!("{size} bytes here, {} on the primary", identity.size)),
+        _ if shelf.is_some_and(|shelf| !shelf.fits(identity, &mut file)) => {
+            Err("the same size, but another content".to_owned())
         }
         _ => Ok(()),
     }

@@ -183,7 +183,7 @@ impl<'tree> Skeleton<'tree> {
     }
 
     /// The directory that the app takes for the root.
-    fn root(&self) -> Result<File, ApplyError> {
+    pub(super) fn root(&self) -> Result<File, ApplyError> {
         File::open(format!("/proc/{}/root", self.pid)).map_err(host("open the cell's root"))
     }
 

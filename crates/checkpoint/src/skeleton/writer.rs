@@ -3,18 +3,21 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
 use image::batch::{LINE_BYTES, Pages};
-use image::layout::{Advice, Backing, Layout, Mapping, ObjectKey, ObjectKind, Protection, SharedObject};
+use image::layout::{
+    Advice, Backing, FileIdentity, Layout, Mapping, ObjectKey, ObjectKind, Protection, SharedObject,
+};
 use image::{PAGE_BYTES, PageBatch, PageTarget, Range};
 use rustix::fs::FallocateFlags;
 use sys::memory::VECTORS_MAX;
 use tracee::Call;
 
-use super::plan::{Plan, file_of};
-use super::{ApplyError, Skeleton};
+use super::plan::{Plan, check_file};
+use super::{ApplyError, Lacking, Skeleton};
 
 const PR_SET_VMA: u64 = 0x5356_4d41;
 const PR_SET_VMA_ANON_NAME: u64 = 0;
@@ -115,12 +118,15 @@ impl Skeleton<'_> {
 
     fn open_files(&mut self, pieces: &[(Range, &Mapping)]) -> Result<BTreeMap<Vec<u8>, u64>, ApplyError> {
         let mut files = BTreeMap::new();
-        for identity in pieces.iter().filter_map(|(_, mapping)| file_of(mapping)) {
+        for identity in pieces.iter().filter_map(|(_, mapping)| mapping.file()) {
             if files.contains_key(&identity.path) {
                 continue;
             }
-            let mut remote = self.frozen.remote(self.pid)?;
             let located = self.trees.locate(&identity.path);
+            if located.is_none() {
+                self.supply(identity)?;
+            }
+            let mut remote = self.frozen.remote(self.pid)?;
             let path = located.as_ref().map_or(&identity.path[..], |path| path.as_os_str().as_bytes());
             let path = remote.put(0, &[path, b"\0"].concat());
             let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
@@ -133,6 +139,29 @@ impl Skeleton<'_> {
             files.insert(identity.path.clone(), fd);
         }
         Ok(files)
+    }
+
+    /// Sees to it that the file is at its path in the cell, if it was shipped.
+    fn supply(&mut self, identity: &FileIdentity) -> Result<(), ApplyError> {
+        let Err(why) = check_file(self.root()?.as_fd(), identity, self.trees.shipped.as_ref()) else {
+            return Ok(());
+        };
+        match self.trees.find(identity) {
+            Some(_) => self.put(identity),
+            None => Err(ApplyError::Lacking(Lacking(vec![(identity.clone(), why)]))),
+        }
+    }
+
+    /// Puts what was shipped at its path.
+    pub(super) fn put(&mut self, identity: &FileIdentity) -> Result<(), ApplyError> {
+        let kept = self.trees.find(identity).ok_or_else(|| ApplyError::File {
+            path: String::from_utf8_lossy(&identity.path).into_owned(),
+            why: "it was shipped, and is gone from where it was kept".to_owned(),
+        })?;
+        self.places.put(&kept).map_err(|why| ApplyError::File {
+            path: String::from_utf8_lossy(&identity.path).into_owned(),
+            why: format!("it was shipped, and cannot be put at its path in the cell: {why}"),
+        })
     }
 
     fn name(&mut self, names: &[(Range, &str)]) -> Result<(), ApplyError> {

@@ -18,7 +18,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use engine::{AppExit, AppStdio, Command, Engine, Event, RestoreReport};
 use image::{CheckpointId, Incarnation, Member, Sync, Term};
-use replica::primary::{AppExit as Exited, SyncCall};
+use replica::primary::{AppExit as Exited, Ending, SyncCall};
 use replica::standby::{Discarded, EpochRefusal, StandbyStatus};
 use replica::{
     Answer, Ask, Fencing, Nanos, Progress, Reign, Standby, StandbyAction, StandbyConfig, StandbyEvent, Timing,
@@ -43,10 +43,11 @@ use super::drill;
 use super::fence::Fence;
 use super::network::CopyNetwork;
 use super::output::Forwarding;
-use super::primary::exit_text;
+use super::policy::NoStoreHere;
+use super::primary::{Outcome, exit_text};
 use super::register::RegisterDesk;
 use super::stages::Stages;
-use super::store::StoreSettings;
+use super::store::{NamedBy, StoreSettings, StoreStatus};
 use super::survivor::Note;
 use super::ticks::Ticks;
 use super::{engine_settings, exit_of, fresh_incarnation, now, span, wall_clock_ns};
@@ -62,11 +63,13 @@ pub struct Setup {
     pub arbiter: Option<arbiter::ArbiterSpec>,
     pub tls: TlsFiles,
     pub state: Option<PathBuf>,
+    /// Files of apps that this host lacks.
+    pub shipped: Arc<engine::Cache>,
     pub promote_hook: Option<OsString>,
     pub pki: PathBuf,
     /// Of the app, once it was taken over.
     pub standbys: Vec<String>,
-    /// Where it goes on to be kept then.
+    /// Where it goes on to be kept then, instead of where its primary says.
     pub store: Option<StoreSettings>,
     /// Its output is to be held back then.
     pub gated: bool,
@@ -101,7 +104,7 @@ pub enum Input {
     Drill(drill::Order),
     Drilled(Box<drill::Drilled>),
     /// The primary that the app was left to has ended, and with it the app.
-    Over,
+    Over(Outcome),
 }
 
 /// What there is of the app on this host: it becomes the primary's after a takeover.
@@ -157,6 +160,10 @@ pub struct Actor {
     /// The daemon stops as soon as the takeover is over.
     stopping: Option<Duration>,
     ended: bool,
+    /// How it ended, of an app that was served here.
+    outcome: Option<Outcome>,
+    /// It was made for this takeover alone.
+    only_to_go_on: bool,
 }
 
 impl Actor {
@@ -185,6 +192,7 @@ impl Actor {
             AppSocket::new(&setup.app, &setup.host, on_sync).context("cannot hear calls of the app")?;
         let mut settings = engine_settings(&setup.app, 0);
         settings.manager = Some(socket.for_engine());
+        settings.shipped = Some(Arc::clone(&setup.shipped));
         let engine = Engine::stand_by(settings, kit.spec, succession.events());
         let log = setup.state.as_ref().map(|state| state.join(format!("{}.log", setup.app)));
         let incarnation = fresh_incarnation();
@@ -231,11 +239,13 @@ impl Actor {
             status: StandbyStatus::Empty,
             stopping: None,
             ended: false,
+            outcome: None,
+            only_to_go_on: false,
         };
         Ok((actor, post))
     }
 
-    pub fn run(mut self) {
+    pub fn run(mut self) -> Option<Outcome> {
         const PRIORITY: i32 = 15;
         if let Err(why) = sys::task::become_real_time(PRIORITY) {
             tracing::warn!("no real-time priority for the standby, a busy host may take over wrongly: {why}");
@@ -253,7 +263,9 @@ impl Actor {
             }
             self.ended |= self.stopping.is_some() && self.may_stop();
         }
+        let outcome = self.outcome.take();
         self.finish();
+        outcome
     }
 
     /// A term that is ours, or that a question under way may make ours, has to come to life: its app is nowhere else.
@@ -291,7 +303,7 @@ impl Actor {
             Input::Stop { grace } => self.stop(grace),
             Input::Drill(order) => self.take_drill(order),
             Input::Drilled(drilled) => self.drilled(*drilled),
-            Input::Over => self.ended = true,
+            Input::Over(outcome) => self.end_with(outcome),
         }
     }
 
@@ -408,10 +420,10 @@ impl Actor {
                 }
                 self.publish();
             }
-            Event::Refused { id, why } => {
+            Event::Refused { id, why, lacks } => {
                 self.receiving = None;
                 tracing::warn!(app = self.setup.app, %id, "refused an epoch: {why}");
-                self.say(FromStandby::EpochRefused(EpochRefused { id, why }));
+                self.say(FromStandby::EpochRefused(EpochRefused { id, why, lacks }));
             }
             Event::Applied { id } => self.step_alone(StandbyEvent::Applied { id }),
             Event::ApplyFailed { id, why } => self.step_alone(StandbyEvent::ApplyFailed { id, why }),
@@ -421,8 +433,10 @@ impl Actor {
                 if let Some(network) = self.body.as_ref().and_then(|body| body.network.as_ref()) {
                     network.give_up();
                 }
-                self.step_alone(StandbyEvent::RestoreFailed { why });
-                self.ended = self.stopping.is_some();
+                self.step_alone(StandbyEvent::RestoreFailed { why: why.clone() });
+                if self.stopping.is_some() || self.only_to_go_on {
+                    self.end_with(Outcome::Failed(format!("the takeover failed: {why}")));
+                }
             }
             Event::Exited(exit) => self.app_exited(exit),
             Event::Failed { why } => tracing::error!(app = self.setup.app, "{why}"),
@@ -449,7 +463,7 @@ impl Actor {
     fn app_exited(&mut self, exit: AppExit) {
         let text = exit_text(exit_of(exit));
         tracing::info!(app = self.setup.app, "the app, which was taken over, has ended: {text}");
-        self.ended = true;
+        self.end_with(Outcome::Ended(Ending::App(exit_of(exit))));
     }
 
     fn step_alone(&mut self, event: StandbyEvent) {
@@ -512,6 +526,7 @@ impl Actor {
         });
         tracing::info!(app = self.setup.app, primary = hello.primary_name, "a primary is connected");
         self.succession.learn(hello);
+        self.say_store();
         self.sessions += 1;
         let number = self.sessions;
         let (queue, queued) = tokio_mpsc::unbounded_channel();
@@ -528,6 +543,18 @@ impl Actor {
         self.session = Some(Session { number, outgoing: queue, token: hello.guard_token_hash, reign });
     }
 
+    /// Where checkpoints would go from here, or why they would not.
+    fn say_store(&self) {
+        let status = match self.store() {
+            Some(Ok(store)) => StoreStatus::at_rest(store.location.to_string(), store.named_by, None),
+            Some(Err(NoStoreHere { location, why })) => {
+                StoreStatus::at_rest(location, NamedBy::Primary, Some(why))
+            }
+            None => return self.setup.board.remove_store(&self.setup.app),
+        };
+        self.setup.board.set_store(&self.setup.app, status);
+    }
+
     /// The one that is served here, or followed.
     fn term(&self) -> Option<Term> {
         term_of(&self.status, &self.machine)
@@ -542,7 +569,7 @@ impl Actor {
     fn refuse_epoch(&mut self, id: CheckpointId, why: &EpochRefusal) {
         tracing::debug!(app = self.setup.app, %id, "refused an epoch: {why}");
         self.command(Command::DropHalf);
-        self.say(FromStandby::EpochRefused(EpochRefused { id, why: why.to_string() }));
+        self.say(FromStandby::EpochRefused(EpochRefused { id, why: why.to_string(), lacks: Vec::new() }));
     }
 
     fn end_stream(&mut self, why: &Discarded) {

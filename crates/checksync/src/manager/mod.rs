@@ -36,8 +36,11 @@ pub mod structures;
 pub mod survivor;
 pub mod ticks;
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use engine::Settings;
 
 /// An epoch that is longer goes as a full sync instead: the standby holds one in memory.
@@ -55,8 +58,18 @@ fn engine_settings(app: &str, shadow_bytes: u64) -> Settings {
         manager: None,
         state_dirs: Vec::new(),
         shared_dirs: Vec::new(),
+        shipped: None,
         in_background: false,
     }
+}
+
+/// Where files of apps are kept that this host lacks: with the manager's state, or for its life.
+pub fn shipped_files(state: Option<&Path>) -> anyhow::Result<Arc<engine::Cache>> {
+    let cache = match state {
+        Some(state) => engine::Cache::open(&state.join("shipped")),
+        None => engine::Cache::temporary(),
+    };
+    cache.context("the app's files could not be kept, should they be missing here")
 }
 
 /// Now, as the machines and the kernel's permit count.

@@ -1,7 +1,7 @@
 //! What the operator asked for when he had the app protected. It travels with the app: a standby that takes over goes on
 //! with it as a primary, though nobody told it any of this.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,12 +9,21 @@ use image::frame::{self, FrameError};
 use replica::Timing;
 use replica::primary::{CommitOn, Consistency, OnCrash};
 use serde::{Deserialize, Serialize};
+use store::{Location, LocationError, RetentionError};
 use wire::Hello;
 
 use crate::config::{PrimarySettings, Shared};
-use crate::manager::store::StoreSettings;
+use crate::manager::store::{NamedBy, StoreSettings};
 
 const INTERVAL_MIN: Duration = Duration::from_millis(1);
+
+/// Why the app's store is none for whoever takes over here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{location}: {why}")]
+pub struct NoStoreHere {
+    pub location: String,
+    pub why: String,
+}
 
 /// Encoded as CBOR in the hello.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +43,17 @@ pub struct Policy {
     /// For drills on the standby.
     #[serde(default)]
     health: Option<String>,
+    /// Where its checkpoints go, whoever serves.
+    #[serde(default)]
+    store: Option<Kept>,
+}
+
+/// A store that follows, as its owner named it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    location: String,
+    interval_ms: u64,
+    keep: String,
 }
 
 /// What the host of a takeover knows by itself.
@@ -45,7 +65,6 @@ pub struct Here {
     pub network: Option<gate::NetworkSpec>,
     /// A program with structures is started afresh anyway, by the command that came along.
     pub structures: bool,
-    /// The store's credentials are the first primary's: who takes over from a standby has none.
     pub store: Option<StoreSettings>,
     pub shared: Shared,
 }
@@ -63,6 +82,11 @@ impl Policy {
             state_dirs: settings.state_dirs.clone(),
             shared_dirs: settings.shared_dirs.clone(),
             health: settings.health.clone(),
+            store: settings.store.as_ref().map(|store| Kept {
+                location: store.location.to_string(),
+                interval_ms: u64::try_from(store.interval.as_millis()).unwrap_or(u64::MAX),
+                keep: store.keep.to_string(),
+            }),
         }
     }
 
@@ -93,6 +117,33 @@ impl Policy {
 
     pub fn shadow_bytes(&self) -> u64 {
         self.shadow_bytes
+    }
+
+    pub fn names_a_store(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// The store that its owner named, if that is one here, too.
+    ///
+    /// A folder that is not there is none: one of the same name would be another store.
+    pub fn store(&self, spool: &Path) -> Option<Result<StoreSettings, NoStoreHere>> {
+        let Kept { location: text, interval_ms, keep } = self.store.as_ref()?;
+        let no = |why: String| NoStoreHere { location: text.clone(), why };
+        let settings = || {
+            let location: Location = text.parse().map_err(|why: LocationError| no(why.to_string()))?;
+            if matches!(&location, Location::Folder(path) if !path.is_dir()) {
+                let why = "this folder is not on this host; give the standby --store, or mount it".to_owned();
+                return Err(no(why));
+            }
+            Ok(StoreSettings {
+                location,
+                interval: Duration::from_millis(*interval_ms).max(INTERVAL_MIN),
+                keep: keep.parse().map_err(|why: RetentionError| no(why.to_string()))?,
+                spool: spool.to_owned(),
+                named_by: NamedBy::Primary,
+            })
+        };
+        Some(settings())
     }
 
     pub fn state_dirs(&self) -> Vec<PathBuf> {
@@ -138,9 +189,8 @@ impl Policy {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_policy_is_the_same_after_the_wire_and_garbage_is_refused() {
-        let policy = Policy {
+    fn policy(store: Option<Kept>) -> Policy {
+        Policy {
             interval_us: 5_000,
             on_crash: OnCrash::Stop,
             consistency: Consistency::default(),
@@ -150,8 +200,32 @@ mod tests {
             state_dirs: vec!["/var/lib/kv".into()],
             shared_dirs: Vec::new(),
             health: Some("true".to_owned()),
-        };
+            store,
+        }
+    }
+
+    #[test]
+    fn a_policy_is_the_same_after_the_wire_and_garbage_is_refused() {
+        let policy = policy(None);
         assert_eq!(Policy::decode(&policy.encode()).unwrap(), policy);
         assert!(Policy::decode(b"").is_err() && Policy::decode(b"\xff garbage").is_err());
+    }
+
+    #[test]
+    fn a_folder_that_is_not_here_is_no_store_here_and_a_bucket_is_one_anywhere() {
+        let told = |location: &str| {
+            let kept = Kept { location: location.to_owned(), interval_ms: 1, keep: "last=1".to_owned() };
+            policy(Some(kept)).store(Path::new("/tmp")).unwrap()
+        };
+        let here = tempfile::tempdir().unwrap();
+        let folder = format!("file:{}", here.path().display());
+        let found = told(&folder).unwrap();
+        assert_eq!((found.location.to_string(), found.named_by), (folder, NamedBy::Primary));
+        assert_eq!(told("s3://bucket/a").unwrap().location.to_string(), "s3://bucket/a");
+        let gone = format!("file:{}", here.path().join("gone").display());
+        for wrong in [gone.as_str(), "ftp://x", ""] {
+            let why = told(wrong).unwrap_err();
+            assert!(why.location == wrong && !here.path().join("gone").exists(), "{why}");
+        }
     }
 }

@@ -320,6 +320,7 @@ impl Actor {
                 Err(_) => {
                     next_tick = Instant::now() + tick;
                     self.step(PrimaryEvent::Tick);
+                    self.look_at_the_store();
                     self.publish();
                 }
             }
@@ -413,6 +414,7 @@ impl Actor {
         match event {
             Event::Ready { pid } => {
                 self.app_pid = Some(pid);
+                self.tell_stores();
                 tracing::debug!(pid, "the app's process is there");
                 self.note = None; // It would take the next one's file along.
                 self.note = Note::leave(&self.settings.app, pid);
@@ -489,6 +491,8 @@ impl Actor {
             PrimaryAction::Switchover(news) => self.tell_operator(news),
             PrimaryAction::SendEpoch { id, to, sync } => self.send_epoch(id, &to, sync),
             PrimaryAction::Committed(committed) => self.committed(committed.id()),
+            PrimaryAction::Archive(id) => self.store.iter_mut().for_each(|store| store.committed(id)),
+            PrimaryAction::GiveUpFullSync(_) => self.store.iter().for_each(StoreFeed::give_way),
             PrimaryAction::Forget(id) => self.forget(id),
             PrimaryAction::ReturnToLedger { ids } => {
                 self.captured = None;
@@ -655,7 +659,7 @@ fn config(settings: &PrimarySettings, me: &Member) -> PrimaryConfig {
     config.on_crash = settings.on_crash;
     config.interval = nanos(settings.interval);
     config.consistency = settings.consistency;
-    config.store = storing::member_of(settings, me);
+    (config.store, config.archive) = (storing::member_of(settings, me), storing::archive_of(settings));
     let seats = settings.seats().len() + usize::from(config.store.is_some());
     config.standbys = u32::try_from(seats).unwrap_or(u32::MAX);
     config.commit_on = settings.commit_on;

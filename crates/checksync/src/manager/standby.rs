@@ -21,6 +21,8 @@ use super::drill::Order;
 use super::ear::Ear;
 use super::host::HostFacts;
 use super::places::{Found, NoPlace, Places, Reservation};
+use super::policy::Policy;
+use super::store::StoreSettings;
 use super::structures::{self, Copies};
 use crate::config::{check_name, fencing_name, nanos, network_spec};
 use crate::status::{self, Board};
@@ -34,10 +36,13 @@ pub struct Daemon {
     pub arbiter: Option<arbiter::ArbiterSpec>,
     pub tls: TlsFiles,
     pub state: Option<PathBuf>,
+    pub shipped: Arc<engine::Cache>,
     pub promote_hook: Option<OsString>,
     pub pki: PathBuf,
     /// Of what is served here after a takeover.
     pub standbys: Vec<String>,
+    /// Where checkpoints of that go, instead of where the primary says.
+    pub store: Option<StoreSettings>,
     /// Where the apps' addresses are; the primary's word without it.
     pub link: Option<String>,
     pub drills: Schedule,
@@ -181,9 +186,9 @@ impl Daemon {
             let keeper = self.keep_structures(app, timing).map_err(failed)?;
             return settle(App { keeper, timing, network }, place).map_err(failed);
         }
-        // Without a standby its output is held back by nobody.
-        let gated =
-            hello.consistency == Consistency::Strong && network.is_some() && !self.standbys.is_empty();
+        // Without a primary here its output is held back by nobody.
+        let goes_on = !self.standbys.is_empty() || self.store.is_some() || names_a_store(hello);
+        let gated = hello.consistency == Consistency::Strong && network.is_some() && goes_on;
         let setup = Setup {
             app: app.to_owned(),
             host: self.host.clone(),
@@ -192,10 +197,11 @@ impl Daemon {
             arbiter: self.arbiter.clone(),
             tls: self.tls.clone(),
             state: self.state.clone(),
+            shipped: Arc::clone(&self.shipped),
             promote_hook: self.promote_hook.clone(),
             pki: self.pki.clone(),
             standbys: self.standbys.clone(),
-            store: None,
+            store: self.store.clone(),
             gated,
             network,
             host_facts: self.facts.encode(),
@@ -267,6 +273,10 @@ impl Daemon {
     }
 }
 
+fn names_a_store(hello: &Hello) -> bool {
+    Policy::of_hello(hello).is_some_and(|policy| policy.names_a_store())
+}
+
 fn crowded(app: &str, no_place: &NoPlace) -> Refusal {
     let (why, way_out) = match no_place {
         NoPlace::Reserved => (format!("{app} is just being prepared here"), "wait a moment"),
@@ -278,7 +288,7 @@ fn crowded(app: &str, no_place: &NoPlace) -> Refusal {
 fn start_actor(setup: Setup, place: Reservation<App>) -> anyhow::Result<Post> {
     let (timing, network) = (setup.timing, setup.network.clone());
     let (actor, post) = Actor::new(setup)?;
-    let thread = thread::Builder::new().name("standby".to_owned()).spawn(move || actor.run())?;
+    let thread = thread::Builder::new().name("standby".to_owned()).spawn(move || drop(actor.run()))?;
     settle(App { keeper: Keeper::Process { post, thread }, timing, network }, place)
 }
 

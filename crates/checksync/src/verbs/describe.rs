@@ -32,7 +32,7 @@ impl Fate {
 pub fn open_file(file: &OpenFile) -> (&'static str, String, Fate) {
     use Fate::{Protected, Reopened, Reset};
     match &file.kind {
-        FileKind::Path { path, file_type } => (file_kind(*file_type), text(path), Reopened),
+        FileKind::Path { path, file_type, reads: _ } => (file_kind(*file_type), text(path), Reopened),
         FileKind::Deleted { path, content, .. } => {
             ("deleted file", format!("{}, {}", text(path), bytes(content.len() as u64)), Protected)
         }

@@ -223,6 +223,7 @@ pub fn engine_settings(app: &str) -> engine::Settings {
         manager: None,
         state_dirs: Vec::new(),
         shared_dirs: Vec::new(),
+        shipped: None,
         in_background: false,
     }
 }

@@ -26,6 +26,7 @@ use super::stored::{self, Stored};
 use crate::arguments::{Format, RestoreArgs};
 use crate::exit::{Coded, Exit};
 use crate::guard::Order;
+use crate::manager;
 use crate::manager::cell::CellKit;
 use crate::manager::output::Forwarding;
 use crate::manager::sealed;
@@ -66,7 +67,9 @@ pub fn run(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     };
     // Nobody is left to tell once this verb is at its end.
     let events = Box::new(move |event| drop(post.send(Input::Engine(event))));
-    let engine = Engine::stand_by(one_shot::engine_settings(&header.app), spec, events);
+    let mut settings = one_shot::engine_settings(&header.app);
+    settings.shipped = Some(manager::shipped_files(None)?);
+    let engine = Engine::stand_by(settings, spec, events);
     let restoring = Restoring { engine: engine.context("cannot start the engine")?, inputs };
     restoring.fill(&source, &header)?;
     drop(source);

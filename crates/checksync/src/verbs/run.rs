@@ -15,7 +15,7 @@ use crate::manager::structures;
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let settings = PrimarySettings::resolve(args.primary)?;
     if args.from_store {
-        return from_store::run(settings);
+        return from_store::run(settings, args.from_living);
     }
     if settings.structures {
         return structures::protect(settings, args.command);

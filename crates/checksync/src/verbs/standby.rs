@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
+use store::Store;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -15,6 +16,7 @@ use super::attach::{lock_state, runtime};
 use crate::arguments::{Format, StandbyArgs};
 use crate::config::{StandbySettings, fencing_name};
 use crate::exit::{Coded, Exit};
+use crate::manager;
 use crate::manager::control::{self, Listener, News, Order};
 use crate::manager::drill::{self, Trigger};
 use crate::manager::ear::Ear;
@@ -52,8 +54,12 @@ pub fn run(args: StandbyArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
-    let StandbySettings { listen, promote_hook, link, standbys, network_threads: _, drills, shared } =
+    let StandbySettings { listen, promote_hook, link, standbys, store, network_threads: _, drills, shared } =
         settings;
+    if let Some(store) = &store {
+        // What is wrong with its name is better known now than at a takeover.
+        Store::open(&store.location).map_err(|why| Coded::new(Exit::Usage, why))?;
+    }
     if !standbys.is_empty() {
         // Later an app may be in the midst of its takeover, which looks at memory that must not be locked.
         heart::lock_memory();
@@ -71,10 +77,12 @@ async fn serve(settings: StandbySettings) -> anyhow::Result<ExitCode> {
         fencing: shared.fencing,
         arbiter: shared.arbiter,
         tls: shared.tls.clone(),
+        shipped: manager::shipped_files(shared.state.as_deref())?,
         state: shared.state,
         promote_hook,
         pki: shared.pki.clone(),
         standbys,
+        store,
         link,
         drills,
         facts: HostFacts::read().context("cannot look at this host")?,

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::arguments::{Format, StatusArgs};
 use crate::exit::Exit;
 use crate::manager::drill::{DrillReport, Record};
-use crate::manager::store::StoreReport;
+use crate::manager::store::{NamedBy, StoreReport};
 use crate::moment;
 use crate::status::{self, AppReport, ManagerReport, SCHEMA, StandbyReport};
 
@@ -114,5 +114,7 @@ fn store(store: &StoreReport) -> String {
         _ => ", has nothing yet".to_owned(),
     };
     let why = store.why_not.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-    format!("store {}{newest}{why}", store.state)
+    let by = if store.named_by == NamedBy::Primary { " as its primary says" } else { "" };
+    let newest = if store.state == "idle" { ", until a takeover".to_owned() } else { newest };
+    format!("store {}{by} {}{newest}{why}", store.location, store.state)
 }

@@ -13,7 +13,6 @@ use std::fs;
 
 use rustix::process::Signal;
 use testkit::needs;
-use testkit::wait::Deadline;
 
 use asker::Asker;
 use clients::{Load, Store};
@@ -28,6 +27,8 @@ macro_rules! needs_all {
         needs!("root", "pagemap-scan", "go", CAP_NET_ADMIN, CAP_BPF);
     };
 }
+
+mod heirs;
 
 /// Twice in a row, the second time out of what the first winner has stored.
 #[test]
@@ -119,6 +120,31 @@ fn who_has_no_right_or_no_store_is_refused_by_name() {
     assert!(complaint.contains("holds no checkpoint") && complaint.contains("file:"), "{complaint}");
 }
 
+/// Nobody takes it away from a primary that is alive without saying so. Whoever loses it says so by its exit code, whether
+/// it had started the app or taken it over.
+#[test]
+fn a_primary_that_lives_is_left_alone_unless_it_is_to_lose_the_app() {
+    needs_all!();
+    const TAKE: &[&str] = &["--consistency", "strong", "--from-living"];
+    let mut hosts = Keeping::with(STRONG, &Store::Kv.command_line());
+    let mut asker = Asker::connect(&hosts.clients).unwrap();
+    asker.ask("PUT k 1").unwrap();
+    let complaint = hosts.refused(1, STRONG);
+    assert!(complaint.contains("is alive at a#") && complaint.contains("--from-living"), "{complaint}");
+    assert_eq!(hosts.wait_until_protected(0)["term"], 1, "nothing was changed");
+    asker.ask("PUT k 2").unwrap();
+    for (loser, winner, term) in [(0, 1, 2), (1, 0, 3)] {
+        let mut fenced = hosts.hosts[loser].primary.take().unwrap();
+        hosts.go_on(winner, TAKE);
+        assert_eq!(fenced.wait(SOON).code(), Some(street::FENCED), "{}", hosts.logs());
+        assert_eq!(asker.ask("GET k").unwrap(), "VALUE 2");
+        assert_eq!(hosts.wait_until_protected(winner)["term"], term);
+    }
+    // The app's own end is another.
+    hosts.manager(0).signal(Signal::TERM);
+    assert_eq!(hosts.manager(0).wait(SOON).code(), Some(128 + 15), "{}", hosts.logs());
+}
+
 /// Whoever comes second finds no right any more, and the first is not disturbed.
 #[test]
 fn of_two_who_go_on_from_the_store_one_does() {
@@ -128,11 +154,17 @@ fn of_two_who_go_on_from_the_store_one_does() {
     asker.ask("PUT k 1").unwrap();
     hosts.kill_all(0);
     hosts.go_on(1, STRONG);
-    hosts.begin_to_go_on(0, STRONG);
-    let served = || (0..2).filter_map(|host| hosts.served_app(host)).count();
-    hosts.wait("somebody who serves", || (served() > 0).then_some(()));
+    hosts.go_on(0, STRONG);
+    let serves = |host: &usize| hosts.served_app(*host).is_some();
+    let winner = hosts.wait("somebody who serves", || (0..2).find(serves));
     assert_eq!(asker.ask("GET k").unwrap(), "VALUE 1");
-    assert_eq!(Deadline::after(SILENCE).poll(|| (served() > 1).then_some(())), None, "{}", hosts.logs());
+    let loser = 1 - winner;
+    assert_eq!(hosts.manager(loser).wait(SOON).code(), Some(1), "{}", hosts.logs());
+    let log = hosts.log_of(loser);
+    assert!(log.contains("was faster") || log.contains("does not name the store"), "{log}");
+    assert!(!log.contains("SERVING"), "it has been served there as well: {log}");
+    hosts.wait_until_protected(winner);
+    assert_eq!(asker.ask("GET k").unwrap(), "VALUE 1");
 }
 
 /// A primary that is cut off, with its manager standing still: its kernel ends what may be heard of it, and only then

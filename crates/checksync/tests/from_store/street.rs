@@ -4,9 +4,10 @@
 #[allow(dead_code, reason = "a group of hosts needs other things of them")]
 mod hosts;
 
+use std::fs;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -34,6 +35,17 @@ impl Keeping {
         hosts
     }
 
+    /// One that host 1 protects, and that a store follows.
+    pub fn following(options: &[&str], program: &[String]) -> Self {
+        let mut hosts = Self(Street::of(2));
+        hosts.0.start_daemon(1, &[0]);
+        let store = format!("file:{}", hosts.folder().display());
+        let kept = [&["--store", &store, "--store-interval", "100ms"], options].concat();
+        hosts.0.start_primary(&[1], &service(), &kept, program);
+        hosts.wait_until_protected(0);
+        hosts
+    }
+
     pub fn folder(&self) -> PathBuf {
         self.dir.path().join("store")
     }
@@ -52,24 +64,21 @@ impl Keeping {
     }
 
     /// Has the app go on at this host, which takes a while.
-    pub fn begin_to_go_on(&mut self, host: usize, options: &[&str]) {
+    pub fn go_on(&mut self, host: usize, options: &[&str]) {
         let command = self.command_from_store(host, options);
         let manager = start_on(&self.hosts[host].namespace, command);
         self.0.add_primary(host, manager);
     }
 
-    pub fn go_on(&mut self, host: usize, options: &[&str]) {
-        self.begin_to_go_on(host, options);
-    }
-
     /// What somebody is told who may not.
     pub fn refused(&self, host: usize, options: &[&str]) -> String {
         let mut command = self.command_from_store(host, options);
-        command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
-        let Output { status, stderr, .. } =
-            self.hosts[host].namespace.within(move || command.output()).unwrap();
-        let complaint = String::from_utf8_lossy(&stderr).into_owned();
-        assert!(!status.success(), "{complaint}");
+        let said = self.dir.path().join("refused");
+        command.stderr(fs::File::create(&said).unwrap());
+        let mut manager = start_on(&self.hosts[host].namespace, command);
+        let end = manager.wait(SOON);
+        let complaint = fs::read_to_string(said).unwrap();
+        assert!(!end.success(), "{complaint}");
         complaint
     }
 

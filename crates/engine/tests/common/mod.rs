@@ -57,6 +57,7 @@ fn settings() -> Settings {
         manager: None,
         state_dirs: Vec::new(),
         shared_dirs: Vec::new(),
+        shipped: None,
         in_background: false,
     }
 }

@@ -124,7 +124,7 @@ impl Primary {
     }
 
     /// The register is known to name nobody who could take over.
-    fn alone(&self) -> bool {
+    pub(super) fn alone(&self) -> bool {
         self.desk.rivals().next().is_none() && self.config.fencing == Fencing::Register
     }
 

@@ -193,12 +193,18 @@ impl Primary {
     }
 
     fn settle_capture(&mut self, now: Nanos, actions: &mut Vec<PrimaryAction>) {
+        if !self.links.is_empty() {
+            self.put_the_archive_off(now);
+        }
         let able = matches!(self.life, Life::Serving)
             && self.capturing.is_none()
             && self.planned.is_none()
             && self.children.is_empty();
         if !able || self.begins_full_sync(now, actions) {
             return;
+        }
+        if self.links.is_empty() {
+            return self.capture_for_the_archive(now, actions);
         }
         if now >= self.capture_due || self.output_is_due(now) || self.sync_waits() {
             self.capture_for_whoever_has_room(now, actions);
@@ -254,7 +260,7 @@ impl Primary {
     pub(super) fn begin_capture(&mut self, now: Nanos, sync: Sync, sessions: Vec<u64>) -> CheckpointId {
         self.newest = self.newest.next();
         let id = CheckpointId { term: self.term, epoch: self.newest };
-        self.capturing = Some(Capture { id, sync, sessions, begun_at: now });
+        self.capturing = Some(Capture { id, sync, sessions, begun_at: now, archived: false });
         self.capture_due = now + self.config.interval;
         self.waiting = Waiting::Nothing;
         id

@@ -50,6 +50,8 @@ pub struct PrimaryConfig {
     /// The store, where that has to hold each epoch: a member like a standby, but nobody takes over there by himself.
     /// Counts among the `standbys`.
     pub store: Option<Member>,
+    /// So often a store in the background is to get a checkpoint while nobody protects the app. It takes a register.
+    pub archive: Option<Nanos>,
     /// Start although an earlier run's standby may hold what clients were answered: that is lost.
     pub abandon_standby: bool,
     /// From one capture to the next, at most: output that waits asks for one earlier.
@@ -76,6 +78,7 @@ impl PrimaryConfig {
             standbys: 1,
             commit_on: CommitOn::default(),
             store: None,
+            archive: None,
             abandon_standby: false,
             interval: Nanos::from_millis(50),
             in_flight_max: 2,
@@ -83,6 +86,11 @@ impl PrimaryConfig {
             full_sync_retry: Nanos::from_millis(1_000),
             sync_patience: Nanos::from_millis(1_000),
         }
+    }
+
+    /// How long a standby may take to come, or come back, until the store in the background gets what it does not.
+    pub(super) fn archive_patience(&self) -> Nanos {
+        self.timing.farewell().min(self.archive.unwrap_or_default())
     }
 }
 
@@ -154,6 +162,8 @@ pub enum PrimaryEvent {
     },
     /// The app replaced its address space: what was tracked is gone.
     Executed,
+    /// The store in the background can't go on from what it was given.
+    ArchiveLost,
     /// A signal is killing the app, and the rest of it is silent as soon as the permit is shut. `AppExited` follows.
     AppDying {
         signal: i32,
@@ -229,7 +239,8 @@ pub enum PrimaryAction {
     StartApp {
         term: Term,
     },
-    /// Capture everything as epoch `id`, streaming to all of these while the app runs. `eligible`: a standby may still
+    /// Capture everything as epoch `id`, streaming to all of these while the app runs; to none of them, if it is for the
+    /// store alone. `eligible`: a standby may still
     /// take over with what it holds, and is to keep that until `id` is whole.
     StartFullSync {
         id: CheckpointId,
@@ -257,6 +268,11 @@ pub enum PrimaryAction {
         sync: Sync,
     },
     Committed(Committed),
+    /// Nobody protects the app, nor can anybody take it over: this is for the store.
+    Archive(CheckpointId),
+    /// The full sync under way is for nobody but the store, and now there is a standby. `CaptureFailed` is its answer, or
+    /// `Captured` if it was through.
+    GiveUpFullSync(CheckpointId),
     /// Every standby that goes on from what it holds has this: the ledger need not remember more.
     Forget(CheckpointId),
     /// Everything before this call is in `id` or older, which whoever takes over holds.

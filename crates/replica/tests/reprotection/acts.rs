@@ -128,6 +128,9 @@ impl World {
             PrimaryAction::Thaw => (app.stands, app.moving) = (None, false),
             PrimaryAction::Switchover(Switchover::Told) => app.moving = true,
             PrimaryAction::SendEpoch { id, to, sync } => {
+                if self.flaw == Flaw::ArchivesTooEarly {
+                    self.archived = self.archived.max(Some(id));
+                }
                 let eligible = ruler.eligible.get(&id).copied().unwrap_or(true);
                 if let Sync::Since(parent) = sync {
                     let base = ruler.bases[&id];
@@ -138,6 +141,19 @@ impl World {
                 };
                 self.stream(host, to, session, Message::Header { session, id, sync, eligible });
                 self.stream(host, to, session, Message::Body { session, id });
+            }
+            PrimaryAction::Archive(id) => {
+                let serves = self.register.as_ref().map_or(id.term, |register| register.term);
+                assert!(id.term == serves, "{id} is for the store, and {serves} is served elsewhere");
+                self.archives += 1;
+                self.archived = self.archived.max(Some(id));
+            }
+            PrimaryAction::GiveUpFullSync(id) => {
+                if self.chance.percent(70) {
+                    let why = "there is a standby".to_owned();
+                    let failed = PrimaryEvent::CaptureFailed { id, why };
+                    self.after((100, 5_000), Event::Primary(host, life, failed));
+                }
             }
             PrimaryAction::Forget(id) => ruler.forgotten = Some(id),
             PrimaryAction::Committed(committed) => {
@@ -264,6 +280,7 @@ impl World {
     fn promote(&mut self, host: usize, right: Right, from: CheckpointId) {
         let term = right.term();
         assert!(Some(from) >= self.committed, "{:?} was committed, {from} is restored", self.committed);
+        assert!(Some(from) >= self.archived, "{:?} is in the store, {from} is restored", self.archived);
         assert!(from.term < term, "{from} is restored in term {term}");
         let frozen = self.frozen[&from];
         assert!(

@@ -22,6 +22,8 @@ pub enum Flaw {
     SpeaksTooEarly,
     /// A takeover hears nobody else, whatever the register asks for.
     HearsNobody,
+    /// The store in the background is given what was captured, committed or not.
+    ArchivesTooEarly,
     /// The kernel lets an app speak this long after its permit has run out: T1 > T2.
     PermitTooLong,
 }

@@ -172,9 +172,12 @@ pub struct World {
     register: Option<Register>,
     highest_term: Term,
     committed: Option<CheckpointId>,
+    /// The newest that a store in the background was given while nobody protected the app.
+    archived: Option<CheckpointId>,
     /// When each epoch's state was true, at the earliest.
     frozen: BTreeMap<CheckpointId, Nanos>,
     heard_until: Nanos,
+    pub archives: u32,
     pub takeovers: u32,
     pub moves: u32,
     /// What the register asked for before its last swap.
@@ -217,6 +220,8 @@ impl World {
             register: None,
             highest_term: Term(0),
             committed: None,
+            archived: None,
+            archives: 0,
             frozen: BTreeMap::new(),
             heard_until: Nanos(0),
             takeovers: 0,
@@ -358,6 +363,7 @@ impl World {
         let mut config = PrimaryConfig::new(me, Fencing::Register);
         config.full_sync_retry = Nanos::from_millis(200);
         config.consistency = self.consistency;
+        config.archive = Some(Nanos::from_millis(100));
         (config.standbys, config.commit_on) = (self.shape.standbys as u32, self.shape.commit_on);
         config
     }

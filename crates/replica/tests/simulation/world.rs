@@ -533,6 +533,10 @@ impl World {
                 self.a.machine = None;
                 self.a.over = Some(ending);
             }
+            // Without anybody who takes over again, nothing can be seen to be wrong with it here.
+            PrimaryAction::Archive(_) | PrimaryAction::GiveUpFullSync(_) => {
+                unreachable!("nobody asked for an archive")
+            }
             PrimaryAction::Switchover(Switchover::Begun)
             | PrimaryAction::ReturnToLedger { .. }
             | PrimaryAction::Forget(_)

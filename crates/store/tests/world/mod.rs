@@ -129,6 +129,7 @@ impl Memory {
                     }
                 }
                 FrameKind::Files => panic!("a store keeps no state directories"),
+                FrameKind::Shipped => {}
                 FrameKind::State => state.extend_from_slice(&frame.payload),
                 FrameKind::End => {}
             }

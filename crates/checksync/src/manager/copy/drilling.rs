@@ -1,5 +1,6 @@
 //! Drills of this copy: who may have one, when the next is due, and that a takeover ends them.
 
+use std::sync::Arc;
 use std::sync::mpsc::SendError;
 use std::time::Duration;
 
@@ -99,6 +100,7 @@ impl Actor {
             host: self.setup.host.clone(),
             address: self.setup.network.as_ref().map(|network| network.address),
             state: self.setup.state.clone(),
+            shipped: Arc::clone(&self.setup.shipped),
         };
         let post = self.post.clone();
         let done = move |drilled| {

@@ -8,6 +8,7 @@ use replica::{Right, Standby, StandbyConfig};
 
 use super::{Actor, Input};
 use crate::manager::policy::Policy;
+use crate::manager::primary::Outcome;
 
 impl Actor {
     pub fn me(&self) -> Member {
@@ -49,11 +50,12 @@ impl Actor {
     }
 
     /// Goes on with what was taken in, to the app's end.
-    pub fn go_on(mut self, right: Right, id: CheckpointId, policy: Policy) {
+    pub fn go_on(mut self, right: Right, id: CheckpointId, policy: Policy) -> Outcome {
         let config = StandbyConfig { me: self.me(), timing: self.setup.timing, fencing: self.setup.fencing };
         self.machine = Standby::from_store(config, right, id);
         self.succession.be_told(policy);
-        self.run();
+        self.only_to_go_on = true;
+        self.run().unwrap_or_else(|| Outcome::Failed("the app's engine ended; see the log".to_owned()))
     }
 
     /// Leaves nothing behind.

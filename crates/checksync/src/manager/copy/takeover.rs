@@ -3,6 +3,7 @@
 //! Without anybody to look for, the copy's actor keeps the app, unprotected, to its end. Else it stays only as the one who
 //! answers at the door: whoever comes as a primary of an older term is told who has the app.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -21,8 +22,9 @@ use crate::guard::Order;
 use crate::manager::app_socket::{AppSocket, Restored};
 use crate::manager::host::HostFacts;
 use crate::manager::lock::Lock;
-use crate::manager::policy::{Here, Policy};
+use crate::manager::policy::{Here, NoStoreHere, Policy};
 use crate::manager::primary::{self, ENGINE, Estate, Outcome, Succession};
+use crate::manager::store::StoreSettings;
 use crate::manager::survivor::Note;
 use crate::manager::{control, hook, wall_clock_ns};
 use crate::status::{self, TakeoverReport};
@@ -63,6 +65,24 @@ impl Plan {
     /// Of whoever takes the app out of a store: there is no primary that could say it.
     pub fn be_told(&mut self, policy: Policy) {
         self.policy = Some(policy);
+    }
+
+    /// Where the app's checkpoints go once it is ours: `here`, or where its primary has them go.
+    pub fn store(
+        &self,
+        here: Option<&StoreSettings>,
+        spool: &Path,
+    ) -> Option<Result<StoreSettings, NoStoreHere>> {
+        let policy = self.policy.as_ref()?;
+        let found = here.cloned().map(Ok).or_else(|| policy.store(spool))?;
+        let unfit = |store: StoreSettings| match policy.state_dirs().is_empty() {
+            true => Ok(store),
+            false => Err(NoStoreHere {
+                location: store.location.to_string(),
+                why: "a store does not keep state directories yet".to_owned(),
+            }),
+        };
+        Some(found.and_then(unfit))
     }
 
     /// What the app's primary said of how to see that it is well.
@@ -186,9 +206,13 @@ impl Actor {
         }
     }
 
-    /// Leaves the app to a primary, if there is somebody who could be its standby. On failure the app goes on as it is.
+    /// Leaves the app to a primary, if there is somebody who could be its standby, or a store. On failure the app goes on
+    /// as it is.
     fn look_for_a_standby(&mut self, pid: i32) {
-        if self.setup.standbys.is_empty() && self.setup.store.is_none() {
+        self.say_store(); // Its folder may have come or gone since.
+        let keeps = matches!(self.store(), Some(Ok(_))) && (self.setup.gated || !self.would_hold_back());
+        // Output that has nobody who lets it out would never leave.
+        if self.setup.standbys.is_empty() && !keeps && !self.setup.gated {
             return;
         }
         if let Err(why) = self.succeed(pid) {
@@ -209,9 +233,9 @@ impl Actor {
         thread::Builder::new().name("primary".to_owned()).spawn(move || {
             if let Ok(actor) = given.recv() {
                 let _inside = runtime.enter();
-                serve(actor, &app);
+                let outcome = serve(actor, &app);
                 // The daemon may have ended first.
-                let _ = post.send(Input::Over);
+                let _ = post.send(Input::Over(outcome));
             }
         })?;
         let network = self.body.as_ref().and_then(|body| body.network.as_ref());
@@ -230,6 +254,20 @@ impl Actor {
         Ok(())
     }
 
+    pub(super) fn end_with(&mut self, outcome: Outcome) {
+        (self.outcome, self.ended) = (Some(outcome), true);
+    }
+
+    pub(super) fn store(&self) -> Option<Result<StoreSettings, NoStoreHere>> {
+        let spool = self.setup.state.clone().unwrap_or_else(std::env::temp_dir);
+        self.succession.store(self.setup.store.as_ref(), &spool)
+    }
+
+    fn would_hold_back(&self) -> bool {
+        let policy = self.succession.policy.as_ref();
+        self.setup.network.is_some() && policy.is_some_and(|it| it.consistency() != Consistency::Timeline)
+    }
+
     fn here(&self) -> Here {
         let setup = &self.setup;
         Here {
@@ -238,7 +276,7 @@ impl Actor {
             timing: setup.timing,
             network: setup.network.clone(),
             structures: false,
-            store: setup.store.clone(),
+            store: self.store().and_then(Result::ok),
             shared: Shared {
                 tls: setup.tls.clone(),
                 pki: setup.pki.clone(),
@@ -261,13 +299,15 @@ fn tell_app(socket: &AppSocket, term: Term, from: CheckpointId) {
 }
 
 /// Runs the primary to its end.
-fn serve(actor: primary::Actor, app: &str) {
+fn serve(actor: primary::Actor, app: &str) -> Outcome {
     let orders = tokio::spawn(take_orders(actor.post(), app.to_owned()));
-    match actor.run() {
+    let outcome = actor.run();
+    match &outcome {
         Outcome::Ended(ending) => tracing::warn!(app, ?ending, "no longer served here"),
         Outcome::Failed(why) => tracing::error!(app, "no longer served here: {why}"),
     }
     orders.abort();
+    outcome
 }
 
 /// As a primary that was started here does. One that was, and has just lost the term, may still be ending.

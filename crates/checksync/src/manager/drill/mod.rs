@@ -59,6 +59,7 @@ pub struct Place {
     pub host: String,
     pub address: Option<gate::ServiceAddress>,
     pub state: Option<PathBuf>,
+    pub shipped: Arc<engine::Cache>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -269,6 +270,7 @@ impl Drill {
         let mut settings = engine_settings(&self.place.app, 0);
         (settings.manager, settings.in_background) = (Some(socket.for_engine()), true);
         settings.freeze_patience = FREEZE_PATIENCE;
+        settings.shipped = Some(Arc::clone(&self.place.shipped));
         let to = self.post.clone();
         let events = Box::new(move |event| drop(to.send(Input::Engine(event))));
         let engine = Engine::stand_by(settings, kit.spec, events);
@@ -367,6 +369,7 @@ impl Drill {
             host: String::new(),
             address: self.place.address,
             state: None,
+            shipped: Arc::clone(&self.place.shipped),
         };
         let address = place.address.map(|address| address.ip().to_string());
         let subject = Subject { app: &place.app, pid, address };

@@ -1,5 +1,6 @@
 //! The frames of epochs on their way to the standby, and what becomes of them.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -12,14 +13,15 @@ use wire::{ArrivedPacket, FromPrimary};
 
 use super::{Actor, Input};
 use crate::manager::on_our_clock;
+use crate::manager::store::StoreFeed;
 use crate::progress::Progress;
 
 /// How long a full sync waits for one of several standbys to take the next frame.
 const FULL_SYNC_PATIENCE: Duration = Duration::from_secs(1);
-/// Each has at most 64 KiB, and a message a frame's size.
-const ARRIVED_PER_MESSAGE: usize = 15;
 /// Small epochs travel in one message.
 const JOINED_BYTES_MAX: usize = 1 << 20;
+/// Each has at most 64 KiB, and a message a frame's size.
+const ARRIVED_PER_MESSAGE: usize = 15;
 
 /// Tells when the engine drops the sink that it is in.
 struct SinkHeld {
@@ -101,7 +103,8 @@ impl Actor {
             ways.push((session.standby.clone(), sink));
         }
         let to_store = self.store_seat.as_ref().filter(|seat| seat.is_open() && to.contains(&seat.member));
-        if ways.is_empty() && to_store.is_none() {
+        let gives_way = self.store.as_mut().filter(|_| to.is_empty()).map(StoreFeed::alone);
+        if ways.is_empty() && to_store.is_none() && gives_way.is_none() {
             return tracing::warn!(%id, "a full sync without a standby");
         }
         let held = SinkHeld { id, post: self.post.clone() };
@@ -115,7 +118,7 @@ impl Actor {
                 }
                 takes
             });
-            !ways.is_empty()
+            !ways.is_empty() || gives_way.as_ref().is_some_and(|gives| !gives.load(Ordering::Acquire))
         });
         let sink = match (&mut self.store, to_store) {
             (Some(store), _) => store.full(id, sink),

@@ -1,5 +1,6 @@
 //! What the standby says, and what it is told besides epochs and heartbeats.
 
+use engine::Command;
 use image::Member;
 use replica::primary::Notice;
 use replica::{Nanos, PrimaryEvent};
@@ -60,6 +61,11 @@ impl Actor {
             FromStandby::Ack(id) => self.step(PrimaryEvent::Acked { from, id }),
             FromStandby::EpochRefused(refused) => {
                 tracing::warn!(id = %refused.id, %from, "a standby refused an epoch: {}", refused.why);
+                if !refused.lacks.is_empty() {
+                    let files = refused.lacks.len();
+                    tracing::info!(files, "content of files is asked for, and goes with the next full sync");
+                    self.command(Command::Ship(refused.lacks));
+                }
                 self.step(PrimaryEvent::EpochRefused { from, id: refused.id, why: refused.why });
             }
             FromStandby::Progress(_) => {}

@@ -59,7 +59,7 @@ impl Succession {
         barrier: &OnceLock<Barrier>,
     ) -> anyhow::Result<Self> {
         let outreach = Outreach::open(&settings, &me, facts)?;
-        let stores = Stores::open(&settings, &me, &outreach.post)?;
+        let stores = Stores::open_if_it_can_be(&settings, &me, &outreach.post)?;
         let machine = Primary::after_takeover(config(&settings, &me), &right, restored, now());
         let mut network = network.map(AppNetwork::of_copy);
         if let (Some(network), Consistency::Strong { on_standby_loss }) = (&mut network, settings.consistency)

@@ -17,6 +17,7 @@ use image::{CheckpointId, Frame, Term};
 use store::{GatherError, Gathered, Layouts, Life, Run, Store, StoreError};
 use tokio::runtime::Runtime;
 
+use super::contents::stock;
 use super::pulse::Pulse;
 use super::{Shared, StoreNews, StoreSettings};
 
@@ -280,9 +281,14 @@ impl<N: Fn(StoreNews) + Send + Clone + 'static> Committer<N> {
         let bytes_sent = loop {
             let (let_go, session) = (Arc::clone(&self.ends.let_go), self.session);
             let Some(run) = &mut self.run else { return Ok(()) };
+            let shared = &self.ends.shared;
             let stored = self.runtime.block_on(async {
+                let storing = async {
+                    stock(run, gathered, shared).await?;
+                    run.upload(gathered).await
+                };
                 tokio::select! {
-                    stored = run.upload(gathered) => Some(stored),
+                    stored = storing => Some(stored),
                     () = until_let_go(&let_go, session) => None,
                 }
             });

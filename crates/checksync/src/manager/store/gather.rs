@@ -137,6 +137,7 @@ impl Gatherer {
     }
 
     fn say_waiting(&self, why: &str) {
+        self.shared.losses.fetch_add(1, Ordering::AcqRel);
         self.shared.tell(|report| {
             if report.state != "stopped" {
                 (report.state, report.why_not) = ("waiting".to_owned(), Some(why.to_owned()));

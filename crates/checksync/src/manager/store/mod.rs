@@ -10,6 +10,7 @@
 //! With `--commit-on store` none of this holds, and [`seat`] has the store's place among the standbys.
 
 mod commit;
+mod contents;
 mod gather;
 mod pulse;
 mod seat;
@@ -17,7 +18,7 @@ mod upload;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -45,14 +46,29 @@ pub struct StoreSettings {
     pub keep: Retention,
     /// Where epochs wait.
     pub spool: PathBuf,
+    /// Who named it.
+    pub named_by: NamedBy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NamedBy {
+    /// Whoever started this manager.
+    #[default]
+    Here,
+    /// The app's primary, when this was a standby.
+    Primary,
 }
 
 /// How far the store is.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct StoreReport {
     pub location: String,
-    /// In one word: waiting (for a full sync), following, behind (the store does not take what it is given), stopped.
+    /// In one word: waiting (for a full checkpoint), following, behind (the store does not take what it is given),
+    /// stopped; of a copy: idle (until a takeover).
     pub state: String,
+    #[serde(default)]
+    pub named_by: NamedBy,
     pub why_not: Option<String>,
     /// The newest checkpoint that can be restored from there, of this run of the manager.
     pub term: Option<u64>,
@@ -80,10 +96,23 @@ enum Fed {
 #[derive(Debug)]
 struct Shared {
     queued_bytes: AtomicU64,
+    /// How often what came before could not be gone on with.
+    losses: AtomicU64,
+    /// The app, whose files are read through it; zero before there is one.
+    pid: AtomicI32,
     report: Mutex<(StoreReport, Option<u64>)>,
 }
 
 impl Shared {
+    fn new(report: StoreReport) -> Self {
+        Self {
+            queued_bytes: AtomicU64::new(0),
+            losses: AtomicU64::new(0),
+            pid: AtomicI32::new(0),
+            report: Mutex::new((report, None)),
+        }
+    }
+
     fn tell(&self, change: impl FnOnce(&mut StoreReport)) {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner).0);
     }
@@ -94,6 +123,18 @@ impl Shared {
 pub struct StoreStatus(Arc<Shared>);
 
 impl StoreStatus {
+    /// Of one that nothing goes to at present.
+    pub fn at_rest(location: String, named_by: NamedBy, why_not: Option<String>) -> Self {
+        let state = if why_not.is_some() { "stopped" } else { "idle" }.to_owned();
+        Self(Arc::new(Shared::new(StoreReport {
+            location,
+            state,
+            named_by,
+            why_not,
+            ..StoreReport::default()
+        })))
+    }
+
     pub fn report(&self) -> StoreReport {
         let (mut report, frozen_at_ns) = self.0.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
         report.behind_ms = frozen_at_ns.map(|at| super::wall_clock_ns().saturating_sub(at) / 1_000_000);
@@ -109,6 +150,9 @@ pub struct StoreFeed {
     /// Captured and not committed yet.
     captured: VecDeque<(CheckpointId, Vec<Bytes>)>,
     full: Option<CheckpointId>,
+    losses_seen: u64,
+    /// Ends a full checkpoint that is for the store alone.
+    gives_way: Arc<AtomicBool>,
 }
 
 impl StoreFeed {
@@ -120,11 +164,23 @@ impl StoreFeed {
         let gatherer = gather::Gatherer::new(fed, uploads, settings, Arc::clone(&shared));
         let spawned = thread::Builder::new().name("store-gather".to_owned()).spawn(move || gatherer.run());
         spawned.context("cannot start a thread for the store")?;
-        Ok(Self { queue, shared, captured: VecDeque::new(), full: None })
+        Ok(Self {
+            queue,
+            shared,
+            captured: VecDeque::new(),
+            full: None,
+            losses_seen: 0,
+            gives_way: Arc::default(),
+        })
     }
 
     pub fn status(&self) -> StoreStatus {
         StoreStatus(Arc::clone(&self.shared))
+    }
+
+    /// The app's process.
+    pub fn app_is(&self, pid: i32) {
+        self.shared.pid.store(pid, Ordering::Release);
     }
 
     /// A full sync begins: its frames go to `sink`, and to the store.
@@ -145,6 +201,22 @@ impl StoreFeed {
             give(&queue, &shared, Fed::Frame(frame.clone()));
             sink(frame)
         })
+    }
+
+    /// A full sync is to be for the store alone. True, as soon as that is no reason to go on with it.
+    pub fn alone(&mut self) -> Arc<AtomicBool> {
+        self.gives_way = Arc::new(AtomicBool::new(false));
+        Arc::clone(&self.gives_way)
+    }
+
+    pub fn give_way(&self) {
+        self.gives_way.store(true, Ordering::Release);
+    }
+
+    /// Whether it can't go on from what it was given, since the last question.
+    pub fn has_lost(&mut self) -> bool {
+        let losses = self.shared.losses.load(Ordering::Acquire);
+        std::mem::replace(&mut self.losses_seen, losses) < losses
     }
 
     pub fn captured(&mut self, id: CheckpointId, frames: &[Bytes]) {
@@ -181,9 +253,10 @@ fn prepare(settings: &StoreSettings) -> anyhow::Result<(Store, Arc<Shared>)> {
     let report = StoreReport {
         location: settings.location.to_string(),
         state: "waiting".to_owned(),
+        named_by: settings.named_by,
         ..StoreReport::default()
     };
-    Ok((store, Arc::new(Shared { queued_bytes: AtomicU64::new(0), report: Mutex::new((report, None)) })))
+    Ok((store, Arc::new(Shared::new(report))))
 }
 
 /// Never waits. What there is no room for is lost to the store, and said to be.

@@ -89,6 +89,11 @@ impl StoreSeat {
         StoreStatus(Arc::clone(&self.shared))
     }
 
+    /// The app's process.
+    pub fn app_is(&self, pid: i32) {
+        self.shared.pid.store(pid, Ordering::Release);
+    }
+
     /// The term is ours.
     pub fn begin(&self, term: Term) {
         self.say(Word::Begin(term));

@@ -10,6 +10,7 @@ use anyhow::Context;
 use store::{Gathered, Life, Run, Store, StoreError};
 use tokio::runtime::Runtime;
 
+use super::contents::stock;
 use super::{Shared, StoreSettings};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
@@ -148,6 +149,7 @@ impl Uploader {
         }
         let run = self.run.as_mut().expect("begun above");
         if run.tip().is_none() || run.tip() != gathered.id() {
+            stock(run, gathered, &self.shared).await?;
             let uploaded = run.upload(gathered).await?;
             let mut report = self.shared.report.lock().unwrap_or_else(PoisonError::into_inner);
             let id = gathered.id().unwrap_or_default();

@@ -332,7 +332,7 @@ impl State {
 
     fn refuse_epoch(&mut self, id: CheckpointId, why: String) {
         tracing::warn!(app = self.setup.app, %id, "refused an epoch: {why}");
-        self.says.push(FromStandby::EpochRefused(EpochRefused { id, why }));
+        self.says.push(FromStandby::EpochRefused(EpochRefused { id, why, lacks: Vec::new() }));
     }
 
     fn discard(&mut self, why: &Discarded) {

@@ -115,7 +115,7 @@ struct Sum {
 impl Sum {
     fn add(&mut self, frame: &Frame) -> Result<(), FrameError> {
         match frame.kind {
-            FrameKind::Header | FrameKind::Files | FrameKind::End => (),
+            FrameKind::Header | FrameKind::Files | FrameKind::Shipped | FrameKind::End => (),
             FrameKind::Layout => {
                 let LayoutPart { mut layout, more } = frame.decode("layout")?;
                 self.parts.append(&mut layout.mappings);

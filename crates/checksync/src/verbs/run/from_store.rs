@@ -16,11 +16,12 @@ use replica::primary::CommitOn;
 use replica::{Answer, Question, Right, StoreClaim};
 use store::{Gathered, Listed, Run, Store, Which};
 
-use super::super::attach::{lock_state, runtime};
+use super::super::attach::{end, lock_state, runtime};
 use super::super::signals;
 use super::super::stored::{Asked, ask};
 use crate::config::{DRILL_PATIENCE, NETWORK_THREADS, PrimarySettings, fencing_name};
 use crate::exit::{Coded, Exit};
+use crate::manager;
 use crate::manager::copy::{Actor, Input, Schedule, Setup};
 use crate::manager::heart;
 use crate::manager::host::HostFacts;
@@ -34,8 +35,11 @@ use crate::status::{self, Board, Role};
 /// How long the register may take to answer, in all.
 const REGISTER_PATIENCE: Duration = Duration::from_secs(30);
 const REGISTER_PAUSE: Duration = Duration::from_millis(200);
+/// How long the store is watched for the work of a primary that is alive; and the interval of its captures, up to this.
+const LOOK: Duration = Duration::from_secs(1);
+const LOOK_MAX: Duration = Duration::from_secs(4);
 
-pub fn run(settings: PrimarySettings) -> anyhow::Result<ExitCode> {
+pub fn run(settings: PrimarySettings, from_living: bool) -> anyhow::Result<ExitCode> {
     let Some(kept) = settings.store.clone().filter(|_| settings.commit_on == CommitOn::Store) else {
         let why = anyhow!(
             "--from-store goes on with what --commit-on store has kept; give that, and the other options of before \
@@ -48,7 +52,8 @@ pub fn run(settings: PrimarySettings) -> anyhow::Result<ExitCode> {
     let _state = lock_state(settings.shared.state.as_deref())?;
     let asked = ask(&kept.location)?;
     // Before anything is taken from anybody.
-    asked.runtime.block_on(asked.store.pick(&settings.app, Which::Latest))?;
+    let newest = asked.runtime.block_on(asked.store.pick(&settings.app, Which::Latest))?;
+    let seen = (!from_living).then(|| Seen { newest, at: Instant::now() });
     let network = runtime(NETWORK_THREADS)?;
     let _inside = network.enter();
     let board =
@@ -59,15 +64,47 @@ pub fn run(settings: PrimarySettings) -> anyhow::Result<ExitCode> {
     }
     let (actor, post) = Actor::new(setup(&settings, board, network.handle().clone())?)?;
     stop_on_signals(post, settings.grace)?;
-    match take(&settings, &asked, &actor) {
+    match take(&settings, &asked, &actor, seen) {
         Ok((right, id)) => {
-            actor.go_on(right, id, Policy::of(&settings));
-            Ok(ExitCode::SUCCESS)
+            let outcome = actor.go_on(right, id, Policy::of(&settings));
+            end(outcome, settings.shared.format)
         }
         Err(why) => {
             actor.give_up();
             Err(why)
         }
+    }
+}
+
+/// What the store had before anything was asked for.
+struct Seen {
+    newest: Listed,
+    at: Instant,
+}
+
+impl Seen {
+    /// A primary that is alive stores one checkpoint after the other. One that does not may be alive all the same: nothing
+    /// relies on this but an operator who took it for dead.
+    fn refuse_if_it_grows(
+        self,
+        settings: &PrimarySettings,
+        asked: &Asked,
+        known: &Register,
+    ) -> anyhow::Result<()> {
+        let patience = LOOK + settings.interval.min(LOOK_MAX);
+        thread::sleep(patience.saturating_sub(self.at.elapsed()));
+        let Asked { store, runtime } = asked;
+        let (app, before) = (&settings.app, &self.newest);
+        let now = runtime.block_on(store.pick(app, Which::Latest))?;
+        if (now.run, now.id()) > (before.run, before.id()) {
+            bail!(
+                "{app} is alive at {}, which has stored checkpoint {} since this one was asked; nothing was changed. If it \
+                 is to go on here all the same, kill its manager there, or give --from-living",
+                known.owner,
+                now.id()
+            );
+        }
+        Ok(())
     }
 }
 
@@ -81,6 +118,7 @@ fn setup(settings: &PrimarySettings, board: Board, runtime: tokio::runtime::Hand
         arbiter: shared.arbiter.clone(),
         tls: shared.tls.clone(),
         state: shared.state.clone(),
+        shipped: manager::shipped_files(shared.state.as_deref())?,
         promote_hook: None,
         pki: shared.pki.clone(),
         standbys: settings.standbys.clone(),
@@ -100,11 +138,20 @@ fn stop_on_signals(post: mpsc::Sender<Input>, grace: Duration) -> anyhow::Result
 }
 
 /// The right to serve, and what the copy holds by then.
-fn take(settings: &PrimarySettings, asked: &Asked, actor: &Actor) -> anyhow::Result<(Right, CheckpointId)> {
+fn take(
+    settings: &PrimarySettings,
+    asked: &Asked,
+    actor: &Actor,
+    seen: Option<Seen>,
+) -> anyhow::Result<(Right, CheckpointId)> {
     let (app, shared, me) = (&settings.app, &settings.shared, actor.me());
     let spec = shared.arbiter.as_ref().context("the register is not named; give --arbiter")?;
     let mut desk = Desk { arbiter: spec.open(&shared.tls).context("no register")?, app };
-    let claim = StoreClaim::begin(desk.read()?, &me, is_store)?;
+    let known = desk.read()?;
+    let claim = StoreClaim::begin(known.clone(), &me, is_store)?;
+    if let (Some(seen), Some(known)) = (seen, &known) {
+        seen.refuse_if_it_grows(settings, asked, known)?;
+    }
     let mut question = Some(claim.question());
     while let Some(next) = question {
         question = claim.answered(desk.ask(next)?)?;

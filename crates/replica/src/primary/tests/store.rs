@@ -1,5 +1,7 @@
 //! A store that has to hold each epoch: it commits, it is named in the register, and the permit follows from looks at it.
 
+mod archive;
+
 use super::*;
 
 const PERMIT: Nanos = Nanos::from_millis(4_000);

@@ -53,7 +53,7 @@ impl Actor {
                 self.make_room();
             }
             // There is one standby: what it has is what is committed.
-            PrimaryAction::Forget(_) => {}
+            PrimaryAction::Forget(_) | PrimaryAction::Archive(_) | PrimaryAction::GiveUpFullSync(_) => {}
             PrimaryAction::ReturnToLedger { ids: _ } => {
                 self.captured = None;
                 self.log.take_back();

@@ -93,7 +93,7 @@ fn anonymous(start: u64, end: u64, letters: &str) -> Mapping {
 impl Made {
     fn with_file(mut self, number: i32, path: &str, position: i64) -> Self {
         let (path, file_type) = (path.as_bytes().to_vec().into(), 0o100_000);
-        let kind = FileKind::Path { path, file_type };
+        let kind = FileKind::Path { path, file_type, reads: None };
         self.state.files.push(OpenFile { flags: 0, position, kind, locks: Vec::new(), owner: None });
         let file = self.state.files.len() as u32 - 1;
         self.state.processes[0].descriptors.push(Descriptor { number, close_on_exec: false, file });
