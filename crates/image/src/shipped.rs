@@ -15,6 +15,8 @@ pub const FILE_BYTES_MAX: u64 = 1 << 30;
 pub const SHIPPED_BYTES_MAX: u64 = 4 << 30;
 /// How many of them.
 pub const SHIPPED_FILES_MAX: usize = 4096;
+/// How many links to one file.
+pub const LINKS_MAX: usize = 32;
 
 /// A SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

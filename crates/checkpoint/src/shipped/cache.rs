@@ -13,24 +13,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use image::layout::FileIdentity;
-use image::shipped::FILE_BYTES_MAX;
+use image::shipped::{FILE_BYTES_MAX, LINKS_MAX};
 use image::{ContentDigest, ShippedFile};
-use ring::digest::{Context, Digest, SHA256, digest};
+use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Serialize};
 
+use super::stamp::{Stamp, content};
 use super::temporary::Temporary;
 use super::{is_name, is_straight};
 
 /// Beyond it the files go that were of use the longest time ago.
 const CACHE_BYTES_MAX: u64 = 16 << 30;
-const LINKS_MAX: usize = 32;
 const RECORD_BYTES_MAX: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +65,6 @@ struct State {
     /// What an app's files have to be, where that was said.
     expected: BTreeMap<(String, FileIdentity), ContentDigest>,
 }
-
-/// What is another one as soon as a file changes: its device and number, its size, when it changed.
-type Stamp = (u64, u64, u64, [i64; 4]);
 
 /// What of it is one app's. What another app's primary has shipped is nothing that this one's is believed to mean.
 #[derive(Debug, Clone)]
@@ -156,7 +153,7 @@ impl Cache {
         let Ok(mut file) = File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(path) else {
             return false;
         };
-        let Ok(stamp) = stamp(&file) else { return false };
+        let Ok(stamp) = Stamp::of(&file) else { return false };
         let mut state = self.state();
         if state.verified.get(name) == Some(&stamp) {
             return true;
@@ -182,7 +179,7 @@ impl Cache {
 
     /// Of a file of the host's, which is read through once.
     fn digest_of(&self, file: &mut File) -> io::Result<ContentDigest> {
-        let stamp = stamp(file)?;
+        let stamp = Stamp::of(file)?;
         if let Some(known) = self.state().read.get(&stamp) {
             return Ok(*known);
         }
@@ -274,12 +271,6 @@ impl Shelf {
     }
 }
 
-fn stamp(file: &File) -> io::Result<Stamp> {
-    let metadata = file.metadata()?;
-    let changes = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
-    Ok((metadata.dev(), metadata.ino(), metadata.len(), changes))
-}
-
 impl Drop for Cache {
     fn drop(&mut self) {
         if self.temporary.is_some() {
@@ -345,10 +336,6 @@ impl Drop for Arriving {
     }
 }
 
-fn content(digest: &Digest) -> ContentDigest {
-    ContentDigest(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
-}
-
 fn digest_of(file: &mut File) -> io::Result<ContentDigest> {
     const STEP_BYTES: usize = 1 << 20;
     let (mut context, mut buffer) = (Context::new(&SHA256), vec![0; STEP_BYTES]);
@@ -362,6 +349,8 @@ fn digest_of(file: &mut File) -> io::Result<ContentDigest> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use serde_bytes::ByteBuf;
 
     use super::*;

@@ -8,6 +8,7 @@
 mod cache;
 mod place;
 mod source;
+mod stamp;
 mod temporary;
 
 pub use cache::{Arriving, Cache, Kept, Shelf, ShipError};

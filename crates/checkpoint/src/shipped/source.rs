@@ -8,18 +8,18 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use image::layout::FileIdentity;
-use image::shipped::{FILE_BYTES_MAX, SHIPPED_BYTES_MAX, SHIPPED_FILES_MAX};
+use image::shipped::{FILE_BYTES_MAX, LINKS_MAX, SHIPPED_BYTES_MAX, SHIPPED_FILES_MAX};
 use image::{ContentDigest, Shipped, ShippedFile};
 use ring::digest::{Context, SHA256};
 use serde_bytes::ByteBuf;
 
 use super::is_name;
+use super::stamp::{Stamp, content};
 use crate::memory::{build_id, parse_maps};
 
 /// As much as a frame of pages has.
 const PIECE_BYTES: usize = 1 << 20;
 const DELETED: &[u8] = b" (deleted)";
-const LINKS_MAX: usize = 32;
 const NAMES_MAX: usize = 16_384;
 
 /// Files on their way, one after the other.
@@ -42,22 +42,6 @@ struct Reading {
 impl std::fmt::Debug for Reading {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Reading({:?} at {})", self.identity, self.at)
-    }
-}
-
-/// What is another one as soon as a file changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Stamp {
-    size_bytes: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(metadata: &fs::Metadata) -> Self {
-        let (modified, changed) =
-            ((metadata.mtime(), metadata.mtime_nsec()), (metadata.ctime(), metadata.ctime_nsec()));
-        Self { size_bytes: metadata.len(), modified, changed }
     }
 }
 
@@ -100,7 +84,7 @@ impl Shipment {
             group: metadata.gid(),
             links: links_to(self.pid, &identity.path),
         };
-        let (stamp, digest) = (Stamp::of(&metadata), Context::new(&SHA256));
+        let (stamp, digest) = (Stamp::from(&metadata), Context::new(&SHA256));
         self.reading = Some(Box::new(Reading { identity, file, stamp, at: 0, digest }));
         Ok(Shipped::File(begun))
     }
@@ -109,17 +93,14 @@ impl Shipment {
         let left = reading.stamp.size_bytes - reading.at;
         let mut bytes = vec![0; left.min(PIECE_BYTES as u64) as usize];
         let read = reading.file.read_exact_at(&mut bytes, reading.at);
-        let now = reading.file.metadata().map(|metadata| Stamp::of(&metadata));
+        let now = Stamp::of(&reading.file);
         let cannot = |why: String| Shipped::Cannot { file: reading.identity.clone(), why };
         match (read, now) {
             (Err(why), _) | (_, Err(why)) => cannot(format!("it cannot be read: {why}")),
             (Ok(()), Ok(now)) if now != reading.stamp => {
                 cannot("it was changed while it was shipped".to_owned())
             }
-            (Ok(()), Ok(_)) if bytes.is_empty() => {
-                let digest = reading.digest.finish();
-                Shipped::Whole(ContentDigest(digest.as_ref().try_into().expect("SHA-256 has 32 bytes")))
-            }
+            (Ok(()), Ok(_)) if bytes.is_empty() => Shipped::Whole(content(&reading.digest.finish())),
             (Ok(()), Ok(_)) => {
                 reading.digest.update(&bytes);
                 reading.at += bytes.len() as u64;
@@ -133,9 +114,9 @@ impl Shipment {
 /// What is in files whose name and size say too little. Each is read through once, while the app runs.
 #[derive(Debug, Default)]
 pub struct Digests {
-    known: HashMap<(u64, u64, Stamp), ContentDigest>,
+    known: HashMap<Stamp, ContentDigest>,
     work: Option<Shipment>,
-    reading: Option<(FileIdentity, (u64, u64, Stamp))>,
+    reading: Option<(FileIdentity, Stamp)>,
 }
 
 impl Digests {
@@ -156,19 +137,16 @@ impl Digests {
                 return true;
             }
             Some(Shipped::File(file)) => {
-                let reading = work.reading.as_ref().and_then(|reading| {
-                    let metadata = reading.file.metadata().ok()?;
-                    Some((metadata.dev(), metadata.ino(), reading.stamp))
-                });
-                if let Some(digest) = reading.as_ref().and_then(|key| self.known.get(key)) {
+                let stamp = work.reading.as_ref().map(|reading| reading.stamp);
+                if let Some(digest) = stamp.and_then(|stamp| self.known.get(&stamp)) {
                     work.reading = None;
                     found(file.identity.clone(), *digest);
                 }
-                self.reading = reading.map(|key| (file.identity, key));
+                self.reading = stamp.map(|stamp| (file.identity, stamp));
             }
             Some(Shipped::Whole(digest)) => {
-                if let Some((identity, key)) = self.reading.take() {
-                    self.known.insert(key, digest);
+                if let Some((identity, stamp)) = self.reading.take() {
+                    self.known.insert(stamp, digest);
                     found(identity, digest);
                 }
             }
