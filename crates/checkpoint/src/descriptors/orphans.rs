@@ -212,7 +212,7 @@ impl Unread {
                 gathered.put(buffer.first, &bytes);
             }
         }
-        gathered.read(from, look.numbers.queued_bytes()).map(<[u8]>::to_vec)
+        gathered.take(from, look.numbers.queued_bytes())
     }
 
     fn lacks(&self, buffer: &Buffer) -> bool {
