@@ -28,6 +28,10 @@ fn main() {
         ("hostile_layouts_and_pages_are_refused", hostile_layouts_and_pages_are_refused),
         ("hostile_states_are_refused", hostile_states_are_refused),
         ("a_state_that_fails_late_fails_by_name", a_state_that_fails_late_fails_by_name),
+        (
+            "a_working_directory_that_is_missing_is_the_cells",
+            a_working_directory_that_is_missing_is_the_cells,
+        ),
         ("mutated_epochs_never_break_the_engine", mutated_epochs_never_break_the_engine),
         ("mutated_full_syncs_never_break_the_engine", mutated_full_syncs_never_break_the_engine),
         ("mutated_states_never_break_a_takeover", mutated_states_never_break_a_takeover),
@@ -571,6 +575,17 @@ fn a_state_that_fails_late_fails_by_name() {
         let why = promoted(&full.with(change)).expect_err(what);
         assert!(why.len() > 10, "{what}: {why:?} says nothing");
     }
+    victim.still_serves();
+}
+
+fn a_working_directory_that_is_missing_is_the_cells() {
+    const MISSING: &str = "/nonexistent";
+    let victim = Victim::new();
+    let elsewhere = Parts::of(&victim.full).with(|p| {
+        p.state.processes[0].filesystem.working_directory = MISSING.as_bytes().to_vec().into();
+    });
+    promoted(&elsewhere).expect("a directory that is missing is made");
+    assert!(!std::path::Path::new(MISSING).exists(), "the host has it now");
     victim.still_serves();
 }
 
