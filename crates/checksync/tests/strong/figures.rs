@@ -320,6 +320,7 @@ impl Figures {
         println!("{id}: {rate:.2} Gb/s");
         self.say(&format!("{id}.rate"), "Gb/s", rate);
         self.say(&format!("{id}.gap"), "ms", report["gap_ms_max"].as_f64().unwrap());
+        self.say_stages(id, &pair);
     }
 }
 
