@@ -28,6 +28,7 @@
 //!   for a full device: whoever releases sends what there is room for, and the gate's thread the rest. Locks are
 //!   taken in this order: `turnstile`, `intake`, `way_out`, `side_outlet`, `marked`, `spares`.
 
+mod congestion;
 mod outlet;
 mod queue;
 mod shared;
@@ -178,6 +179,7 @@ impl TapGate {
     /// through it; what leaves while it is being made waits in its device.
     pub fn open(network: &CellNetwork, options: TapOptions) -> Result<Self, TapError> {
         let (tap, outlets) = namespace::within(network.namespace(), || {
+            congestion::go_by_loss();
             let tap = sys::tun::open_tap(DEVICE, DEVICE_INDEX).map_err(|why| match why.raw_os_error() {
                 Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoTun(why),
                 _ => to("make a TAP device")(why),

@@ -1,5 +1,6 @@
 //! What leaves, and when.
 
+use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
@@ -226,6 +227,27 @@ fn gate_for_a_cell_that_speaks_already_loses_nothing() {
         for number in 1..=LAST {
             client.recv(&mut heard).unwrap_or_else(|why| panic!("{number} was lost, {at_first:?}: {why}"));
             assert_eq!(heard[0], number);
+        }
+    }
+}
+
+/// It would take what waits for a slow link. What the host has chosen otherwise stays.
+#[test]
+fn connections_of_a_cell_whose_output_waits_do_not_begin_with_bbr() {
+    needs!(CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF);
+    const SETTING: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+    for before in ["reno", "bbr"] {
+        let world = World::new();
+        let cell = world.cell();
+        let setting = || inside(cell.namespace(), || fs::read_to_string(SETTING).unwrap().trim().to_owned());
+        // Only what this host has for everybody can be chosen.
+        if inside(cell.namespace(), || fs::write(SETTING, before)).is_err() {
+            continue;
+        }
+        let _gate = TapGate::open(&cell, TapOptions::default()).unwrap();
+        match before {
+            "bbr" => assert!(["cubic", "reno"].contains(&setting().as_str()), "{}", setting()),
+            other => assert_eq!(setting(), other),
         }
     }
 }
