@@ -3,7 +3,7 @@
 //! ```text
 //! DIR/files/DIGEST-MODE-OWNER-GROUP    the bytes, by their SHA-256
 //! DIR/known/DIGEST                     which bytes a file has: by the SHA-256 of what it was asked for as
-//! DIR/arriving-PID-NUMBER              what is not whole
+//! DIR/arriving-NUMBER                  what is not whole
 //! ```
 //!
 //! DIR is its owner's alone: the modes of the files are those that the app has to see. A name on the host is never made
@@ -32,6 +32,7 @@ use super::{is_name, is_straight};
 /// Beyond it the files go that were of use the longest time ago.
 const CACHE_BYTES_MAX: u64 = 16 << 30;
 const RECORD_BYTES_MAX: u64 = 64 << 10;
+const ARRIVING: &str = "arriving-";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ShipError {
@@ -95,9 +96,20 @@ impl Record {
 }
 
 impl Cache {
-    /// Opens it, or makes it.
+    /// Opens it, or makes it. Nobody else may have it open.
     pub fn open(directory: &Path) -> Result<Arc<Self>, ShipError> {
-        Self::make(directory.to_owned(), None)
+        let cache = Self::make(directory.to_owned(), None)?;
+        cache.remove_left();
+        Ok(cache)
+    }
+
+    /// What a killed one was taking in.
+    fn remove_left(&self) {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().as_bytes().starts_with(ARRIVING.as_bytes())) {
+            // What stays takes room, and is tried again in the next life.
+            let _ = fs::remove_file(entry.path());
+        }
     }
 
     /// One that goes with this value.
@@ -205,7 +217,7 @@ impl Cache {
             return senseless("the links to it are none");
         }
         let number = self.arriving.fetch_add(1, Ordering::Relaxed);
-        let place = self.directory.join(format!("arriving-{}-{number}", std::process::id()));
+        let place = self.directory.join(format!("{ARRIVING}{number}"));
         let made = File::options().write(true).create(true).truncate(true).mode(0o600).open(&place);
         let bytes = made.map_err(self.failed("make a file"))?;
         Ok(Arriving { shelf: self.of(app), file, place, bytes, digest: Context::new(&SHA256), left: None })
@@ -412,6 +424,23 @@ mod tests {
         fs::write(&content, b"a pr0gram").unwrap();
         assert!(Cache::open(place.path()).unwrap().of("kv").find(&kv.identity).is_none());
         assert!(!content.exists());
+    }
+
+    #[test]
+    fn what_a_killed_one_was_taking_in_is_removed() {
+        let place = tempfile::tempdir().unwrap();
+        let kv = file(b"/opt/kv", b"a program");
+        let cache = Cache::open(place.path()).unwrap();
+        ship(&cache, &kv, b"a program", b"a program").unwrap();
+        let mut arriving = cache.of("kv").begin(file(b"/opt/other", b"a program")).unwrap();
+        arriving.take(b"a p").unwrap();
+        // As a killed one does: nothing is dropped.
+        std::mem::forget(arriving);
+        assert_eq!(left(place.path()), 3);
+        drop(cache);
+        let again = Cache::open(place.path()).unwrap();
+        assert_eq!(left(place.path()), 2);
+        assert!(again.of("kv").find(&kv.identity).is_some());
     }
 
     #[test]
