@@ -401,9 +401,14 @@ impl Primary {
         let Some(link) = self.link_mut(from).filter(|link| Some(id) > link.held) else { return };
         link.needs_full = true;
         link.refused = Some(why);
-        let ids = link.take_in_flight();
+        let (session, ids) = (link.session, link.take_in_flight());
         self.return_to_ledger(ids, actions);
         self.full_due = now + self.config.full_sync_retry;
+        if let Some(capture) = self.capturing.as_mut().filter(|it| it.id == id && it.sync == Sync::Full) {
+            capture.sessions.retain(|taker| *taker != session);
+            let unwanted = capture.sessions.is_empty();
+            actions.extend(unwanted.then_some(PrimaryAction::GiveUpFullSync(id)));
+        }
     }
 
     fn captured(&mut self, now: Nanos, id: CheckpointId, actions: &mut Vec<PrimaryAction>) {
@@ -452,6 +457,9 @@ impl Primary {
         let Some(capture) = self.capturing.take_if(|capture| capture.id == id) else { return };
         if capture.archived {
             return self.archive_failed(now);
+        }
+        if capture.sync == Sync::Full && capture.sessions.is_empty() {
+            return; // It was refused: what was captured of it was right.
         }
         self.capture_failure = Some(why);
         match capture.sync {

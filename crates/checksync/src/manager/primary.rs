@@ -16,6 +16,7 @@ mod succession;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -136,6 +137,8 @@ pub struct Actor {
     begun: bool,
     /// The full sync that the engine owes an answer for.
     syncing: Option<CheckpointId>,
+    /// Ends the full sync under way.
+    full_sync_unwanted: Arc<AtomicBool>,
     /// What the capture under way, or the last one, builds on.
     parent: Option<CheckpointId>,
     captured: Option<(CheckpointId, Vec<Bytes>)>,
@@ -246,6 +249,7 @@ impl Actor {
             seats,
             begun: false,
             syncing: None,
+            full_sync_unwanted: Arc::default(),
             parent: None,
             captured: None,
             end_frame: Arc::default(),
@@ -492,7 +496,10 @@ impl Actor {
             PrimaryAction::SendEpoch { id, to, sync } => self.send_epoch(id, &to, sync),
             PrimaryAction::Committed(committed) => self.committed(committed.id()),
             PrimaryAction::Archive(id) => self.store.iter_mut().for_each(|store| store.committed(id)),
-            PrimaryAction::GiveUpFullSync(_) => self.store.iter().for_each(StoreFeed::give_way),
+            PrimaryAction::GiveUpFullSync(id) => {
+                tracing::info!(%id, "a full sync is given up, since nobody takes it any more");
+                self.full_sync_unwanted.store(true, Ordering::Release);
+            }
             PrimaryAction::Forget(id) => self.forget(id),
             PrimaryAction::ReturnToLedger { ids } => {
                 self.captured = None;

@@ -217,9 +217,9 @@ impl Primary {
         let waiting = self.links.iter().filter(|link| link.needs_full).count();
         let joins = waiting < self.links.len();
         let complete = self.links.len() >= self.config.standbys as usize;
+        let failed = self.capture_failure.is_some() || self.links.iter().any(|link| link.refused.is_some());
         // Who waits alone waits for others to come at most until `full_due`.
-        let due =
-            now >= self.full_due || (complete && self.sent.is_empty() && self.capture_failure.is_none());
+        let due = now >= self.full_due || (complete && self.sent.is_empty() && !failed);
         let room = self.links.iter().all(|link| link.in_flight() < self.config.in_flight_max);
         if waiting == 0 || !due || !room || (joins && now < self.join_due) {
             return false;

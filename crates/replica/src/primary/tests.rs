@@ -1,5 +1,6 @@
 mod group;
 mod moves;
+mod refused;
 mod store;
 mod strong;
 
@@ -279,27 +280,6 @@ fn an_acknowledgement_of_what_was_never_sent_drops_the_peer() {
     let mut bench = Bench::protected(|_| {});
     let actions = bench.step(at(110), PrimaryEvent::Acked { from: standby(), id: CheckpointId::new(1, 1) });
     assert_eq!(actions, [], "a late duplicate");
-}
-
-#[test]
-fn a_refused_epoch_a_failed_capture_and_a_child_leave_the_copy_standing_and_say_so() {
-    let mut bench = Bench::protected(|_| {});
-    let why = "fd 9 is an io_uring".to_owned();
-    bench.step(at(110), PrimaryEvent::CaptureFailed { id: CheckpointId::new(1, 2), why: why.clone() });
-    assert_eq!(bench.primary.told, Some(Status::Unprotected(Reason::CaptureFailed(why.clone()))));
-    assert_eq!((bench.members(), bench.primary.phase()), (1, Phase::Protected));
-    let mut bench = Bench::protected(|_| {});
-    bench.step(at(110), PrimaryEvent::Captured { id: CheckpointId::new(1, 2) });
-    bench.step(
-        at(111),
-        PrimaryEvent::EpochRefused { from: standby(), id: CheckpointId::new(1, 2), why: why.clone() },
-    );
-    assert_eq!(bench.primary.told, Some(Status::Unprotected(Reason::EpochRefused(why))));
-    let mut bench = Bench::protected(|_| {});
-    bench.step(at(110), PrimaryEvent::ChildSeen { pid: 7 });
-    assert_eq!(bench.primary.told, Some(Status::Unprotected(Reason::Child(7))));
-    bench.step(at(111), PrimaryEvent::ChildGone { pid: 7 });
-    assert_eq!(bench.primary.told, Some(Status::Protected));
 }
 
 #[test]

@@ -270,8 +270,8 @@ pub enum PrimaryAction {
     Committed(Committed),
     /// Nobody protects the app, nor can anybody take it over: this is for the store.
     Archive(CheckpointId),
-    /// The full sync under way is for nobody but the store, and now there is a standby. `CaptureFailed` is its answer, or
-    /// `Captured` if it was through.
+    /// The full sync under way is for nobody any more: who it was for has refused it, or it was for the store alone and now
+    /// there is a standby. `CaptureFailed` is its answer, or `Captured` if it was through.
     GiveUpFullSync(CheckpointId),
     /// Every standby that goes on from what it holds has this: the ledger need not remember more.
     Forget(CheckpointId),

@@ -534,8 +534,12 @@ impl World {
                 self.a.over = Some(ending);
             }
             // Without anybody who takes over again, nothing can be seen to be wrong with it here.
-            PrimaryAction::Archive(_) | PrimaryAction::GiveUpFullSync(_) => {
-                unreachable!("nobody asked for an archive")
+            PrimaryAction::Archive(_) => unreachable!("nobody asked for an archive"),
+            PrimaryAction::GiveUpFullSync(id) => {
+                if self.chance.percent(70) {
+                    let failed = PrimaryEvent::CaptureFailed { id, why: "nobody wants it".to_owned() };
+                    self.after((100, 5_000), Event::Primary(life, failed));
+                }
             }
             PrimaryAction::Switchover(Switchover::Begun)
             | PrimaryAction::ReturnToLedger { .. }

@@ -1,6 +1,6 @@
 //! The frames of epochs on their way to the standby, and what becomes of them.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,6 @@ use wire::{ArrivedPacket, FromPrimary};
 
 use super::{Actor, Input};
 use crate::manager::on_our_clock;
-use crate::manager::store::StoreFeed;
 use crate::progress::Progress;
 
 /// How long a full sync waits for one of several standbys to take the next frame.
@@ -103,13 +102,18 @@ impl Actor {
             ways.push((session.standby.clone(), sink));
         }
         let to_store = self.store_seat.as_ref().filter(|seat| seat.is_open() && to.contains(&seat.member));
-        let gives_way = self.store.as_mut().filter(|_| to.is_empty()).map(StoreFeed::alone);
-        if ways.is_empty() && to_store.is_none() && gives_way.is_none() {
+        let archived = to.is_empty() && self.store.is_some();
+        if ways.is_empty() && to_store.is_none() && !archived {
             return tracing::warn!(%id, "a full sync without a standby");
         }
         let held = SinkHeld { id, post: self.post.clone() };
+        self.full_sync_unwanted = Arc::new(AtomicBool::new(false));
+        let unwanted = Arc::clone(&self.full_sync_unwanted);
         let sink: FrameSink = Box::new(move |frame| {
             let SinkHeld { post, .. } = &held;
+            if unwanted.load(Ordering::Acquire) {
+                return false;
+            }
             ways.retain_mut(|(standby, sink)| {
                 let takes = sink(frame.clone());
                 if !takes {
@@ -118,7 +122,7 @@ impl Actor {
                 }
                 takes
             });
-            !ways.is_empty() || gives_way.as_ref().is_some_and(|gives| !gives.load(Ordering::Acquire))
+            !ways.is_empty() || archived
         });
         let sink = match (&mut self.store, to_store) {
             (Some(store), _) => store.full(id, sink),

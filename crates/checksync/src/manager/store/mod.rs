@@ -18,7 +18,7 @@ mod upload;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -151,8 +151,6 @@ pub struct StoreFeed {
     captured: VecDeque<(CheckpointId, Vec<Bytes>)>,
     full: Option<CheckpointId>,
     losses_seen: u64,
-    /// Ends a full checkpoint that is for the store alone.
-    gives_way: Arc<AtomicBool>,
 }
 
 impl StoreFeed {
@@ -164,14 +162,7 @@ impl StoreFeed {
         let gatherer = gather::Gatherer::new(fed, uploads, settings, Arc::clone(&shared));
         let spawned = thread::Builder::new().name("store-gather".to_owned()).spawn(move || gatherer.run());
         spawned.context("cannot start a thread for the store")?;
-        Ok(Self {
-            queue,
-            shared,
-            captured: VecDeque::new(),
-            full: None,
-            losses_seen: 0,
-            gives_way: Arc::default(),
-        })
+        Ok(Self { queue, shared, captured: VecDeque::new(), full: None, losses_seen: 0 })
     }
 
     pub fn status(&self) -> StoreStatus {
@@ -201,16 +192,6 @@ impl StoreFeed {
             give(&queue, &shared, Fed::Frame(frame.clone()));
             sink(frame)
         })
-    }
-
-    /// A full sync is to be for the store alone. True, as soon as that is no reason to go on with it.
-    pub fn alone(&mut self) -> Arc<AtomicBool> {
-        self.gives_way = Arc::new(AtomicBool::new(false));
-        Arc::clone(&self.gives_way)
-    }
-
-    pub fn give_way(&self) {
-        self.gives_way.store(true, Ordering::Release);
     }
 
     /// Whether it can't go on from what it was given, since the last question.
