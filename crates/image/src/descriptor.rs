@@ -223,8 +223,6 @@ pub struct Datagram {
     pub bytes: ByteBuf,
     /// Not zero: these are several datagrams, each of this length but for the last (`UDP_GRO`).
     pub segment: u32,
-    /// The number of the device that it came by, where the app asks for that (`IP_PKTINFO`); else zero.
-    pub device: u32,
     /// Who sent it, where the app asks for that (`SO_PASSCRED`).
     pub credentials: Option<Credentials>,
 }

@@ -248,7 +248,6 @@ fn next(socket: BorrowedFd<'_>, room: &mut [u8], control: usize) -> io::Result<N
         to: ByteBuf::new(),
         bytes: ByteBuf::from(&room[..peeked.len]),
         segment: 0,
-        device: 0,
         credentials: None,
     };
     read_along(&along[..peeked.control_len], &mut datagram);
@@ -270,8 +269,6 @@ fn read_along(mut along: &[u8], datagram: &mut Datagram) {
             (IPPROTO_IP, libc::IP_ORIGDSTADDR) | (IPPROTO_IPV6, libc::IPV6_ORIGDSTADDR) => {
                 datagram.to = ByteBuf::from(data);
             }
-            (IPPROTO_IP, libc::IP_PKTINFO) => datagram.device = number(0),
-            (IPPROTO_IPV6, libc::IPV6_PKTINFO) => datagram.device = number(16),
             (IPPROTO_UDP, libc::UDP_GRO) => datagram.segment = number(0),
             (SOL_SOCKET, libc::SCM_CREDENTIALS) => {
                 let (pid, user, group) = (number(0) as i32, number(4), number(8));
@@ -314,7 +311,6 @@ mod tests {
             to: ByteBuf::new(),
             bytes: ByteBuf::from(word.trim_matches('_')),
             segment: 0,
-            device: 0,
             credentials: None,
         };
         words.split_whitespace().map(datagram).collect()
@@ -353,12 +349,13 @@ mod tests {
             record(SOL_SOCKET, libc::SCM_TIMESTAMP, &[1; 16]),
             record(IPPROTO_IP, libc::IP_ORIGDSTADDR, &[2; 16]),
             record(IPPROTO_UDP, libc::UDP_GRO, &700_i32.to_ne_bytes()),
-            record(IPPROTO_IP, libc::IP_PKTINFO, &[[5, 0, 0, 0]; 3].concat()),
+            record(SOL_SOCKET, libc::SCM_CREDENTIALS, &[5, 0, 0, 0, 6, 0, 0, 0, 7, 0, 0, 0]),
         ]
         .concat();
         let mut all = queue("_").remove(0);
         read_along(&along, &mut all);
-        assert_eq!((all.segment, all.device, &all.to[..]), (700, 5, &[2; 16][..]));
+        assert_eq!((all.segment, &all.to[..]), (700, &[2; 16][..]));
+        assert_eq!(all.credentials, Some(Credentials { pid: 5, user: 6, group: 7 }));
         for len in 0..along.len() {
             let mut part = queue("_").remove(0);
             read_along(&along[..len], &mut part);

@@ -35,8 +35,6 @@ const ATTEMPTS: u32 = 3;
 /// How many old bytes a question is made of.
 const OLD_BYTES: std::ops::Range<u32> = 24..120;
 
-pub(super) const SO_BINDTOIFINDEX: i32 = 62;
-
 /// The sockets to speak and listen below TCP, in a network namespace.
 #[derive(Debug)]
 pub(super) struct Prober {
@@ -185,12 +183,6 @@ impl Raw {
             }
         }
         Ok(())
-    }
-
-    /// Has packets of IPv4 seem to come by the device with this number; zero: by whichever they go. (Those of IPv6
-    /// seem to come by the device that has their destination.)
-    pub(super) fn set_device(&self, number: u32) -> io::Result<()> {
-        set_number(self.version4.as_fd(), libc::SOL_SOCKET, SO_BINDTOIFINDEX, number as i32)
     }
 
     /// A packet that cannot be sent now is like one that gets lost.

@@ -26,7 +26,7 @@ use sys::sockets::{attach_choice, get_number, get_option, set_number};
 use super::cache::in_network_of;
 use super::internet::name;
 use super::options::{Buffer, with_room};
-use super::probe::{Raw, SO_BINDTOIFINDEX};
+use super::probe::Raw;
 use super::segments::{address, datagram};
 
 /// For all that does not arrive at once: the kernel may leave it to a thread of its own.
@@ -98,6 +98,7 @@ impl Redelivery {
 
     /// How many are lost.
     fn send_all(&mut self, made: BorrowedFd<'_>, socket: &InternetSocket) -> usize {
+        const SO_BINDTOIFINDEX: i32 = 62;
         let device = get_number(made, SOL_SOCKET, SO_BINDTOIFINDEX).unwrap_or(0) as u32;
         let lost = socket.queue.iter().filter(|one| {
             let sent = self.send(made, socket, device, one);
@@ -118,10 +119,6 @@ impl Redelivery {
         let local = address(&socket.local).ok_or_else(unreadable)?;
         let asked = address(&waiting.to);
         let to = self.routes.destination(from, local, asked, device)?;
-        // Where the app asks for the device, it may answer through it.
-        let by = if device != 0 { device } else { waiting.device };
-        let by = if self.routes.ask(to, by)?.is_local { by } else { 0 };
-        self.raw.set_device(by)?;
         let piece_len = match waiting.segment as usize {
             0 => waiting.bytes.len().max(1),
             len => len,
@@ -196,7 +193,8 @@ impl Routes {
         Ok(Self { netlink, known: HashMap::new() })
     }
 
-    /// An address of this host's at which a socket hears that is bound to `local`. By IPv6 it must be the device's.
+    /// An address of this host's at which a socket hears that is bound to `local`, and to a device if that is not zero:
+    /// what is sent to an address seems to come by the device that has it.
     fn destination(
         &mut self,
         from: SocketAddr,

@@ -13,6 +13,7 @@ use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, UCred, sendmsg_addr,
 };
 use rustix::process::{Gid, Pid, Uid};
+use sys::sockets::ADDRESS_BYTES_MAX;
 
 use super::error::{Doing, RebuildError};
 use super::files::open_below;
@@ -116,6 +117,9 @@ impl Installer<'_, '_> {
 
     /// Made and bound by the target, which then has it no more.
     fn stand_in(&mut self, address: &[u8]) -> Result<Option<OwnedFd>, RebuildError> {
+        if address.len() > ADDRESS_BYTES_MAX {
+            return Ok(None); // No kernel has said that.
+        }
         let kind = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as u64;
         let made = (libc::SYS_socket, [libc::AF_UNIX as u64, kind, 0, 0, 0, 0]);
         let number = self.run("make a socket for a time", &[made])?[0];
