@@ -3,8 +3,8 @@
 //! `SO_PEEK_OFF` shows one datagram after the other, with its sender; the app's own value is put back. Two traps:
 //!
 //! - An error that waits for the app (an ICMP message, say) is taken away by whoever receives next, who only looks
-//!   included. So a queue with an error before it is not looked at, and what is in it is not carried until the app has
-//!   heard of the error.
+//!   included. So a queue with an error before it is not looked at: of UDP, what is in it is not carried until the app
+//!   has heard of the error; a unix socket, which hardly ever has one, is refused until then.
 //! - An empty datagram takes no place among the offsets: once somebody has looked at it, such a look passes it by. Only
 //!   a look without an offset shows it, when it is the first. So queues with empty ones are remembered until the
 //!   next freeze ([`merged`]).
@@ -74,7 +74,7 @@ pub(super) fn save_udp(
     stolen: &OwnedFd,
 ) -> Result<Vec<Datagram>, SaveError> {
     let socket = stolen.as_fd();
-    if !can_be_read(socket) {
+    if waiting(socket) != Waiting::Datagrams {
         return Ok(Vec::new());
     }
     let inode = saver.table.find(number).map_or(0, |(_, info)| info.inode);
@@ -95,10 +95,15 @@ pub(super) fn save_unix(
     stolen: &OwnedFd,
 ) -> Result<Vec<Datagram>, SaveError> {
     let socket = stolen.as_fd();
-    if !can_be_read(socket) {
-        return Ok(Vec::new());
-    }
     let receive = "let the app receive them";
+    match waiting(socket) {
+        Waiting::Nothing => return Ok(Vec::new()),
+        Waiting::Datagrams => (),
+        Waiting::Error => {
+            let what = "is a unix socket with datagrams behind an error";
+            return Err(saver.refuse(number, what, receive));
+        }
+    }
     if info.descriptors_in_flight() > 0 {
         let what = "is a unix socket with descriptors in its queue (SCM_RIGHTS)";
         return Err(saver.refuse(number, what, receive));
@@ -128,10 +133,21 @@ fn size(queue: &[Datagram]) -> usize {
     queue.iter().map(|datagram| datagram.bytes.len()).sum()
 }
 
-/// Something waits, and no error before it.
-fn can_be_read(socket: BorrowedFd<'_>) -> bool {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    Nothing,
+    Datagrams,
+    /// And maybe datagrams behind it.
+    Error,
+}
+
+fn waiting(socket: BorrowedFd<'_>) -> Waiting {
     let events = polled(socket);
-    events.contains(PollFlags::IN) && !events.contains(PollFlags::ERR)
+    match events.contains(PollFlags::IN) {
+        false => Waiting::Nothing,
+        true if events.contains(PollFlags::ERR) => Waiting::Error,
+        true => Waiting::Datagrams,
+    }
 }
 
 /// Puts the app's own `SO_PEEK_OFF` back.

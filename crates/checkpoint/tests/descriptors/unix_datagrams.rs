@@ -237,6 +237,19 @@ fn descriptors_that_wait_are_refused_by_name() {
 }
 
 #[test]
+fn datagrams_behind_an_error_are_refused_by_name() {
+    let mut app = Servant::start();
+    let [a, b] = app.two(libc::SYS_socketpair, [libc::AF_UNIX as u64, DATAGRAM as u64, 0, 0], 3);
+    app.write_to(a, b"a word");
+    let unspecified = [0; 16];
+    app.write_to(b, b"so that it hears of it");
+    connect(app.borrow(a).as_fd(), &unspecified).expect("disconnect");
+    let refused = refusal(&app);
+    assert!(refused.contains("behind an error") && refused.contains(&format!("fd {b}")), "{refused}");
+    assert_eq!(receive(&mut app, b), Err(libc::ECONNRESET), "the app has it still");
+}
+
+#[test]
 fn empty_datagrams_of_a_pair_are_some() {
     let mut app = Servant::start();
     let [a, b] = app.two(libc::SYS_socketpair, [libc::AF_UNIX as u64, DATAGRAM as u64, 0, 0], 3);
