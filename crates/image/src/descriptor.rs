@@ -181,6 +181,9 @@ pub struct UnixName {
     /// The socket's file, where the address is a path that exists.
     pub file: Option<UnixFile>,
     pub options: Vec<SocketOption>,
+    /// What waits to be read by a datagram socket.
+    #[serde(default)]
+    pub queue: Vec<Datagram>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,6 +208,32 @@ pub struct InternetSocket {
     /// Of a connection that is to go on.
     #[serde(default)]
     pub tcp: Option<Box<TcpState>>,
+    /// What waits to be read by a datagram socket.
+    #[serde(default)]
+    pub queue: Vec<Datagram>,
+}
+
+/// A datagram that waits to be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagram {
+    /// Its sender's `sockaddr` bytes; empty for a unix socket without a name.
+    pub from: ByteBuf,
+    /// Where it was sent to, as `sockaddr` bytes; empty for a unix socket.
+    pub to: ByteBuf,
+    pub bytes: ByteBuf,
+    /// Not zero: these are several datagrams, each of this length but for the last (`UDP_GRO`).
+    pub segment: u32,
+    /// Who sent it, where the app asks for that (`SO_PASSCRED`).
+    pub credentials: Option<Credentials>,
+}
+
+/// `struct ucred`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// In the cell; zero for who is outside the app.
+    pub pid: i32,
+    pub user: u32,
+    pub group: u32,
 }
 
 /// A TCP connection in the middle of its life. Sequence numbers count bytes only: the one that a FIN takes is

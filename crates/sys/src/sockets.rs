@@ -56,14 +56,23 @@ pub fn filter(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
 
 /// Puts a classic filter, raw `sock_filter`s, on a socket.
 pub fn attach_filter(socket: BorrowedFd<'_>, program: &[u8]) -> io::Result<()> {
+    attach(socket, libc::SO_ATTACH_FILTER, program)
+}
+
+/// Has a classic program, raw `sock_filter`s, choose who of a socket's `SO_REUSEPORT` group gets a packet: it answers
+/// with the index, in the order in which they were bound. The next one takes its place; `SO_DETACH_REUSEPORT_BPF` takes
+/// it away.
+pub fn attach_choice(socket: BorrowedFd<'_>, program: &[u8]) -> io::Result<()> {
+    attach(socket, libc::SO_ATTACH_REUSEPORT_CBPF, program)
+}
+
+fn attach(socket: BorrowedFd<'_>, option: i32, program: &[u8]) -> io::Result<()> {
     let mut aligned: Vec<u64> =
         program.chunks_exact(8).map(|raw| u64::from_ne_bytes(raw.try_into().unwrap_or_default())).collect();
     let fprog = libc::sock_fprog { len: aligned.len() as u16, filter: aligned.as_mut_ptr().cast() };
     let (pointer, len) = ((&raw const fprog).cast(), size_of::<libc::sock_fprog>() as libc::socklen_t);
     // SAFETY: `fprog` names `aligned`, which is live, of the said length, and only read.
-    let ret = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, pointer, len)
-    };
+    let ret = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, pointer, len) };
     check(ret.into()).map(drop)
 }
 
@@ -126,14 +135,29 @@ pub struct Peeked {
     pub len: usize,
     /// `MSG_*`, with `MSG_CTRUNC` where more came along than there was room for.
     pub flags: i32,
+    /// How much there is of the sender's address, and of other data.
+    pub from_len: usize,
+    pub control_len: usize,
 }
 
 /// Looks at what would be received next, without taking it; never waits. Descriptors that travel along are
 /// not taken over: there is room for `control` bytes of other ancillary data only.
 pub fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Peeked> {
+    peek_from(socket, buffer, &mut [], control)
+}
+
+/// The same, with the sender's address in `from`.
+pub fn peek_from(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    from: &mut [u8],
+    control: &mut [u8],
+) -> io::Result<Peeked> {
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all-zero is a valid `msghdr`.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_name = from.as_mut_ptr().cast();
+    message.msg_namelen = from.len() as libc::socklen_t;
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
@@ -141,7 +165,12 @@ pub fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8], control: &mut [u8]) -> io
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: `message` names live buffers of the lengths that it says.
     let ret = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
-    check(ret as libc::c_long).map(|len| Peeked { len: len as usize, flags: message.msg_flags })
+    check(ret as libc::c_long).map(|len| Peeked {
+        len: len as usize,
+        flags: message.msg_flags,
+        from_len: (message.msg_namelen as usize).min(from.len()),
+        control_len: message.msg_controllen.min(control.len()),
+    })
 }
 
 /// What the kernel's socket diagnosis says of one unix socket.

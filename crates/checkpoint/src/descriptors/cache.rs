@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RawDir, SeekFrom};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::ThreadNameSpaceType;
 
+use super::datagrams::Queues;
 use super::fdinfo::Info;
 use super::probe::Raw;
 use super::watch::Watch;
@@ -43,6 +44,8 @@ pub struct Cache {
     diagnosis: Option<OwnedFd>,
     pub(super) watch: Watch,
     buffer: Vec<u8>,
+    /// What waits in datagram sockets.
+    pub(super) queues: Queues,
     /// Room for what waits in a connection's queues.
     pub(super) queue: Vec<u8>,
     /// To speak to peers, where the app lives.
@@ -82,6 +85,7 @@ impl Cache {
             diagnosis: None,
             watch: Watch::default(),
             buffer: vec![0; INFO_BYTES_FIRST],
+            queues: Queues::default(),
             queue: Vec::new(),
             raw: None,
         })
@@ -115,6 +119,7 @@ impl Cache {
             self.sockets.clear();
             self.diagnosis = None;
             self.watch.forget();
+            self.queues = Queues::default();
             self.raw = None;
         }
         Ok(())

@@ -23,8 +23,10 @@ use super::conversation::ManagerSocket;
 use super::error::{Doing, RebuildError};
 use super::moves::{Step, plan};
 use super::prepare::Prepared;
+use super::redeliver::Redelivery;
 use super::revive::{CellNetwork, Ending, Kept, Revival};
 use super::target::{Call, Target, all, put, with_bytes};
+use super::unix_queue::Reach;
 use super::{admit, anonymous, files, internet, options, pipes, revive, unix};
 
 /// The kernel's `SCM_MAX_FD`.
@@ -72,6 +74,7 @@ pub fn install<'a>(
         network.raise().doing(|| "bring up the cell's network".to_owned())?;
     }
     installer.set_up_sockets()?;
+    installer.fill_unix_queues()?;
     let revival = installer.revive(closed, networked)?;
     installer.set_close_on_exec()?;
     installer.set_owners()?;
@@ -80,10 +83,12 @@ pub fn install<'a>(
     Ok(revival)
 }
 
-struct Installer<'a, 'i> {
-    prepared: Prepared<'i, 'a>,
-    target: &'a mut dyn Target,
-    skeleton: &'a Skeleton<'a, 'i>,
+pub(super) struct Installer<'a, 'i> {
+    pub(super) prepared: Prepared<'i, 'a>,
+    pub(super) target: &'a mut dyn Target,
+    pub(super) skeleton: &'a Skeleton<'a, 'i>,
+    /// Those of the app's unix sockets, by file, that have something in their queues.
+    pub(super) reached: HashMap<usize, Reach>,
     /// For each file, the numbers that it has in the end.
     numbers: Vec<Vec<i32>>,
     /// Which file has a number in the end.
@@ -91,7 +96,7 @@ struct Installer<'a, 'i> {
     channel: i32,
 }
 
-fn close(number: i32) -> Call {
+pub(super) fn close(number: i32) -> Call {
     (libc::SYS_close, [number as u64, 0, 0, 0, 0, 0])
 }
 
@@ -111,10 +116,11 @@ impl<'a, 'i> Installer<'a, 'i> {
             numbers[descriptor.file as usize].push(descriptor.number);
             file_at.insert(descriptor.number, descriptor.file);
         }
-        Self { prepared, target, skeleton, numbers, file_at, channel: skeleton.channel_number }
+        let (channel, reached) = (skeleton.channel_number, HashMap::new());
+        Self { prepared, target, skeleton, reached, numbers, file_at, channel }
     }
 
-    fn run(&mut self, what: &str, calls: &[Call]) -> Result<Vec<u64>, RebuildError> {
+    pub(super) fn run(&mut self, what: &str, calls: &[Call]) -> Result<Vec<u64>, RebuildError> {
         all(self.target, what, calls)
     }
 
@@ -227,7 +233,7 @@ impl<'a, 'i> Installer<'a, 'i> {
     }
 
     /// Borrows what the target has open under `number`.
-    fn borrow(&self, number: i32) -> Result<OwnedFd, RebuildError> {
+    pub(super) fn borrow(&self, number: i32) -> Result<OwnedFd, RebuildError> {
         pidfd_getfd(self.skeleton.pidfd, number, PidfdGetfdFlags::empty())
             .doing(|| format!("borrow fd {number} of the skeleton"))
     }
@@ -347,6 +353,7 @@ impl<'a, 'i> Installer<'a, 'i> {
     }
 
     fn set_up_sockets(&mut self) -> Result<(), RebuildError> {
+        let mut redelivery = Redelivery::if_needed(self.skeleton.pidfd, self.prepared.files);
         for file in 0..self.numbers.len() {
             let open = &self.prepared.files[file];
             let Some(own) = &self.prepared.made[file] else { continue };
@@ -361,8 +368,19 @@ impl<'a, 'i> Installer<'a, 'i> {
                 FileKind::UnixPair(_) | FileKind::Conversation(_) => (),
                 _ => continue,
             }
-            if let Some(own) = &self.prepared.made[file] {
-                files::set_flags(own.as_fd(), open.flags).doing(|| "set the flags of a socket".to_owned())?;
+            let Some(own) = &self.prepared.made[file] else { continue };
+            files::set_flags(own.as_fd(), open.flags).doing(|| "set the flags of a socket".to_owned())?;
+            if let (FileKind::Datagram(socket), Some(redelivery)) = (&open.kind, &mut redelivery) {
+                redelivery.fill(own.as_fd(), socket);
+            }
+        }
+        self.restore_peers()
+    }
+
+    fn restore_peers(&self) -> Result<(), RebuildError> {
+        for (open, own) in self.prepared.files.iter().zip(&self.prepared.made) {
+            if let (FileKind::Datagram(socket), Some(own)) = (&open.kind, own) {
+                internet::restore_peer(own.as_fd(), socket)?;
             }
         }
         Ok(())
@@ -433,14 +451,20 @@ impl<'a, 'i> Installer<'a, 'i> {
             options::restore(own.as_fd(), &name.options)?;
         }
         if let Some(bind) = unix::bind_of(name) {
-            self.bind_unix_address(number, &bind)?;
+            self.bind_unix_address(file, &bind, !name.queue.is_empty())?;
         }
         let Some(backlog) = backlog else { return Ok(()) };
         let listen = (libc::SYS_listen, [number, backlog as u64, 0, 0, 0, 0]);
         self.run("listen on a unix socket", &[listen]).map(drop)
     }
 
-    fn bind_unix_address(&mut self, number: u64, bind: &unix::Bind<'_>) -> Result<(), RebuildError> {
+    fn bind_unix_address(
+        &mut self,
+        file: usize,
+        bind: &unix::Bind<'_>,
+        is_to_be_filled: bool,
+    ) -> Result<(), RebuildError> {
+        let number = self.numbers[file][0] as u64;
         if let Some(path) = &bind.path
             && unix::left_behind(self.skeleton.pid, path)
         {
@@ -450,6 +474,10 @@ impl<'a, 'i> Installer<'a, 'i> {
         with_bytes(self.target, "bind a unix socket", bind.address, |at| {
             (libc::SYS_bind, [number, at, len, 0, 0, 0])
         })?;
+        if is_to_be_filled {
+            let reach = Reach::of(bind.address, self.prepared.root, self.skeleton.pid);
+            self.reached.extend(reach.ok().map(|reach| (file, reach)));
+        }
         let Some(path) = &bind.path else { return Ok(()) };
         let Some(owner) = bind.file else {
             return self.on_path("remove a unix socket", path, |at| (libc::SYS_unlink, [at, 0, 0, 0, 0, 0]));

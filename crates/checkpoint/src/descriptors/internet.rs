@@ -24,7 +24,7 @@ use super::save::{Connections, Saver};
 use super::sockets::save_options;
 use super::stream::Dump;
 use super::watch::Need;
-use super::{options, revive, stream};
+use super::{datagrams, options, revive, stream};
 
 const TCP_SYN_SENT: u8 = 2;
 const TCPI_SACKED_AT: usize = 28;
@@ -43,7 +43,9 @@ pub(super) fn save(
         }
         (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => {
             let remote = peer_address(fd).unwrap_or_default();
-            describe(saver, number, stolen, identity, remote, true).map(FileKind::Datagram)
+            let mut socket = describe(saver, number, stolen, identity, remote, true)?;
+            socket.queue = datagrams::save_udp(saver, number, stolen)?;
+            Ok(FileKind::Datagram(socket))
         }
         (libc::SOCK_RAW, _) => {
             Err(saver.refuse(number, "is a raw socket", "use UDP or TCP, or let another process hold it"))
@@ -66,9 +68,9 @@ fn save_stream(
     if let Need::State { known: Some(known), .. } = need {
         let SocketIdentity { family, socket_type, protocol } = *identity;
         let (local, remote) = (known.local.clone(), known.remote.clone());
-        let (backlog, options, tcp) = (0, Vec::new(), None);
+        let (backlog, options, tcp, queue) = (0, Vec::new(), None, Vec::new());
         let mut socket =
-            InternetSocket { family, socket_type, protocol, local, remote, backlog, options, tcp };
+            InternetSocket { family, socket_type, protocol, local, remote, backlog, options, tcp, queue };
         keep(saver, number, stolen, need, &mut socket)?;
         // Otherwise it may have ended, and has no peer any more.
         if socket.tcp.is_some() {
@@ -194,7 +196,8 @@ fn describe(
     let options = if with_options { save_options(saver, number, stolen, identity)? } else { Vec::new() };
     let SocketIdentity { family, socket_type, protocol } = *identity;
     let (local, remote) = (ByteBuf::from(local), ByteBuf::from(remote));
-    Ok(InternetSocket { family, socket_type, protocol, local, remote, backlog: 0, options, tcp: None })
+    let (backlog, tcp, queue) = (0, None, Vec::new());
+    Ok(InternetSocket { family, socket_type, protocol, local, remote, backlog, options, tcp, queue })
 }
 
 /// Makes `made`, a new socket of the app, what the old one was.
@@ -206,16 +209,17 @@ pub(super) fn restore(made: BorrowedFd<'_>, kind: &FileKind) -> Result<(), Rebui
         FileKind::Connection(socket) => {
             make_reset(made, socket.family).doing(|| "make a reset connection".to_owned())
         }
-        FileKind::Datagram(socket) => {
-            restore_bound(made, socket)?;
-            if socket.remote.is_empty() {
-                return Ok(());
-            }
-            connect(made, &socket.remote).doing(|| format!("connect a socket to {}", name(&socket.remote)))
-        }
-        FileKind::Unconnected(socket) => restore_bound(made, socket),
+        FileKind::Datagram(socket) | FileKind::Unconnected(socket) => restore_bound(made, socket),
         _ => Ok(()),
     }
+}
+
+/// A socket for datagrams gets its peer when it has what waited in it, which may be from others.
+pub(super) fn restore_peer(made: BorrowedFd<'_>, socket: &InternetSocket) -> Result<(), RebuildError> {
+    if socket.remote.is_empty() {
+        return Ok(());
+    }
+    connect(made, &socket.remote).doing(|| format!("connect a socket to {}", name(&socket.remote)))
 }
 
 /// N.B. what lingers of the app's own connections stands in the way only where the app would not have

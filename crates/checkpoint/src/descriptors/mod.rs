@@ -7,14 +7,14 @@
 //!
 //! Each kind has one module that both saves and restores it. What cannot be captured is refused by name.
 //!
-//! Known limits, all of them chosen: what waits unread in an inotify or in a datagram socket is not carried
-//! (it is like what arrives between the last epoch and the takeover); multicast memberships and TCP-MD5 keys cannot be
-//! read from a socket at all.
+//! Known limits, all of them chosen: what waits unread in an inotify is not carried (it is like what happens between
+//! the last epoch and the takeover); multicast memberships and TCP-MD5 keys cannot be read from a socket at all.
 
 mod admit;
 mod anonymous;
 mod cache;
 mod conversation;
+mod datagrams;
 mod diagnosis;
 mod error;
 mod fdinfo;
@@ -31,6 +31,7 @@ mod orphans;
 mod pipes;
 mod prepare;
 mod probe;
+mod redeliver;
 mod requests;
 mod revive;
 mod save;
@@ -40,6 +41,7 @@ mod strays;
 mod stream;
 mod target;
 mod unix;
+mod unix_queue;
 mod watch;
 
 pub(crate) use admit::warm_up as warm_up_admission;

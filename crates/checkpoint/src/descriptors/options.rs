@@ -47,6 +47,7 @@ const DATAGRAM: Options = &[
     (libc::SO_RXQ_OVFL, 4),
     (libc::SO_SELECT_ERR_QUEUE, 4),
     (libc::SO_TXTIME, 8),
+    (libc::SO_PEEK_OFF, 4),
 ];
 
 /// What only unix sockets have.
@@ -201,6 +202,32 @@ fn save_buffers(socket: BorrowedFd<'_>, saved: &mut Vec<SocketOption>) {
             saved.push(SocketOption { level: SOL_SOCKET, name, value: ByteBuf::from(size.to_ne_bytes()) });
         }
     }
+}
+
+/// Which of a socket's buffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Buffer {
+    Send,
+    Receive,
+}
+
+/// Does something while a buffer has room for `bytes` more. What was in one before fits again, but how it was cut into
+/// packets, and by which device they came, decides how much room it takes.
+pub(super) fn with_room<T, E: From<io::Error>>(
+    socket: BorrowedFd<'_>,
+    buffer: Buffer,
+    bytes: usize,
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    let (_, name, force) = BUFFERS[buffer as usize];
+    let locked = get_number(socket, SOL_SOCKET, SO_BUF_LOCK)?;
+    let size = get_number(socket, SOL_SOCKET, name)?;
+    let room = (bytes.saturating_mul(2).saturating_add(1 << 20)).min(i32::MAX as usize / 4);
+    set_number(socket, SOL_SOCKET, force, (room as i32).saturating_add(size / 2).min(i32::MAX / 4))?;
+    let done = work();
+    set_number(socket, SOL_SOCKET, force, size / 2)?;
+    set_number(socket, SOL_SOCKET, SO_BUF_LOCK, locked)?;
+    done
 }
 
 /// Whether an option makes sense on a connection that goes on: these are agreed on with the peer, follow

@@ -152,7 +152,7 @@ impl Raw {
         in_network_of(pidfd, Self::here)
     }
 
-    fn here() -> io::Result<Self> {
+    pub(super) fn here() -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let raw = |family| {
             let with_header = NonZeroU32::new(libc::IPPROTO_RAW as u32).map(rustix::net::Protocol::from_raw);
@@ -165,17 +165,21 @@ impl Raw {
 
     /// Puts a packet on its way: to a peer through the link, to the host itself through `lo`.
     pub(super) fn send(&self, segment: &Segment, payload: &[u8]) -> io::Result<()> {
-        let packet = segment.packet(payload);
+        self.send_packet(segment.to, &segment.packet(payload))
+    }
+
+    /// The same for what is a packet already.
+    pub(super) fn send_packet(&self, to: SocketAddr, packet: &[u8]) -> io::Result<()> {
         let flags = SendFlags::DONTWAIT;
-        match segment.to {
+        match to {
             SocketAddr::V4(mut to) => {
                 to.set_port(0);
-                rustix::net::sendto(&self.version4, &packet, flags, &to)?;
+                rustix::net::sendto(&self.version4, packet, flags, &to)?;
             }
             SocketAddr::V6(mut to) => {
                 to.set_port(0); // Here it would be a protocol.
                 let socket = self.version6.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-                rustix::net::sendto(socket, &packet, flags, &to)?;
+                rustix::net::sendto(socket, packet, flags, &to)?;
             }
         }
         Ok(())

@@ -73,6 +73,7 @@ pub struct Saved {
 pub fn save(subject: &Subject<'_>, cache: &mut Cache) -> Result<Saved, SaveError> {
     let list = |source| SaveError::List { pid: subject.pid, source };
     cache.belongs_to(subject.pid).map_err(list)?;
+    cache.queues.begin();
     if subject.connections == Connections::Keep {
         cache.begin_watch(subject.pidfd).map_err(list)?;
     }

@@ -1,4 +1,4 @@
-//! TCP segments made and read by hand, with their IP header.
+//! TCP segments made and read by hand, with their IP header; and UDP datagrams, made only.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
@@ -7,6 +7,7 @@ pub(super) const RESET: u8 = 4;
 pub(super) const ACKNOWLEDGEMENT: u8 = 0x10;
 
 const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_UDP: u8 = 17;
 const TCP_HEADER_BYTES: usize = 20;
 const HOPS: u8 = 64;
 
@@ -64,30 +65,11 @@ impl Segment {
         tcp.extend(self.window.to_be_bytes());
         tcp.extend([0; 4]);
         tcp.extend(payload);
-        let mut header = self.header(len as u16);
-        let (addresses, protocol) = (addresses(self.from.ip(), self.to.ip()), u32::from(PROTOCOL_TCP));
-        let sum = fold(sum(&addresses) + sum(&tcp) + protocol + len as u32);
+        let sum = checksum(self.from.ip(), self.to.ip(), PROTOCOL_TCP, &tcp);
         tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-        header.extend(tcp);
-        header
-    }
-
-    fn header(&self, len: u16) -> Vec<u8> {
-        match (self.from.ip(), self.to.ip()) {
-            (IpAddr::V4(_), _) | (_, IpAddr::V4(_)) => {
-                let total = (len + 20).to_be_bytes();
-                // Not to be fragmented; the kernel fills in the checksum.
-                let mut header = vec![0x45, 0, total[0], total[1], 0, 0, 0x40, 0, HOPS, PROTOCOL_TCP, 0, 0];
-                header.extend(addresses(self.from.ip(), self.to.ip()));
-                header
-            }
-            (IpAddr::V6(_), IpAddr::V6(_)) => {
-                let len = len.to_be_bytes();
-                let mut header = vec![0x60, 0, 0, 0, len[0], len[1], PROTOCOL_TCP, HOPS];
-                header.extend(addresses(self.from.ip(), self.to.ip()));
-                header
-            }
-        }
+        let mut packet = header(self.from.ip(), self.to.ip(), PROTOCOL_TCP, len as u16);
+        packet.extend(tcp);
+        packet
     }
 
     /// What a packet says; `None` if it is no TCP, or has headers in between.
@@ -124,6 +106,50 @@ impl Segment {
             selective,
         })
     }
+}
+
+/// A UDP datagram, from the IP header on; `None` if no packet holds that much.
+pub(super) fn datagram(from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> Option<Vec<u8>> {
+    const UDP_HEADER_BYTES: usize = 8;
+    const IPV4_HEADER_BYTES: u16 = 20;
+    let len = u16::try_from(UDP_HEADER_BYTES + bytes.len()).ok()?;
+    if from.is_ipv4() {
+        len.checked_add(IPV4_HEADER_BYTES)?;
+    }
+    let mut udp = Vec::with_capacity(len.into());
+    udp.extend([from.port(), to.port(), len, 0].into_iter().flat_map(u16::to_be_bytes));
+    udp.extend(bytes);
+    let sum = match checksum(from.ip(), to.ip(), PROTOCOL_UDP, &udp) {
+        // Zero would say that there is none.
+        0 => u16::MAX,
+        sum => sum,
+    };
+    udp[6..8].copy_from_slice(&sum.to_be_bytes());
+    let mut packet = header(from.ip(), to.ip(), PROTOCOL_UDP, len);
+    packet.extend(udp);
+    Some(packet)
+}
+
+fn header(from: IpAddr, to: IpAddr, protocol: u8, len: u16) -> Vec<u8> {
+    match (from, to) {
+        (IpAddr::V4(_), _) | (_, IpAddr::V4(_)) => {
+            let total = (len + 20).to_be_bytes();
+            // Not to be fragmented; the kernel fills in the checksum.
+            let mut header = vec![0x45, 0, total[0], total[1], 0, 0, 0x40, 0, HOPS, protocol, 0, 0];
+            header.extend(addresses(from, to));
+            header
+        }
+        (IpAddr::V6(_), IpAddr::V6(_)) => {
+            let len = len.to_be_bytes();
+            let mut header = vec![0x60, 0, 0, 0, len[0], len[1], protocol, HOPS];
+            header.extend(addresses(from, to));
+            header
+        }
+    }
+}
+
+fn checksum(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> u16 {
+    fold(sum(&addresses(from, to)) + sum(payload) + u32::from(protocol) + payload.len() as u32)
 }
 
 fn selective(tcp: &[u8]) -> Option<(u32, u32)> {
@@ -220,6 +246,22 @@ mod tests {
         let (header, tcp) = packet.split_at(20);
         let pseudo = sum(&header[12..20]) + u32::from(PROTOCOL_TCP) + tcp.len() as u32;
         assert_eq!(fold(pseudo + sum(tcp)), 0);
+    }
+
+    #[test]
+    fn the_checksum_of_a_datagram_comes_out_as_zero_and_none_is_too_long() {
+        for (from, to, len_max) in
+            [("10.1.2.3:80", "10.4.5.6:40000", 65_507), ("[fd00::1]:80", "[fd00::2]:40000", 65_527)]
+        {
+            let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+            for bytes in [&b""[..], b"odd", &vec![0xff; len_max]] {
+                let packet = datagram(from, to, bytes).expect("it fits");
+                let udp = &packet[if from.is_ipv4() { 20 } else { 40 }..];
+                let pseudo = sum(&addresses(from.ip(), to.ip())) + u32::from(PROTOCOL_UDP) + udp.len() as u32;
+                assert_eq!(fold(pseudo + sum(udp)), 0, "{} bytes", bytes.len());
+            }
+            assert_eq!(datagram(from, to, &vec![0; len_max + 1]), None);
+        }
     }
 
     #[test]

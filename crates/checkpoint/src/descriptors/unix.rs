@@ -22,11 +22,10 @@ use super::cache::SocketIdentity;
 use super::conversation;
 use super::error::{Doing, RebuildError, SaveError};
 use super::fdinfo::Info;
-use super::options;
 use super::save::Saver;
 use super::sockets::save_options;
+use super::{datagrams, options};
 
-const SO_BUF_LOCK: i32 = 72;
 pub(super) const BOTH_SHUT: u8 = 3;
 /// `SCM_CREDENTIALS` alone: with descriptors along, the kernel reports that something did not fit.
 const CREDENTIALS_BYTES: usize = 32;
@@ -45,7 +44,11 @@ pub(super) fn save(
     if let Ok(peer) = peer_address(stolen.as_fd()) {
         return save_connected(saver, number, info, stolen, identity, &report, &peer);
     }
-    let socket = save_name(saver, number, stolen, identity)?;
+    let mut socket = save_name(saver, number, stolen, identity)?;
+    if identity.socket_type == libc::SOCK_DGRAM {
+        socket.queue = datagrams::save_unix(saver, number, info, stolen)?;
+        return Ok(FileKind::UnixLoose(socket));
+    }
     let listening = get_number(stolen.as_fd(), libc::SOL_SOCKET, libc::SO_ACCEPTCONN).unwrap_or(0);
     if listening != 0 {
         return Ok(FileKind::UnixListener { socket, backlog: report.backlog as i32 });
@@ -89,7 +92,10 @@ fn save_connected(
         write_shut: report.shut & 2 != 0,
         options: save_options(saver, number, stolen, identity)?,
     };
-    if inside {
+    if inside && packets {
+        let queue = datagrams::save_unix(saver, number, info, stolen)?;
+        end.queue = queue.into_iter().map(|datagram| datagram.bytes).collect();
+    } else if inside {
         end.queue = peek_queue(stolen.as_fd(), identity.socket_type)
             .map_err(|source| saver.kernel(number, "look into the queue", source))?;
     }
@@ -115,7 +121,7 @@ pub(super) fn check_pairs(saver: &Saver<'_, '_>) -> Result<(), SaveError> {
     }
 }
 
-/// Everything that waits, left in place. A stream's bytes come as one piece, messages one by one.
+/// Everything that waits at a stream or a sequence of packets, left in place. A stream's bytes come as one piece.
 pub(super) fn peek_queue(socket: BorrowedFd<'_>, socket_type: i32) -> io::Result<Vec<ByteBuf>> {
     let waiting = rustix::io::ioctl_fionread(socket)? as usize;
     if waiting == 0 {
@@ -172,11 +178,12 @@ fn save_name(
         file: path_of(&address).and_then(|path| socket_file(saver.subject.pid, path)),
         address: ByteBuf::from(address),
         options: save_options(saver, number, stolen, identity)?,
+        queue: Vec::new(),
     })
 }
 
 /// The path that an address names; none where it is unbound or abstract.
-fn path_of(address: &[u8]) -> Option<&[u8]> {
+pub(super) fn path_of(address: &[u8]) -> Option<&[u8]> {
     let path = address.get(2..).filter(|path| path.first().is_some_and(|first| *first != 0))?;
     Some(path.split(|byte| *byte == 0).next().unwrap_or(path))
 }
@@ -193,7 +200,7 @@ fn socket_file(pid: i32, path: &[u8]) -> Option<UnixFile> {
 }
 
 /// An address for messages.
-fn address_name(address: &[u8]) -> String {
+pub(super) fn address_name(address: &[u8]) -> String {
     match (path_of(address), address.get(3..)) {
         (Some(path), _) => String::from_utf8_lossy(path).into_owned(),
         (None, Some(name)) => format!("@{}", String::from_utf8_lossy(name)),
@@ -226,28 +233,25 @@ pub(super) fn restore_end(
     options::restore(made, &end.options)
 }
 
-/// What was in one buffer before fits again, but how the bytes were cut into messages decides how much room
-/// they take: so the buffer is larger for the while.
 fn send_all(peer: BorrowedFd<'_>, end: &UnixEnd) -> io::Result<()> {
-    let len: usize = end.queue.iter().map(|message| message.len()).sum();
-    if len == 0 {
+    if end.queue.is_empty() {
         return Ok(());
     }
-    let locked = get_number(peer, libc::SOL_SOCKET, SO_BUF_LOCK)?;
-    let size = get_number(peer, libc::SOL_SOCKET, libc::SO_SNDBUF)?;
-    let room = (len * 2 + (1 << 20)).min(i32::MAX as usize / 4);
-    set_number(peer, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, room as i32)?;
-    for message in &end.queue {
-        send_message(peer, message)?;
-    }
-    set_number(peer, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, size / 2)?;
-    set_number(peer, libc::SOL_SOCKET, SO_BUF_LOCK, locked)
+    let len = end.queue.iter().map(|message| message.len()).sum();
+    options::with_room(peer, options::Buffer::Send, len, || {
+        end.queue.iter().try_for_each(|message| send_message(peer, message, end.socket_type))
+    })
 }
 
-fn send_message(peer: BorrowedFd<'_>, message: &[u8]) -> io::Result<()> {
+/// An empty datagram is one, too.
+fn send_message(peer: BorrowedFd<'_>, message: &[u8], socket_type: i32) -> io::Result<()> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    if socket_type == libc::SOCK_DGRAM {
+        return Ok(rustix::net::send(peer, message, flags).map(drop)?);
+    }
     let mut rest = message;
     while !rest.is_empty() {
-        let sent = rustix::net::send(peer, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+        let sent = rustix::net::send(peer, rest, flags)?;
         rest = &rest[sent..];
     }
     Ok(())

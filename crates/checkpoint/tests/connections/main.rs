@@ -1,4 +1,4 @@
-//! TCP connections go on in another process, on what is another host as far as their peers can tell: three
+//! TCP connections, and datagrams, go on in another process, on what is another host as far as their peers can tell: three
 //! network namespaces of the test's own, and one address that moves. Needs root, as the manager does.
 
 #[path = "../descriptors/stage.rs"]
@@ -8,6 +8,7 @@ mod stage;
 mod bulk;
 mod carried;
 mod closed;
+mod datagrams;
 mod endings;
 mod inside;
 mod queues;

@@ -8,3 +8,4 @@ mod signals_and_timers;
 mod sockets;
 mod stage;
 mod table;
+mod unix_datagrams;

@@ -248,30 +248,6 @@ fn udp_sockets_keep_address_peer_and_options() {
     assert_eq!(peer.recv_from(&mut heard).expect("a datagram"), (8, ([127, 0, 0, 1], port).into()));
 }
 
-/// Like those that come while the app has no host. The app itself reads them as ever.
-#[test]
-fn datagrams_that_wait_are_not_carried_and_not_touched() {
-    let mut app = Servant::start();
-    let number = app.socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_NONBLOCK, 0);
-    let own = app.borrow(number);
-    bind(own.as_fd(), &loopback()).expect("bind");
-    let address = ([127, 0, 0, 1], port_of(own.as_fd()));
-    drop(own);
-    let peer = UdpSocket::bind("127.0.0.1:0").expect("a peer");
-    for word in [b"one", b"two"] {
-        peer.send_to(word, std::net::SocketAddr::from(address)).expect("send");
-    }
-    let saved = Circumstances::default().save(&app, &mut cache()).expect("a save");
-    for word in [b"one", b"two"] {
-        assert_eq!(app.read_from(number, 16), Ok(word.to_vec()));
-    }
-    drop(app);
-    let mut copy = Circumstances::default().rebuild(&saved).expect("rebuild");
-    assert_eq!(copy.read_from(number, 16), Err(libc::EAGAIN));
-    peer.send_to(b"three", std::net::SocketAddr::from(address)).expect("send");
-    assert_eq!(copy.read_from(number, 16), Ok(b"three".to_vec()));
-}
-
 #[test]
 fn a_classic_filter_stays_on_its_socket() {
     const DROP_ALL: [u8; 8] = [6, 0, 0, 0, 0, 0, 0, 0];

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use image::descriptor::{FileKind, InternetSocket, OpenFile, UnixName};
+use image::descriptor::{Datagram, FileKind, InternetSocket, OpenFile, UnixName};
 use image::layout::{Backing, Layout, Mapping, ObjectKind};
 use serde::Serialize;
 
@@ -51,9 +51,11 @@ pub fn open_file(file: &OpenFile) -> (&'static str, String, Fate) {
         FileKind::UnixPair(end) => ("unix pair", format!("{} messages wait", end.queue.len()), Protected),
         FileKind::Conversation(_) => ("manager", "a connection to it".to_owned(), Protected),
         FileKind::UnixListener { socket, .. } => ("unix listener", unix(socket), Protected),
-        FileKind::UnixLoose(socket) => ("unix socket", unix(socket), Protected),
+        FileKind::UnixLoose(socket) => ("unix socket", unix(socket) + &waiting(&socket.queue), Protected),
         FileKind::Listener(socket) => ("listener", internet(socket), Protected),
-        FileKind::Datagram(socket) => ("datagram socket", internet(socket), Protected),
+        FileKind::Datagram(socket) => {
+            ("datagram socket", internet(socket) + &waiting(&socket.queue), Protected)
+        }
         FileKind::Connection(socket) => ("connection", internet(socket), Reset),
         FileKind::Unconnected(socket) => ("socket", internet(socket), Protected),
         FileKind::Netlink { protocol, .. } => ("netlink", format!("protocol {protocol}"), Protected),
@@ -97,6 +99,15 @@ fn file_kind(file_type: u32) -> &'static str {
         libc::S_IFDIR => "directory",
         libc::S_IFCHR => "device",
         _ => "path",
+    }
+}
+
+/// Behind a socket's name.
+fn waiting(queue: &[Datagram]) -> String {
+    match queue.len() {
+        0 => String::new(),
+        1 => ", 1 datagram waits".to_owned(),
+        count => format!(", {count} datagrams wait"),
     }
 }
 

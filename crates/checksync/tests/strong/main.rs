@@ -3,6 +3,7 @@
 
 mod asker;
 mod clients;
+mod datagrams;
 mod figures;
 mod moments;
 mod rounds;
