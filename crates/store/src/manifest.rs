@@ -268,6 +268,17 @@ mod tests {
     }
 
     #[test]
+    fn the_schema_is_the_oldest_that_knows_what_is_in_it() {
+        let of = |kind| SegmentRef { kind, ..sample().segments.remove(0) };
+        let schema =
+            |kinds: &[SegmentKind]| Manifest::schema_for(&kinds.iter().copied().map(of).collect::<Vec<_>>());
+        use SegmentKind::{Content, Files, Gone, Layout, Pages, Shipped, State};
+        assert_eq!(schema(&[Layout, Gone, Pages, State]), 1);
+        assert_eq!(schema(&[Shipped, Layout, State]), 2);
+        assert_eq!((schema(&[Files, State]), schema(&[Shipped, Content, State])), (3, 3));
+    }
+
+    #[test]
     fn a_later_schema_is_refused_by_its_number() {
         let why = Manifest::decode(&Manifest { schema: 9, ..sample() }.encode()).unwrap_err();
         assert!(why.contains('9'), "{why}");

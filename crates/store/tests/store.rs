@@ -3,6 +3,7 @@
 
 mod world;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use image::PageTarget;
@@ -80,7 +81,7 @@ async fn one_life(
     term: u64,
     app: &mut App,
     truth: &mut Truth,
-    dir: &std::path::Path,
+    dir: &Path,
     rounds: u64,
 ) -> Result<(), StoreError> {
     let mut run = begin(store, term).await?;
@@ -410,12 +411,7 @@ fn of_two_that_begin_at_once_the_lower_one_breaks_nothing() {
     assert!(at > 40, "only {at} steps");
 }
 
-async fn four_checkpoints(
-    objects: &Arc<InMemory>,
-    seed: u64,
-    truth: &mut Truth,
-    dir: &std::path::Path,
-) -> store::Run {
+async fn four_checkpoints(objects: &Arc<InMemory>, seed: u64, truth: &mut Truth, dir: &Path) -> store::Run {
     let (mut app, mut basis) = (App::new(seed, 1), Basis::default());
     let mut run = begin(over(objects.clone()), 1).await.unwrap();
     for _ in 0..4 {
@@ -504,7 +500,7 @@ const OBJECT: ObjectKey = ObjectKey { device: 1, inode: 77 };
 
 /// A shared object, full of bytes, has each of these sizes for an epoch (none: it is away) and then its first one
 /// again: what was gone for a while is empty.
-async fn an_object_changes_its_size(pages: u64, sizes: &[Option<u64>], dir: &std::path::Path) {
+async fn an_object_changes_its_size(pages: u64, sizes: &[Option<u64>], dir: &Path) {
     let what = format!("{pages} pages, then {sizes:?}");
     let store = over(Arc::new(InMemory::new()));
     let (mut app, mut truth) = (App::new(33, 1), Truth::new());
@@ -550,6 +546,85 @@ fn what_an_object_lost_does_not_come_back_with_its_size() {
             an_object_changes_its_size(pages, &[size, size.map(|size| size + 10)], dir.path()).await;
             an_object_changes_its_size(pages, &[Some(pages / 4 * 3 * PAGE_BYTES), size], dir.path()).await;
         }
+    });
+}
+
+/// Gathers one epoch, and uploads it.
+async fn store_one(run: &mut store::Run, app: &mut App, basis: &mut Basis, dir: &Path) -> store::Uploaded {
+    let mut gathered = match run.tip() {
+        None => store::Gathered::full(dir).unwrap(),
+        Some(tip) => store::Gathered::since(tip, basis.clone(), dir).unwrap(),
+    };
+    take(&mut gathered, &app.epoch(run.tip().is_none()));
+    *basis = gathered.basis();
+    run.upload(&gathered).await.unwrap()
+}
+
+#[test]
+fn of_files_that_came_and_went_nothing_is_in_a_base() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let store = over(Arc::new(InMemory::new()));
+        let (mut app, mut basis) = (App::new(41, 1), Basis::default());
+        let mut run = begin(store.clone(), 1).await.unwrap();
+        let mut first = None;
+        for round in 0..12 {
+            app.put_file(&format!("log-{round}"), 40 * PAGE_BYTES, round + 1);
+            app.put_file("kept", 100 * PAGE_BYTES, round + 1);
+            if round > 0 {
+                app.remove_file(&format!("log-{}", round - 1));
+            }
+            store_one(&mut run, &mut app, &mut basis, dir.path()).await;
+            let bytes = run.fold().await.unwrap().bytes;
+            let first = *first.get_or_insert(bytes);
+            assert!(
+                bytes < first + PAGE_BYTES,
+                "in round {round} the base has {bytes} bytes, at first {first}"
+            );
+        }
+    });
+}
+
+#[test]
+fn many_small_files_share_objects_and_what_changed_is_sent_alone() {
+    const FILES: u64 = 1000;
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let store = over(Arc::new(InMemory::new()));
+        let (mut app, mut truth, mut basis) = (App::new(42, 1), Truth::new(), Basis::default());
+        let mut run = begin(store.clone(), 1).await.unwrap();
+        (0..FILES).for_each(|n| app.put_file(&format!("small-{n}"), 100, n as u8));
+        let full = store_one(&mut run, &mut app, &mut basis, dir.path()).await;
+        truth.insert(app.id, app.memory.content());
+        assert!(full.segments < FILES / 20, "{full:?}");
+        app.put_file("small-500", 200, 1);
+        app.remove_file("small-100");
+        let since = store_one(&mut run, &mut app, &mut basis, dir.path()).await;
+        truth.insert(app.id, app.memory.content());
+        assert!(since.segments < 5, "{since:?}");
+        let folded = run.fold().await.unwrap();
+        // Names, the two groups, and the clock.
+        assert!(folded.segments - folded.segments_shared <= 4, "{folded:?}");
+        assert_eq!(check_all(&store, &truth, "small files").await, 2);
+    });
+}
+
+/// They come with the others, as they were at the freeze.
+#[test]
+fn mapped_files_of_state_directories_are_not_stored_once_more() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let store = over(Arc::new(InMemory::new()));
+        let run = begin(store.clone(), 1).await.unwrap();
+        let mut app = App::new(43, 1);
+        app.put_file("table", PAGE_BYTES, 1);
+        for (n, path) in ["/var/made-up/table", "/var/made-up/gone", "/usr/lib/table"].iter().enumerate() {
+            app.map_file(path, 0x1000_0000 + n as u64 * 0x10_000);
+        }
+        let mut gathered = store::Gathered::full(dir.path()).unwrap();
+        take(&mut gathered, &app.epoch(true));
+        let lacks: Vec<_> = run.lacks(&gathered).into_iter().map(|file| file.path).collect();
+        assert_eq!(lacks, [b"/usr/lib/table".to_vec(), b"/var/made-up/gone".to_vec()]);
     });
 }
 

@@ -123,6 +123,27 @@ impl App {
         }
     }
 
+    /// A file in the root directory, full of bytes.
+    pub fn put_file(&mut self, name: &str, size_bytes: u64, byte: u8) {
+        let led = self.memory.disk.names.get(&(ROOT, name.as_bytes().to_vec())).copied();
+        let id = led.unwrap_or(FileId(self.next_file));
+        self.set_file(id, FileKind::Regular { size_bytes });
+        if led.is_none() {
+            self.next_file += 1;
+            self.set_name(ROOT, name.as_bytes().to_vec(), Some(id));
+        }
+        for at in (0..size_bytes).step_by(PAGE) {
+            let mut data = vec![byte; PAGE];
+            data[(size_bytes - at).min(PAGE_BYTES) as usize..].fill(0);
+            let range = Range::new(at, at + PAGE_BYTES);
+            self.record(PageTarget::File(id), Pages::Whole { range, data: data.into() });
+        }
+    }
+
+    pub fn remove_file(&mut self, name: &str) {
+        self.set_name(ROOT, name.as_bytes().to_vec(), None);
+    }
+
     fn set_file(&mut self, id: FileId, kind: FileKind) {
         let modified = ((self.now_ns / 1_000_000_000) as i64, self.dice.below(1000) as u32);
         let record = FileRecord { id, kind, mode: 0o640, owner: 0, group: 0, modified };

@@ -13,7 +13,8 @@ use futures_util::TryStreamExt;
 use image::batch::{BatchWriter, LINE_BYTES, Pages};
 use image::frame::{FrameOrder, FrameWriter, decode};
 use image::layout::{
-    Advice, Backing, Layout, LayoutPart, Mapping, ObjectKey, ObjectKind, Protection, SharedObject, surviving,
+    Advice, Backing, FileIdentity, Layout, LayoutPart, Mapping, ObjectKey, ObjectKind, Protection,
+    SharedObject, surviving,
 };
 use image::state::{Clocks, State};
 use image::{
@@ -290,6 +291,15 @@ impl App {
         self.set_object(key, (!away).then_some(size_bytes));
     }
 
+    /// Maps a file, or what was one.
+    pub fn map_file(&mut self, path: &str, start: u64) {
+        let identity = FileIdentity { path: path.as_bytes().to_vec(), size: PAGE_BYTES, build_id: None };
+        let mapping = mapping(Range::new(start, start + PAGE_BYTES));
+        self.change_layout(|layout| {
+            layout.mappings.push(Mapping { backing: Backing::File(identity), ..mapping })
+        });
+    }
+
     /// Gives a shared object this size, or takes it away; the layout is another then.
     pub fn set_object(&mut self, key: ObjectKey, size_bytes: Option<u64>) {
         self.change_layout(|layout| {
@@ -447,7 +457,7 @@ fn encode(target: PageTarget, record: &Pages) -> Bytes {
     batch.finish()
 }
 
-fn mapping(range: Range) -> Mapping {
+pub fn mapping(range: Range) -> Mapping {
     Mapping {
         range,
         protection: Protection { read: true, write: true, execute: false },
