@@ -78,7 +78,7 @@ struct Committer<N> {
     full: Option<Gathered>,
     /// To be stored, in this order.
     waiting: VecDeque<Gathered>,
-    /// What the next epoch goes on top of.
+    /// What the next epoch goes on top of if nothing waits.
     tip: Option<(CheckpointId, Basis)>,
     folded_at: Instant,
     collected_at: Option<Instant>,
@@ -207,10 +207,11 @@ impl<N: Fn(StoreNews) + Send + Clone + 'static> Committer<N> {
                 }
                 Err(RecvTimeoutError::Disconnected) => return Over::Ended,
                 Err(RecvTimeoutError::Timeout) => {
-                    if let Some(next) = self.waiting.pop_front()
-                        && let Err(over) = self.have_stored(&next)
-                    {
-                        return over;
+                    if let Some(next) = self.waiting.pop_front() {
+                        self.tip = next.id().map(|id| (id, next.basis()));
+                        if let Err(over) = self.have_stored(&next) {
+                            return over;
+                        }
                     }
                     if let Err(over) = self.tidy_up() {
                         return over;
@@ -261,15 +262,18 @@ impl<N: Fn(StoreNews) + Send + Clone + 'static> Committer<N> {
 
     fn gather(&mut self, frames: Vec<Bytes>) -> Result<(), GatherError> {
         let Some((tip, basis)) = &self.tip else { return Ok(()) };
-        if self.waiting.back().is_none_or(Gathered::is_sealed) {
-            self.waiting.push_back(Gathered::since(*tip, basis.clone(), &self.settings.spool)?);
+        match self.waiting.back() {
+            None => self.waiting.push_back(Gathered::since(*tip, basis.clone(), &self.settings.spool)?),
+            Some(last) if last.is_sealed() => {
+                let id = last.id().unwrap_or_default();
+                let next = Gathered::since(id, last.basis(), &self.settings.spool)?;
+                self.waiting.push_back(next);
+            }
+            Some(_) => {}
         }
         let gathered = self.waiting.back_mut().expect("pushed above");
         for frame in frames {
             gathered.take(&Frame::parse(frame)?)?;
-        }
-        if let Some(id) = gathered.id() {
-            self.tip = Some((id, gathered.basis()));
         }
         Ok(())
     }
