@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -49,6 +50,15 @@ pub struct Shared {
     pub arbiter: Option<ArbiterSpec>,
     pub state: Option<PathBuf>,
     pub format: Format,
+}
+
+/// What an app begins with on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beginning {
+    /// Its program, which runs or is started.
+    Program,
+    /// What a store has kept of it.
+    Store,
 }
 
 #[derive(Debug)]
@@ -186,11 +196,11 @@ impl Standbys {
 
 impl PrimarySettings {
     /// What is wrong with them is a mistake of whoever asks.
-    pub fn resolve(args: PrimaryArgs) -> Result<Self, Coded> {
-        Self::settle(args).map_err(|why| Coded::new(Exit::Usage, why))
+    pub fn resolve(args: PrimaryArgs, beginning: Beginning) -> Result<Self, Coded> {
+        Self::settle(args, beginning).map_err(|why| Coded::new(Exit::Usage, why))
     }
 
-    fn settle(args: PrimaryArgs) -> anyhow::Result<Self> {
+    fn settle(args: PrimaryArgs, beginning: Beginning) -> anyhow::Result<Self> {
         let file = File::load(args.shared.config.as_deref())?;
         let given = GivenStore {
             location: args.store.clone(),
@@ -211,7 +221,7 @@ impl PrimarySettings {
         }
         let given =
             |given: Vec<PathBuf>, file: &Vec<PathBuf>| if given.is_empty() { file.clone() } else { given };
-        let state_dirs = state_dirs(given(args.state_dir, &file.state_dir))?;
+        let state_dirs = state_dirs(given(args.state_dir, &file.state_dir), beginning)?;
         let shared_dirs = given(args.shared_dir, &file.shared);
         let on_crash = args.on_crash.or(file.on_crash).unwrap_or(OnCrashArg::Failover);
         let shadow_mib = args.shadow_mib.or(file.shadow_mib).unwrap_or(SHADOW_MIB);
@@ -234,9 +244,6 @@ impl PrimarySettings {
         }
         if structures && !state_dirs.is_empty() {
             bail!("a program with structures keeps its files by itself; leave --state-dir out");
-        }
-        if store.is_some() && !state_dirs.is_empty() {
-            bail!("a store does not keep state directories yet; leave --store or --state-dir out");
         }
         if health.is_some() && structures {
             bail!("a drill restores a process, and structures are none; leave --health out");
@@ -389,14 +396,19 @@ fn check_commit_on_store(store: bool, standbys: &[String], fencing: Fencing) -> 
     Ok(())
 }
 
-/// Directories that are there, each by its own path, none in another.
-fn state_dirs(given: Vec<PathBuf>) -> anyhow::Result<Vec<PathBuf>> {
+/// Directories, each by its own path, none in another. A program finds them there; out of a store they come by themselves.
+fn state_dirs(given: Vec<PathBuf>, beginning: Beginning) -> anyhow::Result<Vec<PathBuf>> {
     let mut found: Vec<PathBuf> = Vec::new();
     for path in given {
-        let real = fs::canonicalize(&path).with_context(|| {
+        let real = match beginning {
+            Beginning::Program => fs::canonicalize(&path),
+            Beginning::Store => path_to_be(&path),
+        };
+        let real = real.with_context(|| {
             format!("the state directory {} is not there; make it, or leave --state-dir out", path.display())
         })?;
-        if !real.is_dir() || real.parent().is_none() || real.to_str().is_none() {
+        let other = real.exists() && !real.is_dir();
+        if other || real.parent().is_none() || real.to_str().is_none() {
             bail!("{} can't be a state directory; name a directory below /, in UTF-8", real.display());
         }
         if let Some(other) = found.iter().find(|other| other.starts_with(&real) || real.starts_with(other)) {
@@ -405,6 +417,18 @@ fn state_dirs(given: Vec<PathBuf>) -> anyhow::Result<Vec<PathBuf>> {
         found.push(real);
     }
     Ok(found)
+}
+
+/// The path of what is there, or could be.
+fn path_to_be(path: &Path) -> io::Result<PathBuf> {
+    match (fs::canonicalize(path), path.parent(), path.file_name()) {
+        (Err(why), Some(parent), Some(name))
+            if why.kind() == io::ErrorKind::NotFound && path.is_absolute() =>
+        {
+            Ok(path_to_be(parent)?.join(name))
+        }
+        (found, ..) => found,
+    }
 }
 
 /// What strong consistency can't do without.

@@ -2,16 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use checkpoint::descriptors::Saved;
 use checkpoint::memory::Tracker;
-use files::{FilesError, Mapped, Opened, Source, Taken};
+use files::{FilesError, Located, Mapped, Mirror, Opened, Source, Taken};
 use image::CheckpointId;
 use image::descriptor::{FileKind, OpenFile};
 use image::frame::FrameWriter;
+use sys::mounts;
 
 /// Follows them from one full sync to the next.
 #[derive(Debug)]
@@ -102,6 +106,19 @@ impl StateFiles {
     pub fn fail(&mut self) {
         self.source.iter_mut().for_each(Source::fail);
     }
+}
+
+/// Puts the trees of a mirror in the place of their directories in a cell that has mounts of its own and is sealed, and
+/// nowhere else.
+pub(crate) fn show_in_cell(mirror: &Mirror, pid: i32) -> io::Result<()> {
+    for Located { path, tree } in mirror.located() {
+        let taken = mounts::take(&tree)?;
+        mounts::within(pid, move || {
+            fs::create_dir_all(&path)?;
+            mounts::put(taken.as_fd(), &path)
+        })?;
+    }
+    Ok(())
 }
 
 /// Files that are open for writing, and in none of these directories.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use image::CheckpointId;
+use tempfile::TempDir;
 use tracee::{Ending, TraceError, Tree, TreeEvent};
 
 use crate::capture::{Capturer, EngineError, FullSync};
@@ -23,6 +24,8 @@ pub(crate) struct App {
     pub capturer: Capturer,
     /// The app's program runs; before that, the process is still the cell's.
     pub begun: bool,
+    /// The state directories of a sealed cell, which go with it.
+    pub _apart: Option<TempDir>,
 }
 
 pub(crate) fn launch(context: &mut Context, launch: Launch) {
@@ -47,7 +50,7 @@ fn prepare(context: &Context, launch: Launch) -> Result<App, EngineError> {
     listen_in(context, cell.pid);
     let tree = Tree::seize(cell.pid)?;
     let capturer = Capturer::new(cell.pid, &context.settings, stdio)?;
-    Ok(App { pid: cell.pid, tree, cell: Some(cell), capturer, begun: false })
+    Ok(App { pid: cell.pid, tree, cell: Some(cell), capturer, begun: false, _apart: None })
 }
 
 /// Without the socket the app runs all the same.
@@ -61,7 +64,7 @@ pub(crate) fn listen_in(context: &Context, pid: i32) {
 pub(crate) fn attach(context: &mut Context, attach: &Attach) {
     let attached = Tree::seize(attach.pid).map_err(EngineError::from).and_then(|tree| {
         let capturer = Capturer::new(attach.pid, &context.settings, output_pipes(attach.pid))?;
-        Ok(App { pid: attach.pid, tree, cell: None, capturer, begun: true })
+        Ok(App { pid: attach.pid, tree, cell: None, capturer, begun: true, _apart: None })
     });
     match attached {
         Ok(app) => {

@@ -19,6 +19,7 @@ use image::layout::Layout;
 use image::state::State;
 use image::{CheckpointId, FileChanges, Header, Sync};
 use rustix::time::ClockId;
+use tempfile::TempDir;
 use tracee::Tree;
 
 use crate::awake::Cores;
@@ -27,6 +28,7 @@ use crate::cell::{CHANNEL, Cell, CellSpec};
 use crate::clock::now_ns;
 use crate::command::{Captures, Command, Promotion};
 use crate::event::{Event, RestoreReport};
+use crate::files::show_in_cell;
 use crate::primary::{App, chain, inodes_of, listen_in, move_into, serve};
 use crate::supply::Supply;
 use crate::thread::Context;
@@ -41,6 +43,8 @@ struct Copy {
     cell: Cell,
     /// The state directories.
     mirror: Mirror,
+    /// Where their trees are, of a copy in a sealed cell.
+    apart: Option<TempDir>,
     /// What was applied last, and when it came.
     held: Option<Held>,
     /// Who makes another of it.
@@ -97,6 +101,7 @@ struct FullCopy {
     incoming: Incoming,
     supply: Supply,
     mirror: Mirror,
+    apart: Option<TempDir>,
     copy: Option<Copy>,
 }
 
@@ -275,7 +280,7 @@ impl Keeper<'_> {
             Ok(None) => return Receiving::Full(id, full),
             Ok(Some(state)) => match full.copy.take() {
                 Some(mut copy) => {
-                    copy.mirror = std::mem::take(&mut full.mirror);
+                    (copy.mirror, copy.apart) = (std::mem::take(&mut full.mirror), full.apart.take());
                     let (received_monotonic_ns, received_boottime_ns) = received();
                     copy.held = Some(Held { id, state, received_monotonic_ns, received_boottime_ns });
                     self.prepared = Some((id, Prepared::Full(Box::new(copy))));
@@ -351,7 +356,8 @@ impl Keeper<'_> {
         let mut skeleton = Skeleton::hollow_out(frozen, cell.pid, layout, trees)?;
         skeleton.apply_layout(layout)?;
         let remains = Remains { pid: cell.pid, unreaped: Rc::clone(&self.unreaped) };
-        Ok(Copy { skeleton, cell, mirror: Mirror::default(), held: None, audience: None, _remains: remains })
+        let (mirror, apart) = (Mirror::default(), None);
+        Ok(Copy { skeleton, cell, mirror, apart, held: None, audience: None, _remains: remains })
     }
 
     fn receive(&mut self, id: CheckpointId, full: bool, keep_old: bool) {
@@ -378,13 +384,27 @@ impl Keeper<'_> {
             self.copy = None;
         }
         let mut incoming = Incoming::new(u64::MAX);
-        self.receiving = match incoming.accept(&frame) {
-            Ok(_) => {
-                let (supply, mirror) = (Supply::default(), Mirror::default());
-                Receiving::Full(id, Box::new(FullCopy { incoming, supply, mirror, copy: None }))
+        self.receiving = match (incoming.accept(&frame), self.begin_mirror()) {
+            (Ok(_), Ok((mirror, apart))) => {
+                let supply = Supply::default();
+                Receiving::Full(id, Box::new(FullCopy { incoming, supply, mirror, apart, copy: None }))
             }
-            Err(_) => Receiving::Skipping,
+            (Ok(_), Err(why)) => {
+                self.say_refused(id, &why);
+                Receiving::Skipping
+            }
+            (Err(_), _) => Receiving::Skipping,
         };
+    }
+
+    /// N.B. nothing that a sealed cell has is put at a path of the host's.
+    fn begin_mirror(&self) -> Result<(Mirror, Option<TempDir>), CopyError> {
+        if !self.cell.sealed {
+            return Ok((Mirror::default(), None));
+        }
+        let made = tempfile::Builder::new().prefix("checksync-sealed-").tempdir();
+        let apart = made.map_err(|source| CopyError::Host { what: "make a directory for files", source })?;
+        Ok((Mirror::apart(apart.path().to_owned()), Some(apart)))
     }
 
     /// The incremental epoch that is being taken in, or was.
@@ -486,12 +506,14 @@ impl Keeper<'_> {
         began: Instant,
     ) -> Result<(App, RestoreReport), CopyError> {
         let host = |what| move |source| CopyError::Host { what, source };
-        let Copy { skeleton, cell, mirror, held, audience, _remains } = copy;
+        let Copy { skeleton, cell, mirror, apart, held, audience, _remains } = copy;
         drop(audience);
         let mut held = held.ok_or(CopyError::Empty)?;
-        for replaced in mirror.replace(&format!("{}-{}", held.id.term, held.id.epoch))? {
-            let before = replaced.before.map(|before| before.display().to_string());
-            tracing::info!(path = %replaced.path.display(), before, "the state directory is in its place");
+        match apart {
+            Some(_) => {
+                show_in_cell(&mirror, cell.pid).map_err(host("put the state directories into the cell"))?
+            }
+            None => put_in_place(mirror, held.id)?,
         }
         if promotion.alone {
             checkpoint::descriptors::forget_others(&mut held.state);
@@ -531,7 +553,7 @@ impl Keeper<'_> {
             connections: times.connections,
         };
         let capturer = Capturer::new(pid, &self.context.settings, stdio).map_err(CopyError::Engine)?;
-        Ok((App { pid, tree, cell: Some(cell), capturer, begun: true }, report))
+        Ok((App { pid, tree, cell: Some(cell), capturer, begun: true, _apart: apart }, report))
     }
 
     fn refuse(&mut self, why: &FrameError) {
@@ -553,6 +575,14 @@ impl Keeper<'_> {
         let (lacks, why) = supply.lacks(lacking, takes);
         self.context.say(Event::Refused { id, why, lacks });
     }
+}
+
+fn put_in_place(mirror: Mirror, id: CheckpointId) -> Result<(), FilesError> {
+    for replaced in mirror.replace(&format!("{}-{}", id.term, id.epoch))? {
+        let before = replaced.before.map(|before| before.display().to_string());
+        tracing::info!(path = %replaced.path.display(), before, "the state directory is in its place");
+    }
+    Ok(())
 }
 
 fn received() -> (u64, u64) {

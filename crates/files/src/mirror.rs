@@ -28,6 +28,8 @@ const DIRECTORIES_MAX: usize = 64;
 
 #[derive(Debug, Default)]
 pub struct Mirror {
+    /// Where the trees are kept, if not below their paths.
+    apart: Option<PathBuf>,
     places: Vec<(FileId, Place)>,
     files: HashMap<FileId, Held>,
     /// Parts of a full sync that were not carried out yet.
@@ -59,6 +61,11 @@ fn senseless<T>(why: impl Into<String>) -> Result<T, FilesError> {
 }
 
 impl Mirror {
+    /// One whose trees are kept in this directory, and are never put in their place: what is at their paths is left alone.
+    pub fn apart(directory: PathBuf) -> Self {
+        Self { apart: Some(directory), ..Self::default() }
+    }
+
     /// Whether it is of no directory.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
@@ -88,7 +95,13 @@ impl Mirror {
             return senseless("there are too many state directories, or two of one name");
         }
         let place = self.places.len();
-        self.places.push((id, Place::make(path)?));
+        self.places.push((
+            id,
+            match &self.apart {
+                None => Place::make(path)?,
+                Some(apart) => Place::make_apart(path, apart.join(place.to_string()))?,
+            },
+        ));
         let (names, entries) = (Vec::new(), BTreeMap::new());
         let (kind, modified) = (FileKind::Directory, (0, 0));
         self.files.insert(id, Held { place, kind, modified, names, entries });
@@ -169,8 +182,9 @@ impl Mirror {
             return Ok(());
         }
         for (_, place) in &self.places {
-            let found = rustix::fs::statvfs(&place.path);
-            let found = found.map_err(|why| failed("ask for the room in", &place.path)(why.into()))?;
+            let tree = place.tree();
+            let found = rustix::fs::statvfs(&tree);
+            let found = found.map_err(|why| failed("ask for the room in", &tree)(why.into()))?;
             let free = found.f_bavail.saturating_mul(found.f_frsize);
             if free < wanted + RESERVE_BYTES {
                 return Err(FilesError::NoRoom { path: place.path.clone(), free, wanted });
@@ -397,6 +411,7 @@ impl Mirror {
 
     /// Puts the trees in the place of what is at their paths. `by` names the checkpoint, in a file's name.
     pub fn replace(self, by: &str) -> Result<Vec<Replaced>, FilesError> {
+        assert!(self.apart.is_none(), "trees that are kept apart stay there");
         self.places.into_iter().map(|(_, place)| place.replace(by)).collect()
     }
 }

@@ -35,7 +35,7 @@ pub struct Place {
     pub path: PathBuf,
     ours: PathBuf,
     copy: PathBuf,
-    /// None once the tree is in its place.
+    /// None once the tree is in its place, and of one that is kept apart, which is not ours to remove.
     lock: Option<File>,
 }
 
@@ -66,10 +66,17 @@ impl Place {
         finish(path)?;
         sweep(&ours)?;
         let name = format!("{COPY}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let copy = ours.join(name);
-        for dir in [&copy, &copy.join("tree"), &copy.join("held")] {
-            make_private(dir)?;
-        }
+        Self::make_copy(path, ours.clone(), ours.join(name))
+    }
+
+    /// One whose tree is kept in `copy`, wherever that is, and whose path is left alone.
+    pub fn make_apart(path: &Path, copy: PathBuf) -> Result<Self, FilesError> {
+        make_directories(&copy)?;
+        Ok(Self { path: path.to_owned(), ours: copy.clone(), copy, lock: None })
+    }
+
+    fn make_copy(path: &Path, ours: PathBuf, copy: PathBuf) -> Result<Self, FilesError> {
+        make_directories(&copy)?;
         let lock = File::create(copy.join("lock")).map_err(failed("make the lock of", &copy))?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)
             .map_err(|why| failed("lock", &copy)(why.into()))?;
@@ -107,6 +114,10 @@ impl Drop for Place {
             drop(lock);
         });
     }
+}
+
+fn make_directories(copy: &Path) -> Result<(), FilesError> {
+    [copy, &copy.join("tree"), &copy.join("held")].into_iter().try_for_each(make_private)
 }
 
 /// Finishes a takeover that a manager died in. Called before anybody uses a state directory.

@@ -30,10 +30,11 @@ pub(crate) struct Stocked {
     listed: BTreeSet<FileIdentity>,
 }
 
-/// The files that the app has mapped, or open for reading.
+/// The files that the app has mapped, or open for reading, and that are not in the checkpoint's state directories.
 fn used(gathered: &Gathered) -> Result<BTreeSet<FileIdentity>, GatherError> {
     let opened = gathered.state()?.files.iter().filter_map(OpenFile::identity).collect::<Vec<_>>();
-    Ok(mapped(gathered.layouts()).into_iter().cloned().chain(opened).collect())
+    let used = mapped(gathered.layouts()).into_iter().cloned().chain(opened);
+    Ok(used.filter(|identity| gathered.tree().find(&identity.path).is_none()).collect())
 }
 
 fn mapped(layouts: &Layouts) -> BTreeSet<&FileIdentity> {

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use image::batch::Pages;
-use image::layout::{Layout, LayoutPart, Mapping, ObjectKey, surviving};
-use image::{PAGE_BYTES, PageBatch, PageTarget, Range, RangeSet};
+use image::layout::{Layout, LayoutPart, Mapping, surviving};
+use image::{FileChanges, PAGE_BYTES, PageBatch, PageTarget, Range, RangeSet};
 
 use crate::StoreError;
 use crate::chain::{Chain, Link};
@@ -17,17 +17,23 @@ use crate::objects::{Place, Store};
 use crate::pages::{PAGE, Piece, Window, pieces};
 use crate::run::{Run, Uploaded};
 use crate::segment::{self, PagesWriter};
+use crate::tree::{Effects, Tree};
 
 /// The segments of the folded checkpoint, all of which are stored.
 pub(crate) async fn fold(run: &Run, chain: &Chain) -> Result<(Vec<SegmentRef>, Uploaded), StoreError> {
     let reader = Reader { store: run.store(), place: Place { app: &chain.app, run: chain.run } };
     let (base, links) = chain.links.split_first().expect("a chain has a full checkpoint");
     let mut layouts = reader.layouts(base).await?;
-    let mut steps = Vec::new();
+    let mut tree = Tree::default();
+    reader.apply_files(base, &mut tree).await?;
+    let (mut steps, mut file_steps) = (Vec::new(), Vec::new());
     for link in links {
         let next = reader.layouts(link).await?;
-        let mut step =
-            Step { dropped: reader.gone(link).await?, tails: BTreeMap::new(), pages: Ahead::of(link) };
+        let dropped = reader.gone(link).await?;
+        let mut file_step = Step::of(link, SegmentKind::Content, dropped.clone());
+        file_step.change_files(reader.apply_files(link, &mut tree).await?);
+        file_steps.push(file_step);
+        let mut step = Step::of(link, SegmentKind::Pages, dropped);
         if !next.is_empty() {
             step.change_layouts(&mut layouts, next);
         }
@@ -37,25 +43,48 @@ pub(crate) async fn fold(run: &Run, chain: &Chain) -> Result<(Vec<SegmentRef>, U
     if let Some(ships) = chain.ships() {
         folded.keep(&of_kind(ships, SegmentKind::Shipped));
     }
+    match links.iter().any(|link| !of_kind(link, SegmentKind::Files).is_empty()) {
+        true => folded.store(segment::files(tree.since(&Tree::default()))).await?,
+        false => folded.keep(&of_kind(base, SegmentKind::Files)),
+    }
+    fold_pages(&reader, base, SegmentKind::Content, file_steps, &mut folded).await?;
     match links.iter().any(|link| !of_kind(link, SegmentKind::Layout).is_empty()) {
         true => folded.store(segment::layouts(layouts.values())).await?,
         false => folded.keep(&of_kind(base, SegmentKind::Layout)),
     }
-    fold_pages(&reader, base, steps, &mut folded).await?;
+    fold_pages(&reader, base, SegmentKind::Pages, steps, &mut folded).await?;
     let newest = links.last().unwrap_or(base);
     folded.keep(&of_kind(newest, SegmentKind::State));
     Ok((folded.segments, folded.uploaded))
 }
 
-/// What one epoch does to memory: drops, then clears, then writes.
+/// What one epoch does to memory, or to files: drops, then clears, then writes.
 struct Step {
     dropped: BTreeMap<PageTarget, RangeSet>,
-    /// Objects that were cut: their new sizes.
-    tails: BTreeMap<ObjectKey, u64>,
+    /// Objects and files that were cut: their new sizes.
+    tails: BTreeMap<PageTarget, u64>,
     pages: Ahead,
 }
 
 impl Step {
+    fn of(link: &Link, kind: SegmentKind, dropped: BTreeMap<PageTarget, RangeSet>) -> Self {
+        let pages = Ahead { segments: of_kind(link, kind).into(), pages: VecDeque::new() };
+        Self { dropped, tails: BTreeMap::new(), pages }
+    }
+
+    fn cut(&mut self, target: PageTarget, size: u64) {
+        let behind = Range::new(size.next_multiple_of(PAGE_BYTES), u64::MAX);
+        self.dropped.entry(target).or_default().insert(behind);
+        self.tails.insert(target, size);
+    }
+
+    fn change_files(&mut self, effects: Effects) {
+        effects.cut.into_iter().for_each(|(id, _, size)| self.cut(PageTarget::File(id), size));
+        for id in effects.gone {
+            self.dropped.entry(PageTarget::File(id)).or_default().insert(Range::new(0, u64::MAX));
+        }
+    }
+
     fn change_layouts(&mut self, layouts: &mut Layouts, next: Layouts) {
         let before = object_sizes(layouts);
         for (space, layout) in next {
@@ -70,22 +99,21 @@ impl Step {
         for (key, size_before) in before {
             let size = sizes.get(&key).copied().unwrap_or(0);
             if size < size_before {
-                let end = size.next_multiple_of(PAGE_BYTES);
-                self.dropped.entry(PageTarget::Object(key)).or_default().insert(Range::new(end, u64::MAX));
-                self.tails.insert(key, size);
+                self.cut(PageTarget::Object(key), size);
             }
         }
     }
 
     fn touches(&self, window: Window) -> bool {
-        let dropped =
-            self.dropped.get(&window.target).is_some_and(|set| !set.within(window.range()).is_empty());
-        dropped || self.tail_in(window).is_some() || self.pages.next_in(window)
+        let mut dropped = self.dropped.range(window.targets());
+        dropped.any(|(_, set)| !set.within(window.range()).is_empty())
+            || self.tails_in(window).next().is_some()
+            || self.pages.next_in(window)
     }
 
-    fn tail_in(&self, window: Window) -> Option<u64> {
-        let PageTarget::Object(key) = window.target else { return None };
-        self.tails.get(&key).copied().filter(|size| window.range().contains(*size))
+    fn tails_in(&self, window: Window) -> impl Iterator<Item = (PageTarget, u64)> + '_ {
+        let tails = self.tails.range(window.targets()).map(|(&target, &size)| (target, size));
+        tails.filter(move |(_, size)| window.range().contains(*size))
     }
 }
 
@@ -96,10 +124,6 @@ struct Ahead {
 }
 
 impl Ahead {
-    fn of(link: &Link) -> Self {
-        Self { segments: of_kind(link, SegmentKind::Pages).into(), pages: VecDeque::new() }
-    }
-
     /// Sees to it that the next page is there, if there is one.
     async fn fill(&mut self, reader: &Reader<'_>) -> Result<(), StoreError> {
         while self.pages.is_empty()
@@ -118,21 +142,20 @@ impl Ahead {
         self.next_window() == Some(window)
     }
 
-    fn take_in(&mut self, window: Window) -> Option<(u64, Piece)> {
-        self.pages
-            .pop_front_if(|(target, at, _)| Window::of(*target, *at) == window)
-            .map(|(_, at, piece)| (at, piece))
+    fn take_in(&mut self, window: Window) -> Option<(PageTarget, u64, Piece)> {
+        self.pages.pop_front_if(|(target, at, _)| Window::of(*target, *at) == window)
     }
 }
 
 async fn fold_pages(
     reader: &Reader<'_>,
     base: &Link,
+    kind: SegmentKind,
     mut steps: Vec<Step>,
     folded: &mut Folded<'_>,
 ) -> Result<(), StoreError> {
     let mut old: VecDeque<(Window, SegmentRef)> = VecDeque::new();
-    for about in of_kind(base, SegmentKind::Pages) {
+    for about in of_kind(base, kind) {
         let target = about.target.ok_or_else(|| reader.damaged(&about, "it says not whose pages it has"))?;
         old.push_back((Window::of(target.into(), about.first), about));
     }
@@ -149,8 +172,9 @@ async fn fold_pages(
             Some(about) if !steps.iter().any(|step| step.touches(window)) => folded.keep(&[about]),
             before => {
                 let pages = fold_window(reader, window, before, &mut steps).await?;
-                let mut writer = PagesWriter::new(window.target);
-                pages.iter().for_each(|(&at, piece)| writer.add(at, piece));
+                let Some((&(first, _), _)) = pages.first_key_value() else { continue };
+                let mut writer = PagesWriter::new(kind, first);
+                pages.iter().for_each(|(&(target, at), piece)| writer.add(target, at, piece));
                 folded.store(writer.finish().into_iter().collect()).await?;
             }
         }
@@ -162,32 +186,31 @@ async fn fold_window(
     window: Window,
     before: Option<SegmentRef>,
     steps: &mut [Step],
-) -> Result<BTreeMap<u64, Piece>, StoreError> {
+) -> Result<BTreeMap<(PageTarget, u64), Piece>, StoreError> {
     let mut pages = BTreeMap::new();
     if let Some(about) = before {
-        pages.extend(reader.pages(&about).await?.into_iter().map(|(_, at, piece)| (at, piece)));
+        let there = reader.pages(&about).await?;
+        pages.extend(there.into_iter().map(|(target, at, piece)| ((target, at), piece)));
     }
     for step in steps {
-        if let Some(dropped) = step.dropped.get(&window.target) {
-            pages.retain(|&at, _| !dropped.contains(at));
-        }
-        if let Some(size) = step.tail_in(window) {
-            clear_tail(&mut pages, size);
+        pages.retain(|(target, at), _| step.dropped.get(target).is_none_or(|dropped| !dropped.contains(*at)));
+        for (target, size) in step.tails_in(window) {
+            clear_tail(&mut pages, target, size);
         }
         // A window's pages may go on in the next segment.
-        while let Some((at, piece)) = step.pages.take_in(window) {
-            let old = pages.remove(&at);
-            pages.insert(at, piece.over(old));
+        while let Some((target, at, piece)) = step.pages.take_in(window) {
+            let old = pages.remove(&(target, at));
+            pages.insert((target, at), piece.over(old));
             step.pages.fill(reader).await?;
         }
     }
     Ok(pages)
 }
 
-/// What lies behind the end of an object is zero.
-fn clear_tail(pages: &mut BTreeMap<u64, Piece>, size: u64) {
+/// What lies behind the end of an object or of a file is zero.
+fn clear_tail(pages: &mut BTreeMap<(PageTarget, u64), Piece>, target: PageTarget, size: u64) {
     let (page, from) = (size - size % PAGE_BYTES, (size % PAGE_BYTES) as usize);
-    if let Some(piece) = pages.get_mut(&page) {
+    if let Some(piece) = pages.get_mut(&(target, page)) {
         let bytes = match piece {
             Piece::Whole(bytes) | Piece::Lines { page: bytes, .. } => bytes,
         };
@@ -259,6 +282,20 @@ impl Reader<'_> {
             }
         }
         Ok(gone)
+    }
+
+    /// Takes in what a link says of files.
+    async fn apply_files(&self, link: &Link, tree: &mut Tree) -> Result<Effects, StoreError> {
+        let of_files = of_kind(link, SegmentKind::Files);
+        let Some(first) = of_files.first() else { return Ok(Effects::default()) };
+        let mut changes = FileChanges::default();
+        for about in &of_files {
+            for frame in self.store.segment(self.place, about).await? {
+                let part = frame.decode("changes of files");
+                changes.extend(part.map_err(|why| self.damaged(about, &why.to_string()))?);
+            }
+        }
+        tree.apply(changes).map_err(|why| self.damaged(first, &why))
     }
 
     async fn layouts(&self, link: &Link) -> Result<Layouts, StoreError> {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use image::batch::Pages;
@@ -13,18 +14,28 @@ use image::frame::{FrameOrder, FrameWriter, decode};
 use image::layout::{Layout, LayoutPart, Mapping, ObjectKey, surviving};
 use image::state::State;
 use image::{
-    CheckpointId, Frame, FrameError, FrameKind, Header, PAGE_BYTES, PageBatch, PageTarget, Range, RangeSet,
-    Sync,
+    CheckpointId, FileId, Frame, FrameError, FrameKind, Header, PAGE_BYTES, PageBatch, PageTarget, Range,
+    RangeSet, Sync,
 };
 
 use crate::StoreError;
 use crate::contents::Waiting;
+use crate::files::StateFiles;
+use crate::manifest::SegmentKind;
 use crate::pages::{Window, pieces};
 use crate::segment::{self, Packed, PagesWriter, Raw};
 use crate::spool::{Slot, Spool};
+use crate::tree::Tree;
 
 /// The address spaces as an epoch left them.
 pub type Layouts = BTreeMap<u32, Layout>;
+
+/// What an epoch left that the next one builds on, besides content.
+#[derive(Debug, Clone, Default)]
+pub struct Basis {
+    layouts: Layouts,
+    tree: Arc<Tree>,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum GatherError {
@@ -32,8 +43,8 @@ pub enum GatherError {
     Frame(#[from] FrameError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("the epoch has state directories, which a store does not keep yet")]
-    StateDirectories,
+    #[error("what it says of files makes no sense: {0}")]
+    Files(String),
     #[error("epoch {found} builds on {parent}, and {tip} is what is there")]
     Gap { found: CheckpointId, parent: CheckpointId, tip: CheckpointId },
 }
@@ -56,6 +67,7 @@ pub struct Gathered {
     /// Objects of the beginning that were gone for a while, with another of their name there now perhaps.
     lost: BTreeSet<ObjectKey>,
     memory: BTreeMap<PageTarget, Memory>,
+    files: StateFiles,
     spool: Spool,
     /// Content of files, for whoever restores it.
     contents: Waiting,
@@ -65,9 +77,9 @@ pub struct Gathered {
 
 /// What is known of the pages of one target: first the gone ones are gone, then the others are written.
 #[derive(Debug, Default)]
-struct Memory {
-    gone: RangeSet,
-    pages: BTreeMap<u64, Slot>,
+pub(crate) struct Memory {
+    pub(crate) gone: RangeSet,
+    pub(crate) pages: BTreeMap<u64, Slot>,
 }
 
 /// The epoch whose frames come now.
@@ -81,15 +93,15 @@ struct Incoming {
 impl Gathered {
     /// Waits for the frames of a full epoch. `dir`: where pages wait.
     pub fn full(dir: &Path) -> Result<Self, StoreError> {
-        Self::new(Sync::Full, Layouts::new(), dir)
+        Self::new(Sync::Full, Layouts::new(), StateFiles::new(), dir)
     }
 
-    /// Waits for the frames of an epoch that builds on `parent`, whose address spaces were `layouts`.
-    pub fn since(parent: CheckpointId, layouts: Layouts, dir: &Path) -> Result<Self, StoreError> {
-        Self::new(Sync::Since(parent), layouts, dir)
+    /// Waits for the frames of an epoch that builds on `parent`, which left `basis`.
+    pub fn since(parent: CheckpointId, basis: Basis, dir: &Path) -> Result<Self, StoreError> {
+        Self::new(Sync::Since(parent), basis.layouts, StateFiles::since(basis.tree), dir)
     }
 
-    fn new(sync: Sync, layouts: Layouts, dir: &Path) -> Result<Self, StoreError> {
+    fn new(sync: Sync, layouts: Layouts, files: StateFiles, dir: &Path) -> Result<Self, StoreError> {
         Ok(Self {
             header: None,
             sync,
@@ -101,6 +113,7 @@ impl Gathered {
             alive: BTreeMap::new(),
             lost: BTreeSet::new(),
             memory: BTreeMap::new(),
+            files,
             spool: Spool::new(dir)?,
             contents: Waiting::new(dir)?,
             state: Vec::new(),
@@ -130,6 +143,16 @@ impl Gathered {
         &self.layouts
     }
 
+    /// The state directories after its newest checkpoint.
+    pub fn tree(&self) -> &Tree {
+        self.files.tree()
+    }
+
+    /// What the next epoch builds on.
+    pub fn basis(&self) -> Basis {
+        Basis { layouts: self.layouts.clone(), tree: Arc::clone(self.files.tree()) }
+    }
+
     /// When its newest checkpoint was frozen, by the wall clock.
     pub fn frozen_at_ns(&self) -> u64 {
         self.frozen_at_ns
@@ -140,7 +163,7 @@ impl Gathered {
         Ok(decode(&self.state, "state")?)
     }
 
-    /// The pages of a full checkpoint, each once, by target and place.
+    /// The memory of a full checkpoint: its pages, each once, by target and place.
     pub fn each_page(&self) -> impl Iterator<Item = Result<(PageTarget, u64, Vec<u8>), StoreError>> + '_ {
         let pages = self
             .memory
@@ -149,15 +172,26 @@ impl Gathered {
         pages.map(|(target, at, slot)| Ok((target, at, self.spool.get(slot)?.into_page())))
     }
 
+    /// The content of a file in a state directory of a full checkpoint, in order. Pages that are not there are empty.
+    pub fn each_page_of(
+        &self,
+        file: FileId,
+    ) -> impl Iterator<Item = Result<(u64, Vec<u8>), StoreError>> + '_ {
+        self.files.slots(file).map(|(at, slot)| Ok((at, self.spool.get(slot)?.into_page())))
+    }
+
     /// Page data that waits.
     pub fn pages(&self) -> u64 {
-        self.memory.values().map(|memory| memory.pages.len() as u64).sum()
+        self.memory.values().map(|memory| memory.pages.len() as u64).sum::<u64>() + self.files.pages()
     }
 
     /// Takes the next frame. True when it was the last of its epoch. After an error nothing of this can be used: half
     /// of an epoch is in it.
     pub fn take(&mut self, frame: &Frame) -> Result<bool, GatherError> {
         self.incoming.order.accept(frame)?;
+        if frame.kind != FrameKind::Files {
+            self.files.settle(&mut self.spool)?;
+        }
         match frame.kind {
             FrameKind::Header => self.begin(frame.decode("header")?)?,
             FrameKind::Layout => {
@@ -168,14 +202,21 @@ impl Gathered {
                     self.take_layout(layout)?;
                 }
             }
-            FrameKind::Pages => self.take_pages(&PageBatch::decode(frame.payload.clone())?)?,
-            FrameKind::Files => return Err(GatherError::StateDirectories),
+            FrameKind::Pages => {
+                let batch = PageBatch::decode(frame.payload.clone())?;
+                match batch.target {
+                    PageTarget::Space(_) | PageTarget::Object(_) => self.take_pages(&batch)?,
+                    PageTarget::File(_) => self.files.write(&batch, &mut self.spool)?,
+                }
+            }
+            FrameKind::Files => self.files.say(frame.decode("changes of files")?)?,
             FrameKind::Shipped => self.contents.put(&frame.payload)?,
             FrameKind::State => self.incoming.state.extend_from_slice(&frame.payload),
             FrameKind::End => {
                 self.state = std::mem::take(&mut self.incoming).state;
                 let state: State = decode(&self.state, "state")?;
                 self.frozen_at_ns = state.clocks.realtime_ns;
+                self.sealed |= self.files.is_torn();
                 return Ok(true);
             }
         }
@@ -228,7 +269,8 @@ impl Gathered {
             }
             let memory = self.memory.entry(PageTarget::Object(key)).or_default();
             let end = size.next_multiple_of(PAGE_BYTES);
-            memory.forget(Range::new(end, u64::MAX), &mut self.spool);
+            // N.B. what is gone behind it stays so: it may have been longer still.
+            memory.drop_pages(Range::new(end, u64::MAX), &mut self.spool);
             if !sizes.contains_key(&key) {
                 self.lost.insert(key);
             } else if self.sync != Sync::Full {
@@ -289,11 +331,19 @@ impl Gathered {
 
     fn raw(&self) -> impl Iterator<Item = Result<Raw, StoreError>> + '_ {
         let full = self.sync == Sync::Full;
+        let mut files = segment::files(self.files.changes());
+        files.extend(segment::gone(self.files.gone()));
+        // Before the layout, which may map them.
+        let content = self.cut(SegmentKind::Content, self.files.in_order(), full);
         let layouts = if full || self.changed { segment::layouts(self.layouts.values()) } else { Vec::new() };
         let gone = if full { Vec::new() } else { self.gone() };
+        let pages = self.memory.iter().flat_map(move |(&target, memory)| {
+            let pages = memory.pages.iter().map(move |(&at, &slot)| (target, at, slot));
+            self.cut(SegmentKind::Pages, pages, full)
+        });
         let state = segment::state(&self.state);
-        let pages = self.memory.iter().flat_map(move |(&target, memory)| self.cut(target, memory, full));
-        layouts.into_iter().chain(gone).map(Ok).chain(pages).chain(state.into_iter().map(Ok))
+        let files = files.into_iter().map(Ok).chain(content);
+        files.chain(layouts.into_iter().chain(gone).map(Ok)).chain(pages).chain(state.into_iter().map(Ok))
     }
 
     fn gone(&self) -> Vec<Raw> {
@@ -314,33 +364,33 @@ impl Gathered {
             let size = began.get(key).copied().unwrap_or(0).next_multiple_of(PAGE_BYTES);
             gone.entry(PageTarget::Object(*key)).or_default().insert(Range::new(0, size));
         }
-        let mut packed = Vec::new();
-        for (target, mut ranges) in gone {
+        for (target, ranges) in &mut gone {
             if let PageTarget::Object(key) = target {
-                let end = sizes.get(&key).map_or(0, |size| size.next_multiple_of(PAGE_BYTES));
+                let end = sizes.get(key).map_or(0, |size| size.next_multiple_of(PAGE_BYTES));
                 ranges.remove(Range::new(end, u64::MAX));
             }
-            packed.extend(segment::gone(target, ranges.iter()));
         }
-        packed
+        segment::gone(gone)
     }
 
-    /// The pages of one target: a full checkpoint's by windows, another's as they fit.
+    /// Pages in the order of their windows: a full checkpoint's by windows, another's as they fit.
     fn cut<'a>(
         &'a self,
-        target: PageTarget,
-        memory: &'a Memory,
+        kind: SegmentKind,
+        pages: impl Iterator<Item = (PageTarget, u64, Slot)> + 'a,
         full: bool,
     ) -> impl Iterator<Item = Result<Raw, StoreError>> + 'a {
-        let mut pages = memory.pages.iter().peekable();
+        let mut pages = pages.peekable();
         std::iter::from_fn(move || {
-            let window = Window::of(target, *pages.peek()?.0);
-            let mut writer = PagesWriter::new(target);
-            while let Some((&at, &slot)) = pages
-                .next_if(|&(&at, _)| if full { Window::of(target, at) == window } else { !writer.is_full() })
-            {
+            let &(first, at, _) = pages.peek()?;
+            let window = Window::of(first, at);
+            let mut writer = PagesWriter::new(kind, first);
+            while let Some((target, at, slot)) = pages.next_if(|&(target, at, _)| match full {
+                true => Window::of(target, at) == window,
+                false => !writer.is_full(),
+            }) {
                 match self.spool.get(slot) {
-                    Ok(piece) => writer.add(at, &piece),
+                    Ok(piece) => writer.add(target, at, &piece),
                     Err(why) => return Some(Err(why)),
                 }
             }
@@ -355,7 +405,7 @@ impl Memory {
         self.gone.remove(range);
     }
 
-    fn drop_pages(&mut self, range: Range, spool: &mut Spool) {
+    pub(crate) fn drop_pages(&mut self, range: Range, spool: &mut Spool) {
         let dropped: Vec<u64> = self.pages.range(range.start..range.end).map(|(&at, _)| at).collect();
         for at in dropped {
             self.pages.remove(&at).into_iter().for_each(|slot| spool.drop_page(slot));
@@ -363,7 +413,7 @@ impl Memory {
     }
 
     /// What lies behind the end of an object is zero, also when it grows again.
-    fn zero_tail(&mut self, size: u64, spool: &mut Spool) -> Result<(), StoreError> {
+    pub(crate) fn zero_tail(&mut self, size: u64, spool: &mut Spool) -> Result<(), StoreError> {
         let page = size - size % PAGE_BYTES;
         match self.pages.get(&page) {
             Some(&slot) => spool.zero(slot, (size - page) as usize),

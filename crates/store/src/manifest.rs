@@ -14,8 +14,10 @@ use image::{CheckpointId, FileId, PageTarget};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-pub(crate) const SCHEMA: u32 = 2;
-/// Without content of files, which a release before it does not know.
+pub(crate) const SCHEMA: u32 = 3;
+/// Without state directories, which a release before it does not know.
+pub(crate) const SCHEMA_SHIPPED: u32 = 2;
+/// And without content of files, which the one before that does not know.
 pub(crate) const SCHEMA_BARE: u32 = 1;
 
 /// A SHA-256.
@@ -99,7 +101,7 @@ pub struct SegmentRef {
     pub bytes: u64,
     /// As it lies in the store.
     pub stored_bytes: u64,
-    /// Of pages: whose.
+    /// Of pages: whose. The beginnings of several files can be in one: the first one's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
     /// Of pages: the first and the last one's place.
@@ -109,15 +111,20 @@ pub struct SegmentRef {
     pub last: u64,
 }
 
-/// Kinds come in this order.
+/// Kinds come in this order, but what is gone of files before their content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SegmentKind {
     /// Content of files that are mapped.
     Shipped,
+    /// Which files there are in state directories.
+    Files,
+    /// Pages of such files.
+    Content,
     Layout,
     /// Pages that are no more.
     Gone,
+    /// Of memory.
     Pages,
     State,
 }
@@ -164,8 +171,12 @@ impl Manifest {
 
     /// The oldest schema that knows all that is in it.
     pub(crate) fn schema_for(segments: &[SegmentRef]) -> u32 {
-        let ships = segments.iter().any(|about| about.kind == SegmentKind::Shipped);
-        if ships { SCHEMA } else { SCHEMA_BARE }
+        let schemas = segments.iter().map(|about| match about.kind {
+            SegmentKind::Files | SegmentKind::Content => SCHEMA,
+            SegmentKind::Shipped => SCHEMA_SHIPPED,
+            SegmentKind::Layout | SegmentKind::Gone | SegmentKind::Pages | SegmentKind::State => SCHEMA_BARE,
+        });
+        schemas.max().unwrap_or(SCHEMA_BARE)
     }
 
     /// What of it lies in the store.
@@ -181,7 +192,7 @@ impl Manifest {
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
         let manifest: Self = serde_json::from_slice(open(bytes)?).map_err(|why| why.to_string())?;
         match manifest.schema {
-            SCHEMA_BARE | SCHEMA => Ok(manifest),
+            SCHEMA_BARE | SCHEMA_SHIPPED | SCHEMA => Ok(manifest),
             other => Err(format!(
                 "its schema is {other}, this release reads {SCHEMA}: use the release that stored it, or a later one"
             )),
@@ -254,6 +265,17 @@ mod tests {
         for len in 0..good.len() {
             assert!(Manifest::decode(&good[..len]).is_err(), "cut at {len} unseen");
         }
+    }
+
+    #[test]
+    fn the_schema_is_the_oldest_that_knows_what_is_in_it() {
+        let of = |kind| SegmentRef { kind, ..sample().segments.remove(0) };
+        let schema =
+            |kinds: &[SegmentKind]| Manifest::schema_for(&kinds.iter().copied().map(of).collect::<Vec<_>>());
+        use SegmentKind::{Content, Files, Gone, Layout, Pages, Shipped, State};
+        assert_eq!(schema(&[Layout, Gone, Pages, State]), 1);
+        assert_eq!(schema(&[Shipped, Layout, State]), 2);
+        assert_eq!((schema(&[Files, State]), schema(&[Shipped, Content, State])), (3, 3));
     }
 
     #[test]

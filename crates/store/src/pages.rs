@@ -1,8 +1,10 @@
 //! Pages on top of pages: what one epoch's records leave of another's.
 
+use std::ops::RangeInclusive;
+
 use bytes::Bytes;
 use image::batch::{LINE_BYTES, Pages};
-use image::{PAGE_BYTES, PageTarget, Range};
+use image::{FileId, PAGE_BYTES, PageTarget, Range};
 
 pub(crate) const PAGE: usize = PAGE_BYTES as usize;
 
@@ -82,21 +84,52 @@ fn spread(lines: u64, data: &Bytes) -> Piece {
 
 /// The windows in which a base is cut: what changed in one is written anew, the others are shared.
 pub(crate) const WINDOW_BYTES: u64 = 4 << 20;
+/// The beginnings of files share windows: a directory may have many small ones.
+const GROUP_FILES: u64 = 64;
+pub(crate) const HEAD_BYTES: u64 = WINDOW_BYTES / GROUP_FILES;
 
 /// A window, as bases and folds sort them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Window {
-    pub(crate) target: PageTarget,
-    pub(crate) start: u64,
+    /// The first that has pages in it.
+    target: PageTarget,
+    start: u64,
+}
+
+/// The files whose beginnings lie in one window.
+pub(crate) fn group_of(FileId(id): FileId) -> RangeInclusive<FileId> {
+    let first = id - id % GROUP_FILES;
+    FileId(first)..=FileId(first + (GROUP_FILES - 1))
 }
 
 impl Window {
     pub(crate) fn of(target: PageTarget, page: u64) -> Self {
-        Self { target, start: page - page % WINDOW_BYTES }
+        match target {
+            PageTarget::File(id) if page < HEAD_BYTES => {
+                Self { target: PageTarget::File(*group_of(id).start()), start: 0 }
+            }
+            PageTarget::File(_) if page < WINDOW_BYTES => Self { target, start: HEAD_BYTES },
+            _ => Self { target, start: page - page % WINDOW_BYTES },
+        }
     }
 
+    /// Which pages of its targets are in it.
     pub(crate) fn range(self) -> Range {
-        Range::new(self.start, self.start.saturating_add(WINDOW_BYTES))
+        match (self.target, self.start) {
+            (PageTarget::File(_), 0) => Range::new(0, HEAD_BYTES),
+            (PageTarget::File(_), HEAD_BYTES) => Range::new(HEAD_BYTES, WINDOW_BYTES),
+            (_, start) => Range::new(start, start.saturating_add(WINDOW_BYTES)),
+        }
+    }
+
+    pub(crate) fn targets(self) -> RangeInclusive<PageTarget> {
+        match self.target {
+            PageTarget::File(id) if self.start == 0 => {
+                let (first, last) = group_of(id).into_inner();
+                PageTarget::File(first)..=PageTarget::File(last)
+            }
+            target => target..=target,
+        }
     }
 }
 

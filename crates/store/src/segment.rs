@@ -6,7 +6,7 @@ use bytes::Bytes;
 use image::batch::BatchWriter;
 use image::frame::{FrameWriter, HEADER_BYTES};
 use image::layout::Layout;
-use image::{Frame, FrameKind, PAGE_BYTES, PageTarget, Range};
+use image::{FileChanges, Frame, FrameKind, PAGE_BYTES, PageTarget, RangeSet};
 
 use crate::manifest::{Digest, SegmentKind, SegmentRef};
 use crate::pages::{PAGE, Piece};
@@ -89,8 +89,9 @@ fn parse(kind: SegmentKind, raw: Vec<u8>) -> Result<Vec<Frame>, String> {
 fn kind_of(kind: SegmentKind) -> FrameKind {
     match kind {
         SegmentKind::Shipped => FrameKind::Shipped,
+        SegmentKind::Files => FrameKind::Files,
         SegmentKind::Layout => FrameKind::Layout,
-        SegmentKind::Gone | SegmentKind::Pages => FrameKind::Pages,
+        SegmentKind::Content | SegmentKind::Gone | SegmentKind::Pages => FrameKind::Pages,
         SegmentKind::State => FrameKind::State,
     }
 }
@@ -102,6 +103,15 @@ pub(crate) fn layouts<'a>(layouts: impl Iterator<Item = &'a Layout>) -> Vec<Raw>
         for part in layout.parts() {
             joiner.add(&mut writer, FrameKind::Layout, &image::frame::encode(&part));
         }
+    }
+    joiner.finish()
+}
+
+pub(crate) fn files(changes: FileChanges) -> Vec<Raw> {
+    let mut writer = FrameWriter::default();
+    let mut joiner = Joiner::new(SegmentKind::Files);
+    for part in changes.parts() {
+        joiner.add(&mut writer, FrameKind::Files, &image::frame::encode(&part));
     }
     joiner.finish()
 }
@@ -166,26 +176,31 @@ impl Joiner {
     }
 }
 
-/// The ranges of one target that read as empty.
-pub(crate) fn gone(target: PageTarget, ranges: impl Iterator<Item = Range>) -> Vec<Raw> {
+/// The ranges that read as empty.
+pub(crate) fn gone(gone: impl IntoIterator<Item = (PageTarget, RangeSet)>) -> Vec<Raw> {
     let mut writer = FrameWriter::default();
     let mut joiner = Joiner::new(SegmentKind::Gone);
-    let mut batch = BatchWriter::new(target);
-    for range in ranges {
-        batch.gone(range);
-        if batch.room_bytes() == 0 {
+    for (target, ranges) in gone {
+        let mut batch = BatchWriter::new(target);
+        for range in ranges.iter() {
+            batch.gone(range);
+            if batch.room_bytes() == 0 {
+                joiner.add(&mut writer, FrameKind::Pages, &batch.finish());
+            }
+        }
+        if !batch.is_empty() {
             joiner.add(&mut writer, FrameKind::Pages, &batch.finish());
         }
-    }
-    if !batch.is_empty() {
-        joiner.add(&mut writer, FrameKind::Pages, &batch.finish());
     }
     joiner.finish()
 }
 
-/// Pages of one target in ascending order, up to the size of a segment.
+/// Pages in the order of their windows, up to the size of a segment.
 #[derive(Debug)]
 pub(crate) struct PagesWriter {
+    kind: SegmentKind,
+    /// Whose the first page is.
+    first: PageTarget,
     target: PageTarget,
     frames: FrameWriter,
     batch: BatchWriter,
@@ -196,8 +211,11 @@ pub(crate) struct PagesWriter {
 }
 
 impl PagesWriter {
-    pub(crate) fn new(target: PageTarget) -> Self {
+    /// For pages of memory or for those of files; the first is one of `target`'s.
+    pub(crate) fn new(kind: SegmentKind, target: PageTarget) -> Self {
         Self {
+            kind,
+            first: target,
             target,
             frames: FrameWriter::default(),
             batch: BatchWriter::new(target),
@@ -212,7 +230,11 @@ impl PagesWriter {
         self.raw.len() + self.batch.len_bytes() + self.run.len() >= SEGMENT_BYTES
     }
 
-    pub(crate) fn add(&mut self, at: u64, piece: &Piece) {
+    pub(crate) fn add(&mut self, target: PageTarget, at: u64, piece: &Piece) {
+        if target != self.target {
+            self.end_frame();
+            (self.target, self.batch) = (target, BatchWriter::new(target));
+        }
         if self.batch.room_bytes() < self.run.len() + 2 * PAGE {
             self.end_frame();
         }
@@ -254,7 +276,7 @@ impl PagesWriter {
     pub(crate) fn finish(mut self) -> Option<Raw> {
         self.end_frame();
         let span = self.span?;
-        Some(Raw { kind: SegmentKind::Pages, target: Some(self.target), span, bytes: self.raw })
+        Some(Raw { kind: self.kind, target: Some(self.first), span, bytes: self.raw })
     }
 }
 
@@ -268,11 +290,12 @@ mod tests {
     use super::*;
 
     fn sample() -> Packed {
-        let mut writer = PagesWriter::new(PageTarget::Space(0));
+        const TARGET: PageTarget = PageTarget::Space(0);
+        let mut writer = PagesWriter::new(SegmentKind::Pages, TARGET);
         for page in 0..300_u64 {
-            writer.add(page * PAGE_BYTES, &Piece::Whole(vec![page as u8; PAGE]));
+            writer.add(TARGET, page * PAGE_BYTES, &Piece::Whole(vec![page as u8; PAGE]));
         }
-        writer.add(400 * PAGE_BYTES, &Piece::Lines { lines: 0b1001, page: vec![5; PAGE] });
+        writer.add(TARGET, 400 * PAGE_BYTES, &Piece::Lines { lines: 0b1001, page: vec![5; PAGE] });
         writer.finish().unwrap().pack()
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use object_store::DynObjectStore;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
-use store::{Layouts, Retention, Store, Which};
+use store::{Basis, Retention, Store, Which};
 use testkit::needs;
 use testkit::servers::{Azurite, Moto, S3sFs};
 use world::{APP, App, Truth, Uploader, begin, check_all};
@@ -33,11 +33,11 @@ fn keeps_what_two_primaries_upload(objects: Arc<DynObjectStore>, name: &str) {
     runtime.block_on(async {
         let mut truth = Truth::new();
         for term in [1, 2] {
-            let (mut app, mut layouts) = (App::new(term, term), Layouts::new());
+            let (mut app, mut basis) = (App::new(term, term), Basis::default());
             let mut run = begin(store.clone(), term).await.unwrap();
             for _ in 0..5 {
                 let mut uploader = Uploader { app: &mut app, truth: &mut truth, dir: dir.path() };
-                uploader.upload(&mut run, &mut layouts, 2).await.unwrap();
+                uploader.upload(&mut run, &mut basis, 2).await.unwrap();
             }
             run.fold().await.unwrap();
             run.collect(Retention { last: 3, hourly: 0, daily: 0 }).await.unwrap();

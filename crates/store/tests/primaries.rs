@@ -10,7 +10,7 @@ use futures_util::TryStreamExt;
 use image::CheckpointId;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
-use store::{Layouts, Retention, Run, Store, StoreError, Which};
+use store::{Basis, Retention, Run, Store, StoreError, Which};
 use tokio::runtime::Runtime;
 use world::faults::{Fault, Faulty, Plan};
 use world::{APP, App, Truth, Uploader, begin, check_all};
@@ -30,15 +30,15 @@ fn last(count: usize) -> Retention {
 /// A primary at work.
 struct Life {
     app: App,
-    layouts: Layouts,
+    basis: Basis,
     truth: Truth,
     acknowledged: Vec<CheckpointId>,
 }
 
 impl Life {
     fn new(seed: u64, term: u64) -> Self {
-        let (app, layouts) = (App::new(seed, term), Layouts::new());
-        Self { app, layouts, truth: Truth::new(), acknowledged: Vec::new() }
+        let (app, basis) = (App::new(seed, term), Basis::default());
+        Self { app, basis, truth: Truth::new(), acknowledged: Vec::new() }
     }
 
     async fn upload(&mut self, run: &mut Run, times: usize, dir: &Path) -> Result<(), StoreError> {
@@ -46,7 +46,7 @@ impl Life {
             // So much that a base has segments of its own.
             (0..20).for_each(|_| self.app.live());
             let mut uploader = Uploader { app: &mut self.app, truth: &mut self.truth, dir };
-            uploader.upload(run, &mut self.layouts, 1).await?;
+            uploader.upload(run, &mut self.basis, 1).await?;
             self.acknowledged.push(self.app.id);
         }
         Ok(())

@@ -3,6 +3,7 @@
 
 mod world;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use image::PageTarget;
@@ -10,7 +11,7 @@ use image::layout::ObjectKey;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
-use store::{Layouts, Retention, Store, StoreError, Which};
+use store::{Basis, Retention, Store, StoreError, Which};
 use tokio::runtime::Runtime;
 use world::faults::{Fault, Faulty};
 use world::{APP, App, Memory, Truth, Uploader, begin, check_all, restore, take};
@@ -45,13 +46,13 @@ fn merged_folded_and_thinned_out_every_listed_checkpoint_restores() {
     runtime().block_on(async {
         for seed in 0..25 {
             let store = over(Arc::new(InMemory::new()));
-            let (mut app, mut truth, mut layouts) = (App::new(seed, 1), Truth::new(), Layouts::new());
+            let (mut app, mut truth, mut basis) = (App::new(seed, 1), Truth::new(), Basis::default());
             let mut run = begin(store.clone(), 1).await.unwrap();
             let mut folds = 0;
             for _ in 0..40 {
                 let epochs = 1 + app.dice.below(4);
                 let mut uploader = Uploader { app: &mut app, truth: &mut truth, dir: dir.path() };
-                uploader.upload(&mut run, &mut layouts, epochs).await.unwrap();
+                uploader.upload(&mut run, &mut basis, epochs).await.unwrap();
                 if run.fold_is_due() || app.dice.below(8) == 0 {
                     run.fold().await.unwrap();
                     folds += 1;
@@ -80,13 +81,13 @@ async fn one_life(
     term: u64,
     app: &mut App,
     truth: &mut Truth,
-    dir: &std::path::Path,
+    dir: &Path,
     rounds: u64,
 ) -> Result<(), StoreError> {
     let mut run = begin(store, term).await?;
-    let mut layouts = Layouts::new();
+    let mut basis = Basis::default();
     for round in 1..=rounds {
-        Uploader { app: &mut *app, truth: &mut *truth, dir }.upload(&mut run, &mut layouts, 2).await?;
+        Uploader { app: &mut *app, truth: &mut *truth, dir }.upload(&mut run, &mut basis, 2).await?;
         if round % 3 == 0 {
             run.fold().await?;
             run.collect(Retention { last: 2, hourly: 0, daily: 0 }).await?;
@@ -165,11 +166,11 @@ fn a_base_shares_what_has_not_changed_and_ends_the_chain() {
     let dir = tempfile::tempdir().unwrap();
     runtime().block_on(async {
         let store = over(Arc::new(InMemory::new()));
-        let (mut app, mut truth, mut layouts) = (App::new(3, 1), Truth::new(), Layouts::new());
+        let (mut app, mut truth, mut basis) = (App::new(3, 1), Truth::new(), Basis::default());
         let mut run = begin(store.clone(), 1).await.unwrap();
         for _ in 0..10 {
             let mut uploader = Uploader { app: &mut app, truth: &mut truth, dir: dir.path() };
-            uploader.upload(&mut run, &mut layouts, 1).await.unwrap();
+            uploader.upload(&mut run, &mut basis, 1).await.unwrap();
         }
         let newest = store.pick(APP, Which::Latest).await.unwrap();
         assert_eq!(store.chain(APP, &newest).await.unwrap().links.len(), 10);
@@ -294,11 +295,11 @@ fn a_damaged_manifest_hides_its_own_checkpoint_and_no_other() {
     runtime().block_on(async {
         let inner = Arc::new(InMemory::new());
         let store = over(inner.clone());
-        let (mut app, mut truth, mut layouts) = (App::new(13, 1), Truth::new(), Layouts::new());
+        let (mut app, mut truth, mut basis) = (App::new(13, 1), Truth::new(), Basis::default());
         let mut run = begin(store.clone(), 1).await.unwrap();
         for _ in 0..6 {
             let mut uploader = Uploader { app: &mut app, truth: &mut truth, dir: dir.path() };
-            uploader.upload(&mut run, &mut layouts, 1).await.unwrap();
+            uploader.upload(&mut run, &mut basis, 1).await.unwrap();
         }
         // Whole, each with its base, so that none needs another.
         run.fold().await.unwrap();
@@ -357,9 +358,9 @@ fn a_run_whose_list_is_damaged_is_named_and_left_alone() {
         let before = paths(&inner, "-0000000001-").await;
         let why = store.pick(APP, Which::Latest).await.unwrap_err().to_string();
         assert!(why.contains("closed"), "{why}");
-        let (mut next, mut layouts) = (App::new(20, 2), Layouts::new());
+        let (mut next, mut basis) = (App::new(20, 2), Basis::default());
         let mut uploader = Uploader { app: &mut next, truth: &mut truth, dir: dir.path() };
-        uploader.upload(&mut run, &mut layouts, 1).await.unwrap();
+        uploader.upload(&mut run, &mut basis, 1).await.unwrap();
         run.collect(Retention { last: 1, hourly: 0, daily: 0 }).await.unwrap();
         assert_eq!(store.pick(APP, Which::Latest).await.unwrap().id(), next.id);
         assert!(store.verify(APP).await.unwrap()[0].why_not.as_ref().unwrap().contains("closed"));
@@ -410,16 +411,11 @@ fn of_two_that_begin_at_once_the_lower_one_breaks_nothing() {
     assert!(at > 40, "only {at} steps");
 }
 
-async fn four_checkpoints(
-    objects: &Arc<InMemory>,
-    seed: u64,
-    truth: &mut Truth,
-    dir: &std::path::Path,
-) -> store::Run {
-    let (mut app, mut layouts) = (App::new(seed, 1), Layouts::new());
+async fn four_checkpoints(objects: &Arc<InMemory>, seed: u64, truth: &mut Truth, dir: &Path) -> store::Run {
+    let (mut app, mut basis) = (App::new(seed, 1), Basis::default());
     let mut run = begin(over(objects.clone()), 1).await.unwrap();
     for _ in 0..4 {
-        Uploader { app: &mut app, truth: &mut *truth, dir }.upload(&mut run, &mut layouts, 1).await.unwrap();
+        Uploader { app: &mut app, truth: &mut *truth, dir }.upload(&mut run, &mut basis, 1).await.unwrap();
     }
     run
 }
@@ -476,24 +472,24 @@ fn what_does_not_follow_the_newest_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     runtime().block_on(async {
         let store = over(Arc::new(InMemory::new()));
-        let (mut app, mut truth, mut layouts) = (App::new(31, 1), Truth::new(), Layouts::new());
+        let (mut app, mut truth, mut basis) = (App::new(31, 1), Truth::new(), Basis::default());
         let mut run = begin(store.clone(), 1).await.unwrap();
-        let mut one = async |run: &mut store::Run, app: &mut App, layouts: &mut Layouts| {
+        let mut one = async |run: &mut store::Run, app: &mut App, basis: &mut Basis| {
             let mut uploader = Uploader { app, truth: &mut truth, dir: dir.path() };
-            uploader.upload(run, layouts, 1).await.unwrap();
+            uploader.upload(run, basis, 1).await.unwrap();
         };
-        one(&mut run, &mut app, &mut layouts).await;
-        let since = |app: &App, layouts: &Layouts| {
-            let mut gathered = store::Gathered::since(app.id, layouts.clone(), dir.path()).unwrap();
+        one(&mut run, &mut app, &mut basis).await;
+        let since = |app: &App, basis: &Basis| {
+            let mut gathered = store::Gathered::since(app.id, basis.clone(), dir.path()).unwrap();
             take(&mut gathered, &app.clone().epoch(false));
             gathered
         };
-        let early = since(&app, &layouts);
-        one(&mut run, &mut app, &mut layouts).await;
+        let early = since(&app, &basis);
+        one(&mut run, &mut app, &mut basis).await;
         let why = run.upload(&early).await.unwrap_err();
         assert!(matches!(why, StoreError::Gap { .. }), "{why}");
         let mut next = begin(store.clone(), 2).await.unwrap();
-        let why = next.upload(&since(&app, &layouts)).await.unwrap_err();
+        let why = next.upload(&since(&app, &basis)).await.unwrap_err();
         assert!(matches!(why, StoreError::NotFull { .. }), "{why}");
         assert_eq!(check_all(&store, &truth, "beside what was refused").await, 2);
     });
@@ -504,7 +500,7 @@ const OBJECT: ObjectKey = ObjectKey { device: 1, inode: 77 };
 
 /// A shared object, full of bytes, has each of these sizes for an epoch (none: it is away) and then its first one
 /// again: what was gone for a while is empty.
-async fn an_object_changes_its_size(pages: u64, sizes: &[Option<u64>], dir: &std::path::Path) {
+async fn an_object_changes_its_size(pages: u64, sizes: &[Option<u64>], dir: &Path) {
     let what = format!("{pages} pages, then {sizes:?}");
     let store = over(Arc::new(InMemory::new()));
     let (mut app, mut truth) = (App::new(33, 1), Truth::new());
@@ -520,7 +516,7 @@ async fn an_object_changes_its_size(pages: u64, sizes: &[Option<u64>], dir: &std
         if run.tip().is_none() || gathered.is_sealed() {
             truth.insert(app.id, app.memory.content());
             run.upload(&gathered).await.unwrap();
-            gathered = store::Gathered::since(app.id, gathered.layouts().clone(), dir).unwrap();
+            gathered = store::Gathered::since(app.id, gathered.basis(), dir).unwrap();
         }
         app.set_object(OBJECT, size);
         take(&mut gathered, &app.epoch(false));
@@ -548,7 +544,87 @@ fn what_an_object_lost_does_not_come_back_with_its_size() {
         ] {
             an_object_changes_its_size(pages, &[size], dir.path()).await;
             an_object_changes_its_size(pages, &[size, size.map(|size| size + 10)], dir.path()).await;
+            an_object_changes_its_size(pages, &[Some(pages / 4 * 3 * PAGE_BYTES), size], dir.path()).await;
         }
+    });
+}
+
+/// Gathers one epoch, and uploads it.
+async fn store_one(run: &mut store::Run, app: &mut App, basis: &mut Basis, dir: &Path) -> store::Uploaded {
+    let mut gathered = match run.tip() {
+        None => store::Gathered::full(dir).unwrap(),
+        Some(tip) => store::Gathered::since(tip, basis.clone(), dir).unwrap(),
+    };
+    take(&mut gathered, &app.epoch(run.tip().is_none()));
+    *basis = gathered.basis();
+    run.upload(&gathered).await.unwrap()
+}
+
+#[test]
+fn of_files_that_came_and_went_nothing_is_in_a_base() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let store = over(Arc::new(InMemory::new()));
+        let (mut app, mut basis) = (App::new(41, 1), Basis::default());
+        let mut run = begin(store.clone(), 1).await.unwrap();
+        let mut first = None;
+        for round in 0..12 {
+            app.put_file(&format!("log-{round}"), 40 * PAGE_BYTES, round + 1);
+            app.put_file("kept", 100 * PAGE_BYTES, round + 1);
+            if round > 0 {
+                app.remove_file(&format!("log-{}", round - 1));
+            }
+            store_one(&mut run, &mut app, &mut basis, dir.path()).await;
+            let bytes = run.fold().await.unwrap().bytes;
+            let first = *first.get_or_insert(bytes);
+            assert!(
+                bytes < first + PAGE_BYTES,
+                "in round {round} the base has {bytes} bytes, at first {first}"
+            );
+        }
+    });
+}
+
+#[test]
+fn many_small_files_share_objects_and_what_changed_is_sent_alone() {
+    const FILES: u64 = 1000;
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let store = over(Arc::new(InMemory::new()));
+        let (mut app, mut truth, mut basis) = (App::new(42, 1), Truth::new(), Basis::default());
+        let mut run = begin(store.clone(), 1).await.unwrap();
+        (0..FILES).for_each(|n| app.put_file(&format!("small-{n}"), 100, n as u8));
+        let full = store_one(&mut run, &mut app, &mut basis, dir.path()).await;
+        truth.insert(app.id, app.memory.content());
+        assert!(full.segments < FILES / 20, "{full:?}");
+        app.put_file("small-500", 200, 1);
+        app.remove_file("small-100");
+        let since = store_one(&mut run, &mut app, &mut basis, dir.path()).await;
+        truth.insert(app.id, app.memory.content());
+        assert!(since.segments < 5, "{since:?}");
+        let folded = run.fold().await.unwrap();
+        // Names, the two groups, and the clock.
+        assert!(folded.segments - folded.segments_shared <= 4, "{folded:?}");
+        assert_eq!(check_all(&store, &truth, "small files").await, 2);
+    });
+}
+
+/// They come with the others, as they were at the freeze.
+#[test]
+fn mapped_files_of_state_directories_are_not_stored_once_more() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let store = over(Arc::new(InMemory::new()));
+        let run = begin(store.clone(), 1).await.unwrap();
+        let mut app = App::new(43, 1);
+        app.put_file("table", PAGE_BYTES, 1);
+        for (n, path) in ["/var/made-up/table", "/var/made-up/gone", "/usr/lib/table"].iter().enumerate() {
+            app.map_file(path, 0x1000_0000 + n as u64 * 0x10_000);
+        }
+        let mut gathered = store::Gathered::full(dir.path()).unwrap();
+        take(&mut gathered, &app.epoch(true));
+        let lacks: Vec<_> = run.lacks(&gathered).into_iter().map(|file| file.path).collect();
+        assert_eq!(lacks, [b"/usr/lib/table".to_vec(), b"/var/made-up/gone".to_vec()]);
     });
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::subject;
 use crate::arguments::{AttachArgs, Format};
-use crate::config::{NETWORK_THREADS, PrimarySettings, fencing_name};
+use crate::config::{Beginning, NETWORK_THREADS, PrimarySettings, fencing_name};
 use crate::exit::Exit;
 use crate::manager::lock::Lock;
 use crate::manager::primary::{Actor, Input, Outcome, Target, exit_text};
@@ -16,7 +16,7 @@ use crate::manager::{control, signals, survivor};
 use crate::status::{self, Board, Role, SCHEMA};
 
 pub fn run(args: AttachArgs) -> anyhow::Result<ExitCode> {
-    let settings = PrimarySettings::resolve(args.primary)?;
+    let settings = PrimarySettings::resolve(args.primary, Beginning::Program)?;
     if settings.structures {
         bail!("structures are those of a program that was started for them; use `checksync run`");
     }

@@ -8,12 +8,13 @@ use anyhow::Context;
 
 use super::attach::protect;
 use crate::arguments::RunArgs;
-use crate::config::PrimarySettings;
+use crate::config::{Beginning, PrimarySettings};
 use crate::manager::primary::Target;
 use crate::manager::structures;
 
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    let settings = PrimarySettings::resolve(args.primary)?;
+    let beginning = if args.from_store { Beginning::Store } else { Beginning::Program };
+    let settings = PrimarySettings::resolve(args.primary, beginning)?;
     if args.from_store {
         return from_store::run(settings, args.from_living);
     }

@@ -85,13 +85,12 @@ fn state_directories_are_refused_where_they_can_not_be() {
     let (outer, inner, absent) = (text(dir.path()), text(&inner), dir.path().join("absent"));
     let store = format!("file:{}", dir.path().join("store").display());
     for (options, named) in [
-        (
-            &["--state-dir", inner, "--store", &store][..],
-            "a store does not keep state directories yet; leave --store",
-        ),
-        (&["--state-dir", inner, "--replicate", "structures"], "leave --state-dir out"),
+        (&["--state-dir", inner, "--replicate", "structures"][..], "leave --state-dir out"),
         (&["--state-dir", inner, "--state-dir", outer], "one is in the other"),
-        (&["--state-dir", text(&absent)], "is not there; make it, or leave --state-dir out"),
+        (
+            &["--state-dir", text(&absent), "--store", &store],
+            "is not there; make it, or leave --state-dir out",
+        ),
         (&["--state-dir", "/"], "name a directory below /"),
     ] {
         let fixed = ["run", "--app", "kv", "--pki", "/nowhere", "--standby", "b:7000"];
@@ -120,7 +119,6 @@ fn what_a_store_can_not_commit_is_refused() {
             "without an arbiter nobody could say",
         ),
         (&[&whole[..], &["--standby", "b:7000", "--", "true"]].concat(), "leave --standby out"),
-        (&[&whole[..], &["--state-dir", text(dir.path()), "--", "true"]].concat(), "state directories"),
         (&[&whole[..], &["--replicate", "structures", "--", "true"]].concat(), "structures are none"),
         (
             &[&whole[..2], &["--standby", "b:7000", "--from-store"]].concat(),

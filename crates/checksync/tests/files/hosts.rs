@@ -15,16 +15,40 @@ use crate::world::{Fencing, Primary, SOON, World, checksync};
 pub struct Hosts {
     pub world: World,
     pub primary: Primary,
+    /// Where the state directory is, on all hosts.
+    pub path: PathBuf,
     /// What the standby has at `path`.
     pub standby_tree: PathBuf,
+    /// What a third host has there: nothing.
+    pub empty_tree: PathBuf,
     _place: tempfile::TempDir,
 }
 
 impl Hosts {
     /// `program` gets the path of its state directory.
     pub fn protecting(options: &[&str], program: impl FnOnce(&Path) -> Vec<String>) -> Self {
+        Self::make(options, program, |world, options, program| {
+            world.run_command_with("pki", options, program)
+        })
+    }
+
+    /// The standby is not asked.
+    pub fn storing(options: &[&str], program: impl FnOnce(&Path) -> Vec<String>) -> Self {
+        Self::make(options, program, |world, options, program| {
+            let mut command = checksync(world.dir.path());
+            command.args(["run", "--app", "kv", "--host", "a", "--pki"]).arg(world.dir.path().join("pki"));
+            command.args(&world.fencing).args(options).arg("--").args(program);
+            command
+        })
+    }
+
+    fn make(
+        options: &[&str],
+        program: impl FnOnce(&Path) -> Vec<String>,
+        run: impl FnOnce(&World, &[&str], &[String]) -> Command,
+    ) -> Self {
         let place = tempfile::tempdir().unwrap();
-        let [path, primary_tree, standby_tree] = ["state", "of-a", "of-b"].map(|name| {
+        let [path, primary_tree, standby_tree, empty_tree] = ["state", "of-a", "of-b", "of-c"].map(|name| {
             let path = place.path().join(name);
             fs::create_dir(&path).unwrap();
             path
@@ -38,13 +62,13 @@ impl Hosts {
         });
         let state_dir = path.display().to_string();
         let options = [&["--interval", "10ms", "--state-dir", &state_dir], options].concat();
-        let command = world.run_command_with("pki", &options, &program(&path));
+        let command = run(&world, &options, &program(&path));
         let command = with_tree(&command, &primary_tree, &path);
         let log = fs::File::create(world.dir.path().join("primary.log")).unwrap();
         let mut command = command;
         command.stderr(log);
         let primary = Primary(Running::start(command));
-        Self { world, primary, standby_tree, _place: place }
+        Self { world, primary, path, standby_tree, empty_tree, _place: place }
     }
 
     pub fn wait_until_protected(&self) {
@@ -64,6 +88,11 @@ impl Hosts {
         self.world.wait_for_app("standby", "serving", |app| app["state"] == "serving");
         assert_eq!(fs::read(self.replaced().join("left-over")).unwrap(), b"of an earlier life");
         assert!(!self.standby_tree.join("left-over").exists());
+    }
+
+    /// The same command, on the third host.
+    pub fn on_third(&self, command: &Command) -> Command {
+        with_tree(command, &self.empty_tree, &self.path)
     }
 
     /// Where the standby has kept what it had there before.

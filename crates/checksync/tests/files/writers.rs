@@ -11,7 +11,7 @@ use testkit::wait::wait_for;
 use crate::hosts::{Hosts, rounds};
 use crate::world::{SOON, python};
 
-fn writer(script: &str, path: &Path, mode: &str, address: SocketAddr) -> Vec<String> {
+pub fn writer(script: &str, path: &Path, mode: &str, address: SocketAddr) -> Vec<String> {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/files").join(script);
     [python(), script.display().to_string(), path.join("db").display().to_string(), mode.to_owned()]
         .into_iter()
@@ -20,7 +20,7 @@ fn writer(script: &str, path: &Path, mode: &str, address: SocketAddr) -> Vec<Str
 }
 
 /// What it finds when it compares its files with its memory, and how many records it has.
-fn ask(address: SocketAddr) -> Option<(String, u64)> {
+pub fn ask(address: SocketAddr) -> Option<(String, u64)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(SOON)).ok()?;
     stream.write_all(b"check\n").ok()?;

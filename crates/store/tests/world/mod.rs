@@ -1,8 +1,9 @@
-//! A made-up app whose memory is known, epochs of it as an engine sends them, and a receiver as a standby is one.
+//! A made-up app whose memory and files are known, epochs of it as an engine sends them, and a receiver as a standby is one.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod faults;
+pub mod files;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,11 +13,16 @@ use futures_util::TryStreamExt;
 use image::batch::{BatchWriter, LINE_BYTES, Pages};
 use image::frame::{FrameOrder, FrameWriter, decode};
 use image::layout::{
-    Advice, Backing, Layout, LayoutPart, Mapping, ObjectKey, ObjectKind, Protection, SharedObject, surviving,
+    Advice, Backing, FileIdentity, Layout, LayoutPart, Mapping, ObjectKey, ObjectKind, Protection,
+    SharedObject, surviving,
 };
 use image::state::{Clocks, State};
-use image::{CheckpointId, Frame, FrameKind, Header, PAGE_BYTES, PageBatch, PageTarget, Range, Sync};
-use store::{Gathered, Life, Listed, Run, Store, StoreError};
+use image::{
+    CheckpointId, FileChanges, Frame, FrameKind, Header, PAGE_BYTES, PageBatch, PageTarget, Range, Sync,
+};
+use store::{Basis, Gathered, Life, Listed, Run, Store, StoreError};
+
+use files::{Disk, Touched};
 
 const PAGE: usize = PAGE_BYTES as usize;
 pub const APP: &str = "made-up";
@@ -33,12 +39,13 @@ impl Dice {
     }
 }
 
-/// Memory as somebody has it. Pages that are zero are not in it.
+/// Memory and files as somebody has them. Pages that are zero are not in it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Memory {
     pub layout: Option<Layout>,
     pub pages: BTreeMap<(PageTarget, u64), Vec<u8>>,
     pub state: Vec<u8>,
+    pub disk: Disk,
 }
 
 impl Memory {
@@ -58,7 +65,7 @@ impl Memory {
             .map(|object| (object.key, object.size_bytes))
             .collect();
         self.pages.retain(|&(target, at), page| match target {
-            PageTarget::File(_) => unreachable!("no state directories in a store"),
+            PageTarget::File(_) => true,
             PageTarget::Space(_) => survivors.contains(at),
             PageTarget::Object(key) => {
                 let room = sizes.get(&key).map_or(0, |size| size.saturating_sub(at)).min(PAGE_BYTES);
@@ -70,10 +77,13 @@ impl Memory {
 
     fn write(&mut self, target: PageTarget, at: u64, offset: usize, bytes: &[u8]) {
         let room = match target {
-            PageTarget::File(_) => unreachable!("no state directories in a store"),
+            PageTarget::File(id) => self.disk.size(id).saturating_sub(at).min(PAGE_BYTES) as usize,
             PageTarget::Space(_) => PAGE,
             PageTarget::Object(key) => self.size(key).saturating_sub(at).min(PAGE_BYTES) as usize,
         };
+        if room == 0 {
+            return;
+        }
         let page = self.pages.entry((target, at)).or_insert_with(|| vec![0; PAGE]);
         let end = (offset + bytes.len()).min(room);
         if offset < end {
@@ -104,9 +114,13 @@ impl Memory {
     pub fn receive(&mut self, frames: &[Bytes], held: Option<CheckpointId>) -> CheckpointId {
         let mut order = FrameOrder::default();
         let (mut id, mut state, mut parts) = (None, Vec::new(), Vec::new());
+        let mut said = FileChanges::default();
         for bytes in frames {
             let frame = Frame::parse(bytes.clone()).unwrap();
             order.accept(&frame).unwrap();
+            if frame.kind != FrameKind::Files {
+                self.apply_files(std::mem::take(&mut said));
+            }
             match frame.kind {
                 FrameKind::Header => {
                     let header: Header = frame.decode("header").unwrap();
@@ -128,7 +142,7 @@ impl Memory {
                         self.apply_record(batch.target, record);
                     }
                 }
-                FrameKind::Files => panic!("a store keeps no state directories"),
+                FrameKind::Files => said.extend(frame.decode("changes of files").unwrap()),
                 FrameKind::Shipped => {}
                 FrameKind::State => state.extend_from_slice(&frame.payload),
                 FrameKind::End => {}
@@ -141,9 +155,12 @@ impl Memory {
     }
 
     fn check_place(&self, target: PageTarget, range: Range) {
+        if let PageTarget::File(_) = target {
+            return; // What lies behind a file's end is not written.
+        }
         let layout = self.layout.as_ref().unwrap();
         match target {
-            PageTarget::File(_) => unreachable!("no state directories in a store"),
+            PageTarget::File(_) => {}
             PageTarget::Space(_) => {
                 for at in (range.start..range.end).step_by(PAGE) {
                     assert!(layout.mappings.iter().any(|m| m.range.contains(at)), "{at:#x} is not mapped");
@@ -171,6 +188,8 @@ pub struct App {
     records: Vec<(PageTarget, Pages)>,
     new_layout: bool,
     next_inode: u64,
+    touched: Touched,
+    next_file: u64,
 }
 
 /// Places that lie in windows of their own, and some that share one.
@@ -191,14 +210,18 @@ impl App {
             records: Vec::new(),
             new_layout: true,
             next_inode: 1,
+            touched: Touched::default(),
+            next_file: 0,
         };
+        app.make_root();
         (0..8).for_each(|_| app.live());
         app
     }
 
     /// Something that a program does between two epochs.
     pub fn live(&mut self) {
-        match self.dice.below(10) {
+        match self.dice.below(16) {
+            10.. => self.live_on_disk(),
             0 => self.map(),
             1 => self.unmap(),
             2 => self.change_object(),
@@ -214,7 +237,7 @@ impl App {
         layout.mappings.sort_by_key(|mapping| mapping.range.start);
         // What was done before was done to what may be no more.
         let kept = |target: PageTarget, layout: &Layout, range: Range| match target {
-            PageTarget::File(_) => unreachable!("no state directories in a store"),
+            PageTarget::File(_) => true,
             PageTarget::Space(_) => layout.mappings.iter().any(|m| m.range.intersect(range) == Some(range)),
             PageTarget::Object(key) => layout
                 .objects
@@ -224,6 +247,16 @@ impl App {
         self.records.retain(|(target, record)| kept(*target, &layout, record.range()));
         self.memory.set_layout(layout);
         self.new_layout = true;
+        // A freeze sees pages as they are, without what was behind the end of an object.
+        for (target, record) in &mut self.records {
+            let (PageTarget::Object(_), Range { start, .. }) = (*target, record.range()) else { continue };
+            if let (Pages::Whole { .. } | Pages::Lines { .. }, Some(page)) =
+                (&record, self.memory.pages.get(&(*target, start)))
+            {
+                let range = Range::new(start, start + PAGE_BYTES);
+                *record = Pages::Whole { range, data: page.clone().into() };
+            }
+        }
     }
 
     fn map(&mut self) {
@@ -256,6 +289,15 @@ impl App {
         let away = self.dice.below(3) == 0;
         let key = ObjectKey { device: 1, inode: slot };
         self.set_object(key, (!away).then_some(size_bytes));
+    }
+
+    /// Maps a file, or what was one.
+    pub fn map_file(&mut self, path: &str, start: u64) {
+        let identity = FileIdentity { path: path.as_bytes().to_vec(), size: PAGE_BYTES, build_id: None };
+        let mapping = mapping(Range::new(start, start + PAGE_BYTES));
+        self.change_layout(|layout| {
+            layout.mappings.push(Mapping { backing: Backing::File(identity), ..mapping })
+        });
     }
 
     /// Gives a shared object this size, or takes it away; the layout is another then.
@@ -298,7 +340,7 @@ impl App {
         let byte = 1 + self.dice.below(255) as u8;
         let mut data = vec![byte; PAGE];
         let room = match target {
-            PageTarget::File(_) => unreachable!("no state directories in a store"),
+            PageTarget::File(_) => unreachable!("a page of memory"),
             PageTarget::Space(_) => PAGE_BYTES,
             PageTarget::Object(key) => (self.memory.size(key) - at).min(PAGE_BYTES),
         };
@@ -315,7 +357,7 @@ impl App {
         let byte = 1 + self.dice.below(255) as u8;
         let mut page = self.memory.pages[&(target, at)].clone();
         let room = match target {
-            PageTarget::File(_) => unreachable!("no state directories in a store"),
+            PageTarget::File(_) => unreachable!("a page of memory"),
             PageTarget::Space(_) => PAGE_BYTES,
             PageTarget::Object(key) => (self.memory.size(key) - at).min(PAGE_BYTES),
         };
@@ -343,18 +385,37 @@ impl App {
         let header = Header { app: APP.to_owned(), id: self.id, sync, frozen_at_ns: self.now_ns };
         let mut writer = FrameWriter::default();
         let mut frames = vec![writer.cbor(FrameKind::Header, &header)];
+        let changes = self.file_changes(full);
+        let is_file = |target: &PageTarget| matches!(target, PageTarget::File(_));
+        let (of_files, of_memory): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.records).into_iter().partition(|(target, _)| is_file(target));
+        frames.extend(writer.files(changes.clone()));
+        let whole = |target: PageTarget, at: u64, page: &[u8]| {
+            let mut batch = BatchWriter::new(target);
+            batch.whole(at, page);
+            batch.finish()
+        };
+        if full {
+            for (&(target, at), page) in self.memory.pages.iter().filter(|((target, _), _)| is_file(target)) {
+                frames.push(writer.frame(FrameKind::Pages, &whole(target, at, page)));
+            }
+        }
+        for (target, record) in of_files.iter().filter(|_| !full) {
+            frames.push(writer.frame(FrameKind::Pages, &encode(*target, record)));
+        }
         if full || self.new_layout {
             frames.extend(writer.layout(self.memory.layout.as_ref().unwrap()));
         }
-        let records = std::mem::take(&mut self.records);
         if full {
-            for (&(target, at), page) in &self.memory.pages {
-                let mut batch = BatchWriter::new(target);
-                batch.whole(at, page);
-                frames.push(writer.frame(FrameKind::Pages, &batch.finish()));
+            for (&(target, at), page) in self.memory.pages.iter().filter(|((target, _), _)| !is_file(target))
+            {
+                frames.push(writer.frame(FrameKind::Pages, &whole(target, at, page)));
             }
+            // The freeze at the end finds some files once more.
+            let again = FileChanges { directories: Vec::new(), ..changes };
+            frames.extend(writer.files(again));
         } else {
-            for (target, record) in &records {
+            for (target, record) in &of_memory {
                 frames.push(writer.frame(FrameKind::Pages, &encode(*target, record)));
             }
         }
@@ -396,7 +457,7 @@ fn encode(target: PageTarget, record: &Pages) -> Bytes {
     batch.finish()
 }
 
-fn mapping(range: Range) -> Mapping {
+pub fn mapping(range: Range) -> Mapping {
     Mapping {
         range,
         protection: Protection { read: true, write: true, execute: false },
@@ -429,19 +490,14 @@ pub struct Uploader<'a> {
 
 impl Uploader<'_> {
     /// Gathers up to `epochs` epochs on top of what the run has, and uploads them.
-    pub async fn upload(
-        &mut self,
-        run: &mut Run,
-        layouts: &mut store::Layouts,
-        epochs: u64,
-    ) -> Result<(), StoreError> {
+    pub async fn upload(&mut self, run: &mut Run, basis: &mut Basis, epochs: u64) -> Result<(), StoreError> {
         let mut gathered = match run.tip() {
             None => Gathered::full(self.dir)?,
-            Some(tip) => Gathered::since(tip, layouts.clone(), self.dir)?,
+            Some(tip) => Gathered::since(tip, basis.clone(), self.dir)?,
         };
         let mut full = run.tip().is_none();
         for _ in 0..epochs {
-            for _ in 0..self.app.dice.below(8) {
+            for _ in 0..self.app.dice.below(12) {
                 self.app.live();
             }
             take(&mut gathered, &self.app.epoch(std::mem::take(&mut full)));
@@ -451,7 +507,7 @@ impl Uploader<'_> {
         }
         self.truth.insert(self.app.id, self.app.memory.content());
         run.upload(&gathered).await?;
-        *layouts = gathered.layouts().clone();
+        *basis = gathered.basis();
         Ok(())
     }
 }

@@ -74,15 +74,7 @@ impl Plan {
         spool: &Path,
     ) -> Option<Result<StoreSettings, NoStoreHere>> {
         let policy = self.policy.as_ref()?;
-        let found = here.cloned().map(Ok).or_else(|| policy.store(spool))?;
-        let unfit = |store: StoreSettings| match policy.state_dirs().is_empty() {
-            true => Ok(store),
-            false => Err(NoStoreHere {
-                location: store.location.to_string(),
-                why: "a store does not keep state directories yet".to_owned(),
-            }),
-        };
-        Some(found.and_then(unfit))
+        here.cloned().map(Ok).or_else(|| policy.store(spool))
     }
 
     /// What the app's primary said of how to see that it is well.

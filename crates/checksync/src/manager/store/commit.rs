@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bytes::Bytes;
 use image::{CheckpointId, Frame, Term};
-use store::{GatherError, Gathered, Layouts, Life, Run, Store, StoreError};
+use store::{Basis, GatherError, Gathered, Life, Run, Store, StoreError};
 use tokio::runtime::Runtime;
 
 use super::contents::stock;
@@ -78,8 +78,8 @@ struct Committer<N> {
     full: Option<Gathered>,
     /// To be stored, in this order.
     waiting: VecDeque<Gathered>,
-    /// What the next epoch goes on top of.
-    tip: Option<(CheckpointId, Layouts)>,
+    /// What the next epoch goes on top of if nothing waits.
+    tip: Option<(CheckpointId, Basis)>,
     folded_at: Instant,
     collected_at: Option<Instant>,
 }
@@ -207,10 +207,11 @@ impl<N: Fn(StoreNews) + Send + Clone + 'static> Committer<N> {
                 }
                 Err(RecvTimeoutError::Disconnected) => return Over::Ended,
                 Err(RecvTimeoutError::Timeout) => {
-                    if let Some(next) = self.waiting.pop_front()
-                        && let Err(over) = self.have_stored(&next)
-                    {
-                        return over;
+                    if let Some(next) = self.waiting.pop_front() {
+                        self.tip = next.id().map(|id| (id, next.basis()));
+                        if let Err(over) = self.have_stored(&next) {
+                            return over;
+                        }
                     }
                     if let Err(over) = self.tidy_up() {
                         return over;
@@ -246,7 +247,7 @@ impl<N: Fn(StoreNews) + Send + Clone + 'static> Committer<N> {
             }
             Word::Whole(session) if session == ours => {
                 let Some(full) = self.full.take() else { return Ok(()) };
-                self.tip = full.id().map(|id| (id, full.layouts().clone()));
+                self.tip = full.id().map(|id| (id, full.basis()));
                 // Nothing that waits is worth more than this.
                 self.waiting.clear();
                 self.waiting.push_back(full);
@@ -260,16 +261,19 @@ impl<N: Fn(StoreNews) + Send + Clone + 'static> Committer<N> {
     }
 
     fn gather(&mut self, frames: Vec<Bytes>) -> Result<(), GatherError> {
-        let Some((tip, layouts)) = &self.tip else { return Ok(()) };
-        if self.waiting.back().is_none_or(Gathered::is_sealed) {
-            self.waiting.push_back(Gathered::since(*tip, layouts.clone(), &self.settings.spool)?);
+        let Some((tip, basis)) = &self.tip else { return Ok(()) };
+        match self.waiting.back() {
+            None => self.waiting.push_back(Gathered::since(*tip, basis.clone(), &self.settings.spool)?),
+            Some(last) if last.is_sealed() => {
+                let id = last.id().unwrap_or_default();
+                let next = Gathered::since(id, last.basis(), &self.settings.spool)?;
+                self.waiting.push_back(next);
+            }
+            Some(_) => {}
         }
         let gathered = self.waiting.back_mut().expect("pushed above");
         for frame in frames {
             gathered.take(&Frame::parse(frame)?)?;
-        }
-        if let Some(id) = gathered.id() {
-            self.tip = Some((id, gathered.layouts().clone()));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use image::{CheckpointId, Frame, Sync};
-use store::{GatherError, Gathered, Layouts};
+use store::{Basis, GatherError, Gathered};
 
 use super::upload::Uploads;
 use super::{Fed, Shared, StoreSettings, bytes_of};
@@ -26,8 +26,8 @@ pub(super) struct Gatherer {
     gathering: Option<Gathered>,
     /// Nothing may go on top of these.
     sealed: VecDeque<Gathered>,
-    /// The checkpoint that the next epoch builds on, and its address spaces.
-    tip: Option<(CheckpointId, Layouts)>,
+    /// The checkpoint that the next epoch builds on if nothing is gathered, and what that left.
+    tip: Option<(CheckpointId, Basis)>,
     due_at: Instant,
 }
 
@@ -101,7 +101,7 @@ impl Gatherer {
     fn replace(&mut self) {
         let Some(full) = self.full.take().filter(|full| full.id().is_some()) else { return };
         self.sealed.clear();
-        self.tip = full.id().map(|id| (id, full.layouts().clone()));
+        self.tip = full.id().map(|id| (id, full.basis()));
         self.gathering = Some(full);
         self.due_at = Instant::now();
         self.shared.tell(|report| {
@@ -112,21 +112,26 @@ impl Gatherer {
     }
 
     fn take_epoch(&mut self, frames: &[Bytes]) -> Result<(), GatherError> {
-        let Some((tip, layouts)) = &self.tip else { return Ok(()) }; // Of a chain that was lost.
         if self.gathering.as_ref().is_some_and(Gathered::is_sealed) {
-            self.sealed.extend(self.gathering.take());
+            let sealed = self.put_away();
+            self.sealed.extend(sealed);
         }
+        let Some((tip, basis)) = &self.tip else { return Ok(()) }; // Of a chain that was lost.
         if self.gathering.is_none() {
-            self.gathering = Some(Gathered::since(*tip, layouts.clone(), &self.settings.spool)?);
+            self.gathering = Some(Gathered::since(*tip, basis.clone(), &self.settings.spool)?);
         }
         let gathering = self.gathering.as_mut().expect("made above");
         for frame in frames {
             gathering.take(&Frame::parse(frame.clone())?)?;
         }
-        if let Some(id) = gathering.id() {
-            self.tip = Some((id, gathering.layouts().clone()));
-        }
         Ok(())
+    }
+
+    /// What was gathered, on which the next builds.
+    fn put_away(&mut self) -> Option<Gathered> {
+        let gathered = self.gathering.take()?;
+        self.tip = gathered.id().map(|id| (id, gathered.basis()));
+        Some(gathered)
     }
 
     /// What was handed over before goes on; then the store waits for a full sync.
@@ -158,7 +163,7 @@ impl Gatherer {
             (self.gathering, self.tip) = (None, None);
             self.say_waiting(&why);
         }
-        if let Some(next) = self.sealed.pop_front().or_else(|| self.gathering.take()) {
+        if let Some(next) = self.sealed.pop_front().or_else(|| self.put_away()) {
             self.uploads.start(next);
             self.due_at = Instant::now() + self.settings.interval;
         }

@@ -4,6 +4,7 @@
 
 mod changes;
 mod drawing;
+mod files;
 mod regions;
 #[cfg(test)]
 mod tests;

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use image::files::FileKind;
 use image::frame::{FrameError, decode};
 use image::layout::{Layout, LayoutPart, Mapping};
 use image::process::{Process, Thread};
 use image::state::State;
-use image::{CheckpointId, Frame, FrameKind, Header, PAGE_BYTES, PageBatch};
+use image::{CheckpointId, Frame, FrameKind, Header, PAGE_BYTES, PageBatch, PageTarget};
 use serde::Serialize;
+use store::Tree;
 
 use crate::verbs::describe::{self, Fate};
 use crate::verbs::one_shot::{OneShotError, Reader};
@@ -26,6 +28,7 @@ pub struct Contents {
     /// Nanoseconds since 1970.
     pub frozen_at_ns: u64,
     pub memory: Memory,
+    pub state_directories: Vec<DirectoryContents>,
     pub processes: Vec<ProcessContents>,
     pub pipes: usize,
 }
@@ -37,6 +40,15 @@ pub struct Memory {
     pub page_bytes: u64,
     pub mapped_bytes: u64,
     pub mappings: Vec<MappingContents>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct DirectoryContents {
+    pub path: String,
+    /// With directories, links and FIFOs.
+    pub files: usize,
+    /// The sum of their sizes.
+    pub bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,7 +111,9 @@ pub fn of_stored(stored: &Stored) -> anyhow::Result<Contents> {
     let state: State = decode(&sum.state, "state")?;
     let processes = processes(&state)?;
     let header = stored.header.clone();
-    Ok(sum.contents(PathBuf::from(&stored.name), (frames, stored.stored_bytes), header, &state, processes))
+    let place = PathBuf::from(&stored.name);
+    let contents = sum.contents(place, (frames, stored.stored_bytes), header, &state, processes);
+    Ok(Contents { state_directories: directories(stored.gathered.tree()), ..contents })
 }
 
 #[derive(Default)]
@@ -126,7 +140,8 @@ impl Sum {
             }
             FrameKind::Pages => {
                 let batch = PageBatch::decode(frame.payload.clone())?;
-                self.pages += batch.pages.iter().map(carried).sum::<u64>();
+                let of_memory = !matches!(batch.target, PageTarget::File(_));
+                self.pages += batch.pages.iter().filter(|_| of_memory).map(carried).sum::<u64>();
             }
             FrameKind::State => self.state.extend_from_slice(&frame.payload),
         }
@@ -152,6 +167,7 @@ impl Sum {
             epoch: epoch.0,
             frozen_at_ns: state.clocks.realtime_ns,
             memory: self.memory(),
+            state_directories: Vec::new(),
             processes,
             pipes: state.pipes.len(),
         }
@@ -173,6 +189,23 @@ impl Sum {
             }
         }
         memory
+    }
+}
+
+fn directories(tree: &Tree) -> Vec<DirectoryContents> {
+    let all = tree.files();
+    let contents = |path: &Path| {
+        let files: Vec<u64> =
+            all.iter().filter(|(at, _)| at.starts_with(path)).map(|(_, it)| size(&it.kind)).collect();
+        DirectoryContents { path: path.display().to_string(), files: files.len(), bytes: files.iter().sum() }
+    };
+    tree.directories().map(contents).collect()
+}
+
+fn size(kind: &FileKind) -> u64 {
+    match kind {
+        FileKind::Regular { size_bytes } => *size_bytes,
+        FileKind::Directory | FileKind::Link(_) | FileKind::Fifo => 0,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::contents::{Contents, DescriptorContents, Memory, ProcessContents};
+use super::contents::{Contents, DescriptorContents, DirectoryContents, Memory, ProcessContents};
 use crate::verbs::describe::bytes;
 use crate::verbs::outline::Node;
 
@@ -12,6 +12,9 @@ pub fn draw(contents: &Contents) -> String {
     root.leaf(format!("file     {}, {} in {frames} frames", file.display(), bytes(contents.bytes)));
     root.leaf(format!("frozen   {}", moment(contents.frozen_at_ns)));
     root.children.push(memory(&contents.memory));
+    for DirectoryContents { path, files, bytes: len } in &contents.state_directories {
+        root.leaf(format!("state    {path}, {} in {files} files", bytes(*len)));
+    }
     root.children.extend(contents.processes.iter().map(process));
     root.draw()
 }

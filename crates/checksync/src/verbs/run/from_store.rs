@@ -4,6 +4,8 @@
 //! before: what its writer has not been told of by then, he never will. The copy is made while the old permit runs out.
 //! Only then the register names nobody, and the app runs. Whatever fails before leaves it to the next who tries.
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
@@ -165,6 +167,7 @@ fn take(
     let listed = runtime.block_on(newest(store, app, claim.store())).context(AGAIN)?;
     let spool = settings.store.as_ref().map_or_else(std::env::temp_dir, |kept| kept.spool.clone());
     let gathered = runtime.block_on(store.fetch(app, &listed, &spool)).context(AGAIN)?;
+    same_directories(&gathered, &settings.state_dirs).context(AGAIN)?;
     fill(actor, &listed, &gathered).context(AGAIN)?;
     drop(gathered);
     // Whoever has seen nothing of us is silent by then.
@@ -194,6 +197,26 @@ async fn newest(store: &Store, app: &str, named: &Member) -> anyhow::Result<List
         );
     }
     Ok(listed)
+}
+
+/// What is kept has to be kept on.
+fn same_directories(gathered: &Gathered, given: &[PathBuf]) -> anyhow::Result<()> {
+    let kept: BTreeSet<&Path> = gathered.tree().directories().collect();
+    let given: BTreeSet<&Path> = given.iter().map(PathBuf::as_path).collect();
+    let text = |paths: BTreeSet<&Path>| match paths.is_empty() {
+        true => "none".to_owned(),
+        false => {
+            paths.iter().map(|path| format!("--state-dir {}", path.display())).collect::<Vec<_>>().join(" ")
+        }
+    };
+    if kept == given {
+        return Ok(());
+    }
+    bail!(
+        "the store keeps other state directories of the app than are given ({}); give {}",
+        text(given),
+        text(kept)
+    )
 }
 
 fn fill(actor: &Actor, listed: &Listed, gathered: &Gathered) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ use image::{PAGE_BYTES, PageTarget};
 use serde::Serialize;
 use store::StoreError;
 
+use super::files::{self, FileChange};
 use super::regions::{self, Pair, Region};
 use super::{Page, Side};
 use crate::verbs::describe;
@@ -22,6 +23,8 @@ pub struct Report {
     /// Nothing below tells of a change.
     pub same: bool,
     pub memory: MemoryChanges,
+    /// In state directories.
+    pub files: Vec<FileChange>,
     pub processes: Vec<ProcessChanges>,
 }
 
@@ -122,10 +125,10 @@ pub struct Opened {
 
 pub fn between(from: &Side, to: &Side) -> Result<Report, StoreError> {
     let (before, after) = (regions::of(from.layouts(), &from.state), regions::of(to.layouts(), &to.state));
-    let files: Vec<Region> = after.iter().filter(|region| region.over_file).cloned().collect();
+    let over: Vec<Region> = after.iter().filter(|region| region.over_file).cloned().collect();
     let over_file = |target: PageTarget, at: u64| {
-        let next = files.partition_point(|region| (region.target, region.range.start) <= (target, at));
-        let region = next.checked_sub(1).map(|last| &files[last]);
+        let next = over.partition_point(|region| (region.target, region.range.start) <= (target, at));
+        let region = next.checked_sub(1).map(|last| &over[last]);
         region.is_some_and(|region| region.target == target && region.range.contains(at))
     };
     let changed = changed_pages(from.pages(), to.pages(), over_file)?;
@@ -135,8 +138,9 @@ pub fn between(from: &Side, to: &Side) -> Result<Report, StoreError> {
     let pages_changed: u64 = mappings.iter().map(|mapping| mapping.pages_changed).sum();
     let memory = MemoryChanges { pages_changed, bytes_changed: pages_changed * PAGE_BYTES, mappings };
     let processes = process_changes(&from.state, &to.state);
-    let same = memory.mappings.is_empty() && processes.is_empty();
-    Ok(Report { schema: SCHEMA, from: about_from, to: about_to, same, memory, processes })
+    let files = files::between(from, to)?;
+    let same = memory.mappings.is_empty() && files.is_empty() && processes.is_empty();
+    Ok(Report { schema: SCHEMA, from: about_from, to: about_to, same, memory, files, processes })
 }
 
 fn about(side: &Side, regions: &[Region]) -> About {
@@ -153,7 +157,7 @@ fn about(side: &Side, regions: &[Region]) -> About {
 }
 
 /// The pages whose content is another. One that is not there is empty, but over a file it is the file's.
-fn changed_pages(
+pub fn changed_pages(
     before: impl Iterator<Item = Result<Page, StoreError>>,
     after: impl Iterator<Item = Result<Page, StoreError>>,
     over_file: impl Fn(PageTarget, u64) -> bool,

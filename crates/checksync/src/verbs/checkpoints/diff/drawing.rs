@@ -3,6 +3,7 @@
 use super::changes::{
     About, DescriptorChange, MappingChange, MemoryChanges, Opened, ProcessChanges, Report, ThreadChange,
 };
+use super::files::FileChange;
 use crate::verbs::describe::bytes;
 use crate::verbs::outline::Node;
 
@@ -18,6 +19,9 @@ pub fn draw(report: &Report) -> String {
         return root.draw();
     }
     root.children.push(memory(&report.memory, from, to));
+    if !report.files.is_empty() {
+        root.children.push(files(&report.files));
+    }
     root.children.extend(report.processes.iter().map(process));
     root.draw()
 }
@@ -66,12 +70,39 @@ fn mapping(one: &MappingChange) -> String {
         }
         _ => String::new(),
     };
-    let content = match pages_changed {
-        0 => String::new(),
-        1 => format!(", {} changed in 1 page", bytes(*bytes_changed)),
-        pages => format!(", {} changed in {pages} pages", bytes(*bytes_changed)),
-    };
+    let content = content(*pages_changed, *bytes_changed);
     format!("{:<8} {what} at {place}, {size}{protection}{content}", change.text())
+}
+
+fn files(files: &[FileChange]) -> Node {
+    let bytes_changed: u64 = files.iter().map(|one| one.bytes_changed).sum();
+    let mut most: Vec<&FileChange> = files.iter().collect();
+    most.sort_by_key(|one| std::cmp::Reverse(one.pages_changed));
+    let title =
+        format!("files    {} changed in {} of the state directories", bytes(bytes_changed), files.len());
+    Node::list(title, most.into_iter().map(file))
+}
+
+fn file(one: &FileChange) -> String {
+    let FileChange { change, path, before, after, pages_changed, bytes_changed } = one;
+    let said = match (before, after) {
+        (Some(before), Some(after)) if before.bytes != after.bytes => {
+            format!("{}, before {}", bytes(after.bytes), bytes(before.bytes))
+        }
+        (_, Some(shape)) | (Some(shape), None) if shape.kind == "file" => bytes(shape.bytes),
+        (_, Some(shape)) | (Some(shape), None) => shape.kind.to_owned(),
+        (None, None) => String::new(),
+    };
+    let content = content(*pages_changed, *bytes_changed);
+    format!("{:<8} {path}, {said}{content}", change.text())
+}
+
+fn content(pages_changed: u64, bytes_changed: u64) -> String {
+    match pages_changed {
+        0 => String::new(),
+        1 => format!(", {} changed in 1 page", bytes(bytes_changed)),
+        pages => format!(", {} changed in {pages} pages", bytes(bytes_changed)),
+    }
 }
 
 fn process(process: &ProcessChanges) -> Node {

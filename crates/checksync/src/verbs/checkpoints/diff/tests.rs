@@ -2,13 +2,14 @@
 
 use image::batch::BatchWriter;
 use image::descriptor::{Descriptor, FileKind, OpenFile};
+use image::files::{FileRecord, NameRecord, StateDirectory};
 use image::frame::FrameWriter;
 use image::layout::{
     Advice, Backing, FileIdentity, Layout, Mapping, ObjectKey, ObjectKind, Protection, SharedObject,
 };
 use image::process::{MemoryMap, Process, Registers, Thread, ThreadAttributes};
 use image::state::Clocks;
-use image::{FrameKind, Header, PAGE_BYTES, Range, Sync};
+use image::{FileChanges, FileId, FrameKind, Header, PAGE_BYTES, Range, Sync};
 
 use super::changes::{Change, MappingChange, Report, between};
 use super::*;
@@ -16,12 +17,15 @@ use super::*;
 const SPACE: PageTarget = PageTarget::Space(0);
 const KEY: ObjectKey = ObjectKey { device: 1, inode: 7 };
 const OBJECT: PageTarget = PageTarget::Object(KEY);
+const ROOT: FileId = FileId(0);
 
 /// Memory and state of one, yet to be written as frames.
 #[derive(Clone)]
 struct Made {
     mappings: Vec<Mapping>,
     pages: Vec<(PageTarget, u64, u8)>,
+    /// In `/var/kv`: a name, and a file.
+    files: Vec<(&'static str, FileRecord)>,
     state: State,
 }
 
@@ -31,7 +35,7 @@ fn made(mappings: Vec<Mapping>, pages: &[(PageTarget, u64, u8)]) -> Made {
     let clocks = Clocks { realtime_ns: 1_000_000_000, ..Clocks::default() };
     let (files, pipes, strays) = (Vec::new(), Vec::new(), Vec::new());
     let state = State { clocks, processes: vec![process(2)], spaces, files, pipes, strays };
-    Made { mappings, pages: pages.to_vec(), state }
+    Made { mappings, pages: pages.to_vec(), files: Vec::new(), state }
 }
 
 fn process(pid: i32) -> Process {
@@ -100,6 +104,20 @@ impl Made {
         self
     }
 
+    fn file_changes(&self) -> FileChanges {
+        let mut changes = FileChanges::default();
+        if !self.files.is_empty() {
+            changes.directories.push(StateDirectory { id: ROOT, path: b"/var/kv".to_vec() });
+            changes.files.push(file(ROOT, image::files::FileKind::Directory));
+        }
+        for (name, record) in &self.files {
+            changes.files.push(record.clone());
+            let (name, file) = (name.as_bytes().to_vec(), Some(record.id));
+            changes.names.push(NameRecord { directory: ROOT, name, file });
+        }
+        changes
+    }
+
     fn side(&self) -> Side {
         let objects = vec![SharedObject { key: KEY, kind: ObjectKind::Anonymous, size_bytes: 0x2000 }];
         let mappings = self.mappings.clone();
@@ -108,6 +126,7 @@ impl Made {
         let mut writer = FrameWriter::default();
         let header = Header { app, id, sync: Sync::Full, frozen_at_ns: 0 };
         let mut frames = vec![writer.cbor(FrameKind::Header, &header)];
+        frames.extend(writer.files(self.file_changes()));
         frames.extend(writer.layout(&layout));
         for &(target, at, byte) in &self.pages {
             let mut batch = BatchWriter::new(target);
@@ -122,6 +141,14 @@ impl Made {
         }
         Side::new("somewhere".to_owned(), gathered).unwrap()
     }
+}
+
+fn file(id: FileId, kind: image::files::FileKind) -> FileRecord {
+    FileRecord { id, kind, mode: 0o640, owner: 0, group: 0, modified: (0, 0) }
+}
+
+fn regular(id: u64, size_bytes: u64) -> FileRecord {
+    file(FileId(id), image::files::FileKind::Regular { size_bytes })
 }
 
 fn diff(before: &Made, after: &Made) -> Report {
@@ -201,6 +228,44 @@ fn of_memory_what_differs_is_listed_and_nothing_else() {
     let back = diff(&after, &before);
     assert_eq!(back.memory.pages_changed, 4);
     assert!(listed(&back).contains(&(Change::New, "[anon]", Some(0x6_0000), 0)));
+}
+
+#[test]
+fn files_are_compared_by_their_paths_whatever_number_they_have() {
+    let of = |id, at, byte| (PageTarget::File(FileId(id)), at, byte);
+    let mut before =
+        made(Vec::new(), &[of(1, 0, 1), of(2, 0, 2), of(2, 0x1000, 2), of(3, 0, 3), of(4, 0, 4)]);
+    before.files = vec![
+        ("same", regular(1, 10)),
+        ("grown", regular(2, 0x2000)),
+        ("written", regular(3, 10)),
+        ("gone", regular(4, 1)),
+    ];
+    let mut after = made(Vec::new(), &[of(9, 0, 1), of(1, 0, 2), of(1, 0x1000, 3), of(2, 0, 4), of(8, 0, 0)]);
+    let touched = FileRecord { modified: (9, 9), ..regular(9, 10) };
+    after.files = vec![
+        ("same", touched),
+        ("grown", regular(1, 0x2001)),
+        ("written", regular(2, 10)),
+        ("new", regular(8, 0)),
+    ];
+    let report = diff(&before, &after);
+    let listed: Vec<_> =
+        report.files.iter().map(|one| (one.change, one.path.as_str(), one.pages_changed)).collect();
+    let expected = [
+        (Change::Gone, "/var/kv/gone", 0),
+        (Change::Resized, "/var/kv/grown", 1),
+        (Change::New, "/var/kv/new", 0),
+        (Change::Changed, "/var/kv/written", 1),
+    ];
+    assert_eq!(listed, expected);
+    assert!(!report.same && report.memory.mappings.is_empty());
+    let drawn = drawing::draw(&report);
+    assert!(
+        drawn.contains("resized  /var/kv/grown, 8.0 KiB, before 8.0 KiB, 4.0 KiB changed in 1 page"),
+        "{drawn}"
+    );
+    assert!(diff(&before, &before).same);
 }
 
 #[test]
