@@ -165,11 +165,27 @@ impl Street {
 
     /// Moves the app as an operator does, and answers how long nobody was answered.
     pub fn switch_over(&self, host: usize) -> Duration {
-        self.try_to_switch_over(host, None).unwrap_or_else(|news| panic!("{news}\n{}", self.logs()))
+        self.insist_on_switching_over(host, None)
     }
 
     pub fn switch_over_to(&self, host: usize, to: &str) -> Duration {
-        self.try_to_switch_over(host, Some(to)).unwrap_or_else(|news| panic!("{news}\n{}", self.logs()))
+        self.insist_on_switching_over(host, Some(to))
+    }
+
+    /// A machine that stands still for some 50 ms is a standby that does not answer: then the move is called off, the app
+    /// goes on where it is, and the operator asks again.
+    fn insist_on_switching_over(&self, host: usize, to: Option<&str>) -> Duration {
+        let deadline = Deadline::after(SOON);
+        loop {
+            match self.try_to_switch_over(host, to) {
+                Ok(pause) => return pause,
+                Err(news) if news.contains("does not answer heartbeats") && !deadline.left().is_zero() => {
+                    println!("asked again: {news}");
+                    self.wait_until_movable(host);
+                }
+                Err(news) => panic!("{news}\n{}", self.logs()),
+            }
+        }
     }
 
     /// An error is what was said instead.
