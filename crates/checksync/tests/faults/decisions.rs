@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use wire::TlsFiles;
 
 use super::clients::{Load, Store};
 use super::scene::{A, MEMBERS, Mode, etcd_place, member_address};
-use super::street::{SOON, Street, checksync, service, start_on, wires};
+use super::street::{SERVICE, SOON, Street, checksync, service, start_on, wires};
 
 const SWAPS: usize = 5;
 const SYNCS: usize = 9;
@@ -125,7 +126,7 @@ fn swaps(street: &Street, host: usize, term: u64) -> Vec<f64> {
     let app = format!("beside-{term}");
     let work = || {
         let mut register = spec.open(&tls).unwrap();
-        let mut value = Register::first(Member::new("beside", 1));
+        let mut value = Register::first(Member::new(names[host], 1));
         swap(&mut *register, &app, None, &value);
         let times = (0..SWAPS).map(|_| {
             let next = value.with_members(Vec::new());
@@ -155,6 +156,11 @@ pub fn move_about(mode: Mode, keys: u64, times: usize, samples: &mut Samples) {
     );
     street.start_primary(&[1], &service(), mode.options(), &program);
     street.wait_until_protected(A);
+    // It is protected from its birth on, and many keys take a while.
+    street.wait("an app that listens", || {
+        let open = || Ok(TcpStream::connect((SERVICE, 7000)).is_ok());
+        street.clients.within(open).unwrap().then_some(())
+    });
     let load =
         Load::start(&street.clients, street.dir.path(), Store::Kv, &["--clients", "2", "--keys", "12"]);
     for serving in [0, 1].into_iter().cycle().take(times) {

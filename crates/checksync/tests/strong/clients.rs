@@ -105,9 +105,12 @@ impl Load {
         command.args(["--target", store.name(), "--address", &store.address(), "--seconds", "0"]);
         command.args(["--ratio", "60/25/15", "--timeout", "20s", "--history"]).arg(&history).args(words);
         command.stderr(File::create(&errors).unwrap());
-        let running = start_on(host, command);
+        let mut running = start_on(host, command);
         let said = || fs::read_to_string(&errors).unwrap_or_default();
-        wait_until("a first answer to a client", SOON, || said().contains("ready"));
+        wait_until("a first answer to a client", SOON, || {
+            assert!(running.is_running(), "the clients have ended: {}", said());
+            said().contains("ready")
+        });
         Self { running, history }
     }
 
