@@ -399,7 +399,7 @@ impl Capturer {
         if barrier.is_some() {
             (self.connections, self.barrier) = (Connections::Keep, barrier);
             // What it knows of the sockets is too little.
-            self.descriptor_cache = None;
+            self.descriptor_cache.iter_mut().for_each(descriptors::Cache::forget_sockets);
         }
         let stood = self.take_and(tree, id, |capturer, frozen, taken, awake| {
             drop(awake);
@@ -408,7 +408,7 @@ impl Capturer {
             frozen.thaw();
         });
         if self.connections != usual.0 {
-            self.descriptor_cache = None;
+            self.descriptor_cache.iter_mut().for_each(descriptors::Cache::forget_sockets);
         }
         (self.connections, self.barrier) = usual;
         stood

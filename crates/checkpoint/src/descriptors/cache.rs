@@ -116,13 +116,18 @@ impl Cache {
     pub(super) fn belongs_to(&mut self, pid: i32) -> io::Result<()> {
         if self.opened.as_ref().is_none_or(|opened| opened.pid != pid) {
             self.opened = Some(Opened::new(pid)?);
-            self.sockets.clear();
-            self.diagnosis = None;
-            self.watch.forget();
+            self.forget_sockets();
             self.queues = Queues::default();
-            self.raw = None;
         }
         Ok(())
+    }
+
+    /// All but what cannot be found out a second time: which empty datagrams wait.
+    pub fn forget_sockets(&mut self) {
+        self.sockets.clear();
+        self.diagnosis = None;
+        self.watch.forget();
+        self.raw = None;
     }
 
     /// The texts of `/proc/PID/fdinfo` for all descriptors, in order. If there are as many as before, and each

@@ -48,6 +48,10 @@ fn datagrams_that_wait_survive_a_takeover() {
         }
         // In strong consistency an answer is heard when what was there before it is in a checkpoint.
         tell(&pair, &door, b"there?");
+        // Nor is what an earlier look has seen forgotten.
+        let epoch = || pair.app(Side::A).and_then(|app| app["epoch"].as_u64());
+        let now = pair.wait("an epoch", epoch);
+        pair.wait("two epochs", || epoch().filter(|later| *later > now + 1));
         match end {
             End::Killed => pair.kill_manager(Side::A),
             End::PowerOff => pair.power_off_a(),
