@@ -186,6 +186,8 @@ impl<'a> Revival<'a> {
     /// does not keep the others from it. What the app had closed is closed when this returns.
     pub fn finish(mut self) -> Connections {
         let Some(prober) = self.prober.take() else { return self.connections };
+        // Who may have to wait keeps nobody waiting.
+        self.built.sort_by_key(|one| peer_has_finished(one.kept.tcp.state));
         for one in &self.built {
             let gone_on = if one.reset { Ok(false) } else { one.go_on(&prober.raw).map(|()| true) };
             match gone_on {
@@ -430,11 +432,12 @@ impl<'a> Built<'a> {
         let socket = self.kept.socket.as_fd();
         leave_repair(socket, self.reuse_address())?;
         set_number(socket, SOL_SOCKET, SO_BUF_LOCK, self.kept.tcp.buffers_locked)?;
-        send_all(socket, self.rest)?;
+        // N.B. before anything is sent: a segment is refused as too old once the peer has acknowledged more than
+        // a window beyond what it names.
         if peer_has_finished(self.kept.tcp.state) {
-            raw.send(&self.of_peer(self.kept.tcp.read_sequence, FIN | ACKNOWLEDGEMENT), &[])?;
-            self.await_end()?;
+            self.take_in_end(raw)?;
         }
+        send_all(socket, self.rest)?;
         if app_has_finished(self.kept.tcp.state) {
             rustix::net::shutdown(socket, Shutdown::Write)?;
         }
@@ -458,20 +461,23 @@ impl<'a> Built<'a> {
         }
     }
 
-    /// Waits until the kernel has taken in the peer's FIN, which comes through `lo`.
-    fn await_end(&self) -> io::Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(1);
-        let deadline = Instant::now() + PATIENCE;
-        while state_of(self.kept.socket.as_fd())? == ESTABLISHED {
-            if Instant::now() > deadline {
-                return Err(io::Error::other("the end of the peer's stream did not get through `lo`"));
+    /// Has the kernel take in the peer's FIN, which comes through `lo` and may be lost there like any packet.
+    fn take_in_end(&self, raw: &Raw) -> io::Result<()> {
+        const TRIES: u32 = 20;
+        const PATIENCE: Duration = Duration::from_millis(50);
+        let end = self.of_peer(self.kept.tcp.read_sequence, FIN | ACKNOWLEDGEMENT);
+        for _ in 0..TRIES {
+            raw.send(&end, &[])?;
+            let deadline = Instant::now() + PATIENCE;
+            while Instant::now() < deadline {
+                match state_of(self.kept.socket.as_fd())? {
+                    ESTABLISHED => std::thread::yield_now(),
+                    CLOSE_WAIT => return Ok(()),
+                    state => return Err(io::Error::other(format!("the connection is in state {state}"))),
+                }
             }
-            std::thread::yield_now();
         }
-        match state_of(self.kept.socket.as_fd())? {
-            CLOSE_WAIT => Ok(()),
-            state => Err(io::Error::other(format!("the connection is in state {state}"))),
-        }
+        Err(io::Error::other("the end of the peer's stream did not get through `lo`"))
     }
 
     /// Repair mode destroys it, so it is set once more.
