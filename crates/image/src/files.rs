@@ -62,6 +62,14 @@ pub struct NameRecord {
 }
 
 impl FileKind {
+    /// Of a regular file.
+    pub fn size_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Regular { size_bytes } => Some(*size_bytes),
+            Self::Directory | Self::Link(_) | Self::Fifo => None,
+        }
+    }
+
     /// Whether a file of one kind can become one of the other.
     pub fn is_like(&self, other: &Self) -> bool {
         std::mem::discriminant(self) == std::mem::discriminant(other)

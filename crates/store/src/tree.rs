@@ -81,10 +81,7 @@ impl Tree {
 
     /// The size of a regular file.
     pub(crate) fn size(&self, id: FileId) -> Option<u64> {
-        match self.files.get(&id)?.record.kind {
-            FileKind::Regular { size_bytes } => Some(size_bytes),
-            FileKind::Directory | FileKind::Link(_) | FileKind::Fifo => None,
-        }
+        self.files.get(&id)?.record.kind.size_bytes()
     }
 
     fn below(&self, directory: FileId) -> impl Iterator<Item = (&[u8], FileId)> + '_ {
@@ -129,13 +126,10 @@ impl Tree {
     }
 
     fn set_record(&mut self, id: FileId, record: FileRecord, effects: &mut Effects) -> Result<(), String> {
-        let size = match record.kind {
-            FileKind::Regular { size_bytes } if size_bytes > FILE_BYTES_MAX => {
-                return Err(format!("file {} has {size_bytes} bytes", id.0));
-            }
-            FileKind::Regular { size_bytes } => size_bytes,
-            FileKind::Directory | FileKind::Link(_) | FileKind::Fifo => 0,
-        };
+        let size = record.kind.size_bytes().unwrap_or(0);
+        if size > FILE_BYTES_MAX {
+            return Err(format!("file {} has {size} bytes", id.0));
+        }
         let before = self.size(id).unwrap_or(0);
         let names = match self.files.get(&id) {
             Some(known) if !known.record.kind.is_like(&record.kind) => {

@@ -24,10 +24,7 @@ pub struct Disk {
 
 impl Disk {
     pub fn size(&self, id: FileId) -> u64 {
-        match self.files.get(&id).map(|record| &record.kind) {
-            Some(FileKind::Regular { size_bytes }) => *size_bytes,
-            Some(FileKind::Directory | FileKind::Link(_) | FileKind::Fifo) | None => 0,
-        }
+        self.files.get(&id).and_then(|record| record.kind.size_bytes()).unwrap_or(0)
     }
 
     fn is_directory(&self, id: FileId) -> bool {

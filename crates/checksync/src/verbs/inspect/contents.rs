@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use image::files::FileKind;
 use image::frame::{FrameError, decode};
 use image::layout::{Layout, LayoutPart, Mapping};
 use image::process::{Process, Thread};
@@ -195,18 +194,14 @@ impl Sum {
 fn directories(tree: &Tree) -> Vec<DirectoryContents> {
     let all = tree.files();
     let contents = |path: &Path| {
-        let files: Vec<u64> =
-            all.iter().filter(|(at, _)| at.starts_with(path)).map(|(_, it)| size(&it.kind)).collect();
+        let files: Vec<u64> = all
+            .iter()
+            .filter(|(at, _)| at.starts_with(path))
+            .map(|(_, it)| it.kind.size_bytes().unwrap_or(0))
+            .collect();
         DirectoryContents { path: path.display().to_string(), files: files.len(), bytes: files.iter().sum() }
     };
     tree.directories().map(contents).collect()
-}
-
-fn size(kind: &FileKind) -> u64 {
-    match kind {
-        FileKind::Regular { size_bytes } => *size_bytes,
-        FileKind::Directory | FileKind::Link(_) | FileKind::Fifo => 0,
-    }
 }
 
 fn carried(pages: &image::batch::Pages) -> u64 {
