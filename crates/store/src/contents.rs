@@ -71,7 +71,7 @@ impl Run {
             if matches!(piece, Shipped::Cannot { .. }) {
                 break;
             }
-            joiner.add_numbered(&encode(&piece));
+            joiner.add(&encode(&piece));
             for raw in joiner.take() {
                 stored.push(self.put_now(&raw).await?);
             }

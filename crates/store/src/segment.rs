@@ -97,30 +97,27 @@ fn kind_of(kind: SegmentKind) -> FrameKind {
 }
 
 pub(crate) fn layouts<'a>(layouts: impl Iterator<Item = &'a Layout>) -> Vec<Raw> {
-    let mut writer = FrameWriter::default();
     let mut joiner = Joiner::new(SegmentKind::Layout);
     for layout in layouts {
         for part in layout.parts() {
-            joiner.add(&mut writer, FrameKind::Layout, &image::frame::encode(&part));
+            joiner.add(&image::frame::encode(&part));
         }
     }
     joiner.finish()
 }
 
 pub(crate) fn files(changes: FileChanges) -> Vec<Raw> {
-    let mut writer = FrameWriter::default();
     let mut joiner = Joiner::new(SegmentKind::Files);
     for part in changes.parts() {
-        joiner.add(&mut writer, FrameKind::Files, &image::frame::encode(&part));
+        joiner.add(&image::frame::encode(&part));
     }
     joiner.finish()
 }
 
 pub(crate) fn state(state: &[u8]) -> Vec<Raw> {
-    let mut writer = FrameWriter::default();
     let mut joiner = Joiner::new(SegmentKind::State);
     for slice in state.chunks(SEGMENT_BYTES) {
-        joiner.add(&mut writer, FrameKind::State, slice);
+        joiner.add(slice);
     }
     joiner.finish()
 }
@@ -143,24 +140,17 @@ impl Joiner {
         Self { kind, writer: FrameWriter::default(), raw: Vec::new(), done: Vec::new() }
     }
 
-    fn add(&mut self, writer: &mut FrameWriter, kind: FrameKind, payload: &[u8]) {
-        self.raw.extend_from_slice(&writer.frame(kind, payload));
+    pub(crate) fn add(&mut self, payload: &[u8]) {
+        self.raw.extend_from_slice(&self.writer.frame(kind_of(self.kind), payload));
         if self.raw.len() >= SEGMENT_BYTES {
-            self.cut(writer);
+            self.cut();
         }
     }
 
-    fn cut(&mut self, writer: &mut FrameWriter) {
+    fn cut(&mut self) {
         let bytes = std::mem::take(&mut self.raw);
         self.done.push(Raw { kind: self.kind, target: None, span: (0, 0), bytes });
-        *writer = FrameWriter::default();
-    }
-
-    /// With numbers of the joiner's own.
-    pub(crate) fn add_numbered(&mut self, payload: &[u8]) {
-        let mut writer = std::mem::take(&mut self.writer);
-        self.add(&mut writer, kind_of(self.kind), payload);
-        self.writer = writer;
+        self.writer = FrameWriter::default();
     }
 
     /// What is as long as a segment is to be.
@@ -170,7 +160,7 @@ impl Joiner {
 
     pub(crate) fn finish(mut self) -> Vec<Raw> {
         if !self.raw.is_empty() {
-            self.done.push(Raw { kind: self.kind, target: None, span: (0, 0), bytes: self.raw });
+            self.cut();
         }
         self.done
     }
@@ -178,18 +168,17 @@ impl Joiner {
 
 /// The ranges that read as empty.
 pub(crate) fn gone(gone: impl IntoIterator<Item = (PageTarget, RangeSet)>) -> Vec<Raw> {
-    let mut writer = FrameWriter::default();
     let mut joiner = Joiner::new(SegmentKind::Gone);
     for (target, ranges) in gone {
         let mut batch = BatchWriter::new(target);
         for range in ranges.iter() {
             batch.gone(range);
             if batch.room_bytes() == 0 {
-                joiner.add(&mut writer, FrameKind::Pages, &batch.finish());
+                joiner.add(&batch.finish());
             }
         }
         if !batch.is_empty() {
-            joiner.add(&mut writer, FrameKind::Pages, &batch.finish());
+            joiner.add(&batch.finish());
         }
     }
     joiner.finish()
