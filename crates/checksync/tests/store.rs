@@ -7,15 +7,13 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Instant;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 use testkit::needs;
-use testkit::process::Running;
+use testkit::process::{Running, kill};
 use testkit::servers::{Azurite, Client, Moto, Server};
-use testkit::wait::wait_until;
-use world::{Fencing, Primary, SOON, World, checksync, counter};
+use world::{Fencing, Primary, SOON, World, checksync, counter, pid};
 
 macro_rules! needs_all {
     () => {
@@ -28,46 +26,6 @@ mod heirs;
 
 fn options(spec: &str) -> [&str; 4] {
     ["--store", spec, "--store-interval", "100ms"]
-}
-
-/// The store's report, once the store has a checkpoint that was frozen after now.
-fn wait_until_stored(world: &World) -> Value {
-    let epoch = |app: &Value| app["epoch"].as_u64();
-    let now = epoch(&world.wait_for_app("primary", "an epoch", |app| epoch(app).is_some())).unwrap();
-    let app = world.wait_for_app("primary", "a later epoch in the store", |app| {
-        app["store"]["epoch"].as_u64().is_some_and(|stored| stored > now + 1)
-    });
-    app["store"].clone()
-}
-
-/// Once the newest in the store was frozen after `moment`. Epochs may be on their way that were frozen before.
-fn wait_until_frozen_since(world: &World, moment: Instant) {
-    let newer = || {
-        let since_ms = moment.elapsed().as_millis();
-        let (_, status) = world.status();
-        let mut apps =
-            status["managers"].as_array().into_iter().flatten().flat_map(|it| it["apps"].as_array());
-        let behind_ms = apps.find_map(|apps| apps.first()?["store"]["behind_ms"].as_u64());
-        behind_ms.is_some_and(|behind_ms| u128::from(behind_ms) + 1 < since_ms)
-    };
-    wait_until("a later checkpoint in the store", SOON, newer);
-}
-
-/// Nothing of the pair lives on.
-fn kill_everything(world: &mut World, primary: &mut Primary) {
-    world.standby.signal(Signal::KILL);
-    world.standby.wait(SOON);
-    kill_primary(world, primary);
-}
-
-/// Its manager, and the app.
-fn kill_primary(world: &World, primary: &mut Primary) {
-    let app = world.wait_for_app("primary", "its process", |app| app["app_pid"].is_i64());
-    let app = Pid::from_raw(app["app_pid"].as_i64().unwrap() as i32).unwrap();
-    primary.signal(Signal::KILL);
-    primary.wait(SOON);
-    let _gone_with_its_guard = kill_process(app, Signal::KILL);
-    wait_until("the app's end", SOON, || !Path::new(&format!("/proc/{app}")).exists());
 }
 
 fn ask(world: &World, verb: &[&str], spec: &str, more: &[&str]) -> Output {
@@ -112,13 +70,13 @@ fn with_everything_dead_the_store_alone_brings_the_app_back() {
     for sequence in 1..=40 {
         client.advance(0, sequence).unwrap();
         if sequence % 10 == 0 && sequence < 40 {
-            let report = wait_until_stored(&world);
+            let report = world.wait_until_stored();
             assert_eq!(report["state"], "following", "{report}");
             stored_at = sequence;
         }
     }
     drop(client);
-    kill_everything(&mut world, &mut primary);
+    world.kill_everything(&mut primary);
 
     let listed = json(&ask(&world, &["checkpoints", "list"], &spec, &["-o", "json"]));
     let newest = listed["checkpoints"].as_array().unwrap().last().unwrap().clone();
@@ -143,9 +101,7 @@ fn with_everything_dead_the_store_alone_brings_the_app_back() {
     let served = client.read(0).unwrap().expect("the key is there");
     assert!((stored_at..=40).contains(&served), "{served} is served, {stored_at} was stored");
     client.advance(0, served + 1).unwrap();
-    let pid = Pid::from_raw(restored["pid"].as_i64().unwrap() as i32).unwrap();
-    kill_process(pid, Signal::KILL).unwrap();
-    wait_until("its end", SOON, || !Path::new(&format!("/proc/{pid}")).exists());
+    kill(pid(&restored["pid"]).unwrap(), SOON);
 }
 
 #[test]
@@ -179,9 +135,9 @@ fn is_followed_and_compared(spec: &str, environment: &[(&str, &str)]) {
     let mut primary = Primary(Running::start(command));
     let mut client = Server::Python.wait_ready(address, SOON);
     world.wait_until_protected();
-    let before = wait_until_stored(&world);
+    let before = world.wait_until_stored();
     client.advance(0, 1).unwrap();
-    let after = wait_until_stored(&world);
+    let after = world.wait_until_stored();
     let name = |report: &Value| format!("{}.{}", report["term"], report["epoch"]);
     let mut diff = checksync(world.dir.path());
     diff.envs(environment.iter().copied()).args([
@@ -224,9 +180,9 @@ fn what_a_bucket_has_committed_goes_on_from_there_with_a_right_to_serve() {
     for sequence in 1..=20 {
         client.advance(0, sequence).unwrap();
     }
-    wait_until_frozen_since(&world, Instant::now());
+    world.wait_until_stored();
     drop(client);
-    kill_primary(&world, &mut primary);
+    world.kill_primary(&mut primary);
     drop(primary);
 
     let mut winner = Primary(Running::start(manager(&["--host", "b", "--from-store"], &[])));
@@ -256,7 +212,7 @@ fn sealed_restore_is_heard_inside_alone(world: &World, spec: &str, address: std:
     let log = world.dir.path().join("sealed");
     let options = [log.to_str().unwrap(), "--sealed", "--detach", "-o", "json"];
     let restored = json(&ask(world, &["restore"], spec, &options));
-    let pid = restored["pid"].as_i64().unwrap();
+    let app = pid(&restored["pid"]).unwrap();
     let written = world.dir.path().join("written");
     let script = format!(
         "import urllib.request as r; r.urlopen(\"http://{address}/k0\").read(); open(\"{}\", \"w\")",
@@ -264,7 +220,7 @@ fn sealed_restore_is_heard_inside_alone(world: &World, spec: &str, address: std:
     );
     let enter = |script: &str| {
         let command = format!("{} -c '{script}'", world::python());
-        checksync(world.dir.path()).args(["cell-enter", &pid.to_string(), &command]).output().unwrap()
+        checksync(world.dir.path()).args(["cell-enter", &app.to_string(), &command]).output().unwrap()
     };
     let inside = enter(&script);
     assert!(inside.status.success(), "{inside:?}");
@@ -272,8 +228,7 @@ fn sealed_restore_is_heard_inside_alone(world: &World, spec: &str, address: std:
     assert!(!written.exists(), "what is written in there stays in there");
     let still_there = enter(&format!("open(\"{}\")", written.display()));
     assert!(still_there.status.success(), "{still_there:?}");
-    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
-    wait_until("its end", SOON, || !Path::new(&format!("/proc/{pid}")).exists());
+    kill(app, SOON);
 }
 
 #[test]
@@ -282,7 +237,7 @@ fn a_store_that_is_gone_costs_checkpoints_and_nothing_else() {
     let world = World::new(Fencing::Register);
     let Storing { folder, spec, mut primary, mut client, .. } = Storing::start(&world);
     client.advance(0, 1).unwrap();
-    wait_until_stored(&world);
+    world.wait_until_stored();
     // A file where the folder was: nobody can write below it, not even root.
     let away = world.dir.path().join("away");
     fs::rename(&folder, &away).unwrap();
@@ -296,7 +251,7 @@ fn a_store_that_is_gone_costs_checkpoints_and_nothing_else() {
     assert_eq!(world.status().0, 0, "the app is as protected as before");
     fs::remove_file(&folder).unwrap();
     fs::rename(&away, &folder).unwrap();
-    let report = wait_until_stored(&world);
+    let report = world.wait_until_stored();
     assert_eq!(report["state"], "following", "{report}");
     let verified = json(&ask(&world, &["checkpoints", "verify"], &spec, &["-o", "json"]));
     assert_eq!(verified["whole"], true, "{verified}");
@@ -312,7 +267,7 @@ fn a_damaged_chain_is_given_up_for_the_next_full_sync() {
     let mut world = World::new(Fencing::Register);
     let Storing { folder, spec, mut primary, mut client, .. } = Storing::start(&world);
     client.advance(0, 1).unwrap();
-    wait_until_stored(&world);
+    world.wait_until_stored();
     let run = fs::read_dir(folder.join("kv")).unwrap().next().unwrap().unwrap().path();
     for segment in fs::read_dir(run.join("segments")).unwrap() {
         let path = segment.unwrap().path();
@@ -332,7 +287,7 @@ fn a_damaged_chain_is_given_up_for_the_next_full_sync() {
     world.standby.wait(SOON);
     world.standby = world.standby_again();
     world.wait_for_app("primary", "following", |app| app["store"]["state"] == "following");
-    wait_until_stored(&world);
+    world.wait_until_stored();
     let verified = ask(&world, &["checkpoints", "verify"], &spec, &["-o", "json"]);
     let verified: Value = serde_json::from_slice(&verified.stdout).unwrap();
     let verdicts = verified["checkpoints"].as_array().unwrap();

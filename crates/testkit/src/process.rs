@@ -11,9 +11,9 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
-use crate::wait::{Deadline, wait_for};
+use crate::wait::{Deadline, wait_for, wait_until};
 
 /// A running child. Dropping it kills and reaps it.
 #[derive(Debug)]
@@ -112,6 +112,15 @@ impl Watched {
         let mut ended = [PollFd::new(&self.0, PollFlags::IN)];
         poll(&mut ended, Some(&Timespec::default())).expect("a pidfd can be polled") == 1
     }
+}
+
+/// Kills a process that is somebody else's child, unless it has ended by itself, and waits for its end.
+#[track_caller]
+pub fn kill(pid: Pid, limit: Duration) {
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let _ended_by_itself = pidfd_send_signal(&pidfd, Signal::KILL);
+    let watched = Watched(pidfd);
+    wait_until(&format!("the end of {pid}"), limit, || watched.has_ended());
 }
 
 impl Drop for Running {

@@ -4,17 +4,16 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Instant;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 use testkit::needs;
-use testkit::process::Running;
+use testkit::process::{Running, kill};
 use testkit::servers::own_address;
 use testkit::wait::{wait_for, wait_until};
 
 use crate::hosts::{Hosts, rounds};
-use crate::world::{Primary, SOON, checksync, python};
+use crate::world::{Primary, SOON, checksync, pid, python};
 use crate::writers::{ask, writer};
 
 macro_rules! needs_all {
@@ -52,45 +51,6 @@ impl Folder {
         let output = self.ask(hosts, verb, &[more, &["-o", "json"]].concat());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
-    }
-}
-
-fn apps(status: &Value) -> Vec<Value> {
-    let managers = status["managers"].as_array().into_iter().flatten();
-    managers.filter_map(|manager| manager["apps"].as_array().cloned()).flatten().collect()
-}
-
-/// Once the newest in the store was frozen after now.
-fn wait_until_stored(hosts: &Hosts) {
-    let now = Instant::now();
-    wait_until("a later checkpoint in the store", SOON, || {
-        let behind_ms =
-            apps(&hosts.world.status().1).iter().find_map(|app| app["store"]["behind_ms"].as_u64());
-        behind_ms.is_some_and(|behind_ms| u128::from(behind_ms) + 1 < now.elapsed().as_millis())
-    });
-}
-
-/// The managers of all hosts, and the app.
-fn kill_everything(hosts: &mut Hosts) {
-    let pids: Vec<i32> = apps(&hosts.world.status().1)
-        .iter()
-        .filter_map(|app| app["app_pid"].as_i64())
-        .map(|pid| pid as i32)
-        .collect();
-    assert!(!pids.is_empty(), "there is an app");
-    hosts.world.standby.signal(Signal::KILL);
-    hosts.world.standby.wait(SOON);
-    kill_primary(hosts);
-    for pid in pids {
-        let _gone_with_its_guard = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
-        wait_until("the app's end", SOON, || !Path::new(&format!("/proc/{pid}")).exists());
-    }
-}
-
-fn kill_primary(hosts: &mut Hosts) {
-    if hosts.primary.is_running() {
-        hosts.primary.signal(Signal::KILL);
-        hosts.primary.wait(SOON);
     }
 }
 
@@ -156,11 +116,11 @@ fn sqlite_agrees_with_its_files_out_of_a_store() {
     for mode in ["wal", "delete"].into_iter().cycle().take(rounds()) {
         let folder = Folder::new();
         let (mut hosts, address) = followed(&folder, mode, "sqlite.py");
-        wait_until_stored(&hosts);
+        hosts.world.wait_until_stored();
         let (verdict, before) = ask(address).unwrap();
         assert_eq!(verdict, "ok");
-        wait_until_stored(&hosts);
-        kill_everything(&mut hosts);
+        hosts.world.wait_until_stored();
+        hosts.world.kill_everything(&mut hosts.primary);
         let records = restore_and_agree(&hosts, &folder, address);
         assert!(records >= before, "{mode}: {records} of {before} records that were stored");
     }
@@ -173,8 +133,8 @@ fn what_is_written_through_a_mapping_agrees_out_of_a_store() {
     for mode in ["kept", "anew"] {
         let folder = Folder::new();
         let (mut hosts, address) = followed(&folder, mode, "mapped.py");
-        wait_until_stored(&hosts);
-        kill_everything(&mut hosts);
+        hosts.world.wait_until_stored();
+        hosts.world.kill_everything(&mut hosts.primary);
         let mut command = checksync(hosts.world.dir.path());
         command.args(["restore", "--store", &folder.spec(), "--app", "kv", "--latest"]);
         let mut restored = Primary(Running::start(hosts.on_third(&command)));
@@ -191,8 +151,8 @@ fn a_base_has_the_files_of_its_checkpoint() {
     let folder = Folder::new();
     let (mut hosts, address) = followed(&folder, "wal", "sqlite.py");
     wait_until("two bases", SOON, || folder.count("bases") >= 2);
-    wait_until_stored(&hosts);
-    kill_everything(&mut hosts);
+    hosts.world.wait_until_stored();
+    hosts.world.kill_everything(&mut hosts.primary);
     let verified = folder.json(&hosts, &["checkpoints", "verify"], &[]);
     assert_eq!(verified["whole"], true, "{verified}");
     let shown = folder.json(&hosts, &["inspect"], &[]);
@@ -220,8 +180,8 @@ fn a_sealed_restore_has_its_files_where_nobody_sees_them() {
     needs_all!();
     let folder = Folder::new();
     let (mut hosts, address) = followed(&folder, "wal", "sqlite.py");
-    wait_until_stored(&hosts);
-    kill_everything(&mut hosts);
+    hosts.world.wait_until_stored();
+    hosts.world.kill_everything(&mut hosts.primary);
     fs::write(hosts.empty_tree.join("mine"), "untouched").unwrap();
     let (log, room) = (hosts.world.dir.path().join("sealed"), hosts.world.dir.path().join("room"));
     fs::create_dir(&room).unwrap();
@@ -230,7 +190,7 @@ fn a_sealed_restore_has_its_files_where_nobody_sees_them() {
     let restored = hosts.on_third(command.arg(&log).env("TMPDIR", &room)).output().unwrap();
     assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
     let restored: Value = serde_json::from_slice(&restored.stdout).unwrap();
-    let pid = restored["pid"].as_i64().unwrap() as i32;
+    let app = pid(&restored["pid"]).unwrap();
     let (host, port) = (address.ip(), address.port());
     let script = format!(
         "import socket; s = socket.create_connection((\"{host}\", {port})); s.sendall(b\"check\"); \
@@ -239,7 +199,7 @@ fn a_sealed_restore_has_its_files_where_nobody_sees_them() {
     wait_until("more records inside", SOON, || {
         let inside = format!("{} -c '{script}'; ls {}", python(), hosts.path.display());
         let said = checksync(hosts.world.dir.path())
-            .args(["cell-enter", &pid.to_string(), &inside])
+            .args(["cell-enter", &app.to_string(), &inside])
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&said.stdout).into_owned();
@@ -247,10 +207,8 @@ fn a_sealed_restore_has_its_files_where_nobody_sees_them() {
         said.contains(" ok\n") && said.contains("db-wal")
     });
     assert_eq!(files_below(&hosts.empty_tree), [hosts.empty_tree.join("mine")]);
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-    wait_until("its end, with its files", SOON, || {
-        !Path::new(&format!("/proc/{pid}")).exists() && files_below(&room).is_empty()
-    });
+    kill(app, SOON);
+    wait_until("the end of its files", SOON, || files_below(&room).is_empty());
     assert_eq!(files_below(&hosts.empty_tree), [hosts.empty_tree.join("mine")]);
 }
 
@@ -260,13 +218,13 @@ fn the_files_are_stored_on_after_a_takeover() {
     needs_all!();
     let folder = Folder::new();
     let (mut hosts, address) = followed(&folder, "wal", "sqlite.py");
-    wait_until_stored(&hosts);
-    kill_primary(&mut hosts);
+    hosts.world.wait_until_stored();
+    hosts.primary.kill();
     hosts.world.wait_for_app("standby", "the winner", |app| app["role"] == "primary");
     let (_, taken_over) = wait_for("an answer after the takeover", SOON, || ask(address));
     hosts.world.wait_for_app("standby", "a checkpoint of its own", |app| app["store"]["term"] == 2);
-    wait_until_stored(&hosts);
-    kill_everything(&mut hosts);
+    hosts.world.wait_until_stored();
+    hosts.world.kill_everything(&mut hosts.primary);
     let records = restore_and_agree(&hosts, &folder, address);
     assert!(records >= taken_over, "{records} of {taken_over}");
 }
@@ -285,8 +243,8 @@ fn sqlite_goes_on_from_the_store_that_committed_it() {
     wait_until("a base", SOON, || folder.count("bases") >= 1);
     let (verdict, before) = ask(address).unwrap();
     assert_eq!(verdict, "ok");
-    wait_until_stored(&hosts);
-    kill_everything(&mut hosts);
+    hosts.world.wait_until_stored();
+    hosts.world.kill_everything(&mut hosts.primary);
     let state_dir = hosts.path.display().to_string();
     let from_store = |options: &[&str]| {
         let mut command = checksync(hosts.world.dir.path());
@@ -303,7 +261,7 @@ fn sqlite_goes_on_from_the_store_that_committed_it() {
     assert!(records >= before, "{records} of {before}, which were committed");
     let app = hosts.world.wait_for_app("primary", "protected", |app| app["state"] == "protected");
     assert_eq!(app["term"].as_u64(), Some(3), "{app}");
-    wait_until_stored(&hosts);
+    hosts.world.wait_until_stored();
     heir.signal(Signal::TERM);
     heir.wait(SOON);
     assert_sound(&hosts.empty_tree, records);

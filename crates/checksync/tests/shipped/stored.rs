@@ -1,41 +1,17 @@
 //! With a store alone.
 
-use std::path::Path;
 use std::process::Command;
 
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
 use testkit::needs;
 use testkit::process::Running;
-use testkit::wait::wait_until;
 
 use crate::hosts::{Hosts, Place};
-use crate::world::{Primary, SOON, checksync};
+use crate::world::{Primary, checksync};
 
 macro_rules! needs_all {
     () => {
         needs!("root", "pagemap-scan", "debian:python3", CAP_BPF);
     };
-}
-
-/// Once the store has a checkpoint that was frozen after now.
-fn wait_until_stored(hosts: &Hosts) {
-    let epoch = |app: &Value| app["epoch"].as_u64();
-    let now = epoch(&hosts.world.wait_for_app("primary", "an epoch", |app| epoch(app).is_some())).unwrap();
-    hosts.world.wait_for_app("primary", "a later epoch in the store", |app| {
-        app["store"]["epoch"].as_u64().is_some_and(|stored| stored > now + 1)
-    });
-}
-
-fn kill_everything(hosts: &mut Hosts) {
-    let app = hosts.world.wait_for_app("primary", "its process", |app| app["app_pid"].is_i64());
-    let app = Pid::from_raw(app["app_pid"].as_i64().unwrap() as i32).unwrap();
-    hosts.world.standby.signal(Signal::KILL);
-    hosts.world.standby.wait(SOON);
-    hosts.primary.signal(Signal::KILL);
-    hosts.primary.wait(SOON);
-    let _gone_with_its_guard = kill_process(app, Signal::KILL);
-    wait_until("the app's end", SOON, || !Path::new(&format!("/proc/{app}")).exists());
 }
 
 fn on_b(hosts: &Hosts, command: &Command) -> Primary {
@@ -60,8 +36,8 @@ fn a_checkpoint_is_restored_where_neither_binary_nor_library_is() {
     hosts.ask("count");
     hosts.world.wait_until_protected();
     let table = hosts.ask("opened");
-    wait_until_stored(&hosts);
-    kill_everything(&mut hosts);
+    hosts.world.wait_until_stored();
+    hosts.world.kill_everything(&mut hosts.primary);
     let mut command = checksync(hosts.world.dir.path());
     command.args(["restore", "--store", &spec, "--app", "kv", "--latest"]);
     let _restored = on_b(&hosts, &command);
@@ -80,8 +56,8 @@ fn the_app_goes_on_from_the_store_where_neither_binary_nor_library_is() {
     let before = hosts.ask("exe");
     hosts.ask("count");
     hosts.world.wait_until_protected();
-    wait_until_stored(&hosts);
-    kill_everything(&mut hosts);
+    hosts.world.wait_until_stored();
+    hosts.world.kill_everything(&mut hosts.primary);
     let mut command = checksync(hosts.world.dir.path());
     command.args(["run", "--app", "kv", "--host", "b", "--from-store", "--pki"]);
     command.arg(hosts.world.dir.path().join("pki")).args(&hosts.world.fencing).args(options);

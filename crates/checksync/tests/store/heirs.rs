@@ -4,10 +4,9 @@ use super::*;
 
 /// What the winner says, once the store has a checkpoint of its term that was frozen after now.
 fn wait_until_kept_by_the_winner(world: &World) -> Value {
-    let now = Instant::now();
     let has_one = |app: &Value| app["store"]["term"] == 2 && app["store"]["epoch"].is_u64();
     world.wait_for_app("standby", "a checkpoint of its own", has_one);
-    wait_until_frozen_since(world, now);
+    world.wait_until_stored();
     world.wait_for_app("standby", "the winner", has_one)
 }
 
@@ -24,7 +23,7 @@ fn the_winner_goes_on_where_its_primary_had_checkpoints_go() {
     let mut world = World::new(Fencing::Register);
     let Storing { spec, address, mut primary, mut client, .. } = Storing::start(&world);
     client.advance(0, 1).unwrap();
-    wait_until_stored(&world);
+    world.wait_until_stored();
     let copy = world.wait_for_app("standby", "a copy", |app| app["role"] == "standby");
     let store = &copy["store"];
     let said = (&store["state"], &store["named_by"], &store["location"]);
@@ -49,11 +48,7 @@ fn the_winner_goes_on_where_its_primary_had_checkpoints_go() {
     assert_eq!(newest.0, 2);
 
     drop(client);
-    let pid = Pid::from_raw(app["app_pid"].as_i64().unwrap() as i32).unwrap();
-    world.standby.signal(Signal::KILL);
-    world.standby.wait(SOON);
-    let _gone_with_its_guard = kill_process(pid, Signal::KILL);
-    wait_until("the app's end", SOON, || !Path::new(&format!("/proc/{pid}")).exists());
+    world.kill_everything(&mut primary);
     let verified = json(&ask(&world, &["checkpoints", "verify"], &spec, &["-o", "json"]));
     assert_eq!(verified["whole"], true, "{verified}");
     let log = world.dir.path().join("log");
@@ -62,9 +57,7 @@ fn the_winner_goes_on_where_its_primary_had_checkpoints_go() {
     assert!((2, restored["epoch"].as_u64().unwrap()) >= newest, "{restored}");
     let mut client = Server::Python.wait_ready(address, SOON);
     assert_eq!(client.read(0).unwrap(), Some(served + 20));
-    let pid = Pid::from_raw(restored["pid"].as_i64().unwrap() as i32).unwrap();
-    kill_process(pid, Signal::KILL).unwrap();
-    wait_until("its end", SOON, || !Path::new(&format!("/proc/{pid}")).exists());
+    kill(pid(&restored["pid"]).unwrap(), SOON);
 }
 
 /// A standby that was told of a store of its own uses that.
@@ -80,7 +73,7 @@ fn a_standby_with_a_store_of_its_own_goes_on_there() {
     });
     let Storing { spec, address, mut primary, mut client, .. } = Storing::start(&world);
     client.advance(0, 1).unwrap();
-    wait_until_stored(&world);
+    world.wait_until_stored();
     let own = own(world.dir.path());
     let copy = world.wait_for_app("standby", "a copy", |app| app["role"] == "standby");
     assert_eq!(
@@ -105,7 +98,7 @@ fn a_winner_whose_host_does_not_have_the_store_goes_on_without() {
     let mut world = World::new(Fencing::Register);
     let Storing { folder, address, mut primary, mut client, .. } = Storing::start(&world);
     client.advance(0, 1).unwrap();
-    wait_until_stored(&world);
+    world.wait_until_stored();
     primary.signal(Signal::STOP);
     fs::rename(&folder, world.dir.path().join("away")).unwrap();
     fs::write(&folder, "").unwrap();
@@ -141,7 +134,7 @@ fn checkpoints_go_to_the_store_before_there_is_a_standby() {
     world.standby = world.standby_again();
     world.wait_until_protected();
     client.advance(0, 2).unwrap();
-    wait_until_stored(&world);
+    world.wait_until_stored();
     let verified = json(&ask(&world, &["checkpoints", "verify"], &spec, &["-o", "json"]));
     assert_eq!(verified["whole"], true, "{verified}");
     primary.signal(Signal::TERM);

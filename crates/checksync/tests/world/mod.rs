@@ -8,12 +8,12 @@ use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
-use testkit::process::Running;
+use testkit::process::{Running, kill};
 use testkit::servers::{Client, Server, own_address};
 use testkit::wait::{Deadline, wait_for};
 
@@ -144,6 +144,48 @@ impl World {
         self.wait_for_app("primary", "protected", |app| app["state"] == "protected");
     }
 
+    /// The store's report, once the newest in it was frozen after now. Epochs may be on their way that were frozen before.
+    pub fn wait_until_stored(&self) -> Value {
+        let now = Instant::now();
+        wait_for("a later checkpoint in the store", SOON, || {
+            let since_ms = now.elapsed().as_millis();
+            let newer = |app: &Value| {
+                app["store"]["behind_ms"]
+                    .as_u64()
+                    .is_some_and(|behind_ms| u128::from(behind_ms) + 1 < since_ms)
+            };
+            self.apps().into_iter().find(newer).map(|app| app["store"].clone())
+        })
+    }
+
+    /// Of the app, wherever it runs.
+    pub fn app_pid(&self) -> Pid {
+        wait_for("the app's process", SOON, || self.apps().iter().find_map(|app| pid(&app["app_pid"])))
+    }
+
+    /// Nothing of the pair lives on.
+    pub fn kill_everything(&mut self, primary: &mut Primary) {
+        let app = self.app_pid();
+        self.standby.signal(Signal::KILL);
+        self.standby.wait(SOON);
+        primary.kill();
+        kill(app, SOON);
+    }
+
+    /// Its manager, and the app.
+    pub fn kill_primary(&self, primary: &mut Primary) {
+        let app = self.app_pid();
+        primary.kill();
+        kill(app, SOON);
+    }
+
+    /// What all managers say of it.
+    fn apps(&self) -> Vec<Value> {
+        let (_, status) = self.status();
+        let managers = status["managers"].as_array().into_iter().flatten();
+        managers.filter_map(|manager| manager["apps"].as_array().cloned()).flatten().collect()
+    }
+
     pub fn status(&self) -> (i32, Value) {
         let asked = checksync(self.dir.path()).args(["status", "-o", "json"]).output().unwrap();
         (asked.status.code().unwrap(), serde_json::from_slice(&asked.stdout).unwrap())
@@ -172,6 +214,16 @@ impl Log {
 /// A primary manager. One that is dropped while it runs is asked to end: killed, it would leave its app behind.
 pub struct Primary(pub Running);
 
+impl Primary {
+    /// Unless it has ended.
+    pub fn kill(&mut self) {
+        if self.0.is_running() {
+            self.0.signal(Signal::KILL);
+            self.0.wait(SOON);
+        }
+    }
+}
+
 impl Deref for Primary {
     type Target = Running;
 
@@ -194,6 +246,11 @@ impl Drop for Primary {
             let _ = Deadline::after(SOON).poll(|| (!self.0.is_running()).then_some(()));
         }
     }
+}
+
+/// As JSON has it.
+pub fn pid(number: &Value) -> Option<Pid> {
+    number.as_i64().and_then(|number| Pid::from_raw(number.try_into().ok()?))
 }
 
 pub fn checksync(dir: &Path) -> Command {
