@@ -14,10 +14,11 @@ use super::{Row, only, quick};
 /// Tests that take samples.
 const TESTS: [&str; 1] = ["as_many_figures_as_are_asked_for"];
 /// What a quick run takes, of all: samples whose ids begin like these.
-const QUICK: [&str; 8] = [
+const QUICK: [&str; 9] = [
     "kv.native.1.",
     "kv.strong.1.",
     "kv.strong.64.",
+    "kv.sync.1.",
     "kv.raft.1.",
     "kv.raft.64.",
     "redis.strong.1.",
@@ -89,6 +90,7 @@ fn aim(id: &str) -> Option<f64> {
     match id {
         "kv.strong.1.rate" | "redis.strong.1.rate" => Some(1_500.0),
         "kv.strong.1.p50" | "redis.strong.1.p50" => Some(650.0),
+        "kv.sync.1.rate" => Some(5_000.0),
         "redis.strong.64.rate" => Some(10_000.0),
         "redis.strong.64x16.rate" => Some(100_000.0),
         "bulk.gate.down.rate" | "bulk.gate.up.rate" => Some(3.0),

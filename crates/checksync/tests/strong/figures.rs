@@ -38,6 +38,8 @@ enum Way {
     Native,
     Strong,
     Timeline,
+    /// Timeline, and the server asks after each put whether it is committed.
+    Sync,
     /// A log that is synced before each answer.
     SyncedLog,
     /// Three nodes with a synced log; gets ask the others.
@@ -76,6 +78,7 @@ impl Way {
             Self::Native => "native",
             Self::Strong => "strong",
             Self::Timeline => "timeline",
+            Self::Sync => "sync",
             Self::SyncedLog => "synced-log",
             Self::Raft => "raft",
             Self::RaftLocalGets => "raft-local-gets",
@@ -84,7 +87,9 @@ impl Way {
 
     fn of(store: Store) -> &'static [Self] {
         match store {
-            Store::Kv => &[Self::Native, Self::Strong, Self::Timeline, Self::Raft, Self::RaftLocalGets],
+            Store::Kv => {
+                &[Self::Native, Self::Strong, Self::Timeline, Self::Sync, Self::Raft, Self::RaftLocalGets]
+            }
             Store::Redis => &[Self::Native, Self::Strong, Self::Timeline, Self::SyncedLog],
         }
     }
@@ -102,16 +107,17 @@ impl Crowd {
 impl Service {
     fn start(store: Store, way: Way) -> Self {
         match way {
-            Way::Strong => Self::protected(STRONG, store),
-            Way::Timeline => Self::protected(&[], store),
+            Way::Strong => Self::protected(STRONG, &store.command_line()),
+            Way::Timeline => Self::protected(&[], &store.command_line()),
+            Way::Sync => Self::protected(&[], &[store.command_line(), vec!["--sync".to_owned()]].concat()),
             Way::Native | Way::SyncedLog => Self::alone(store, way == Way::SyncedLog),
             Way::Raft => Self::raft(&[]),
             Way::RaftLocalGets => Self::raft(&["--local-gets"]),
         }
     }
 
-    fn protected(options: &[&str], store: Store) -> Self {
-        Self { pair: Pair::protecting(options, &store.command_line()), _server: None, port: 7000 }
+    fn protected(options: &[&str], line: &[String]) -> Self {
+        Self { pair: Pair::protecting(options, line), _server: None, port: 7000 }
     }
 
     fn alone(store: Store, logged: bool) -> Self {

@@ -85,9 +85,10 @@ pub const CHAPTERS: &[Chapter] = &[
     Chapter {
         id: "table-5.5",
         title: "Strong consistency and replicated structures",
-        about: "What it costs that nothing is answered before it is safe: transparently (strong.kv, strong.redis), by \
-                one structure's changes, and by encoding all of it with each write, as the thesis does; beside the \
-                same server on etcd's Raft library and a synced log.",
+        about: "What it costs that nothing is answered before it is safe: transparently (strong.kv, strong.redis), for \
+                the puts alone of a server that calls sync (strong.kv.sync), by one structure's changes, and by \
+                encoding all of it with each write, as the thesis does; beside the same server on etcd's Raft \
+                library and a synced log.",
         picks: &[("strong", "strong."), ("structure", "structure-")],
         charts: &[],
     },
