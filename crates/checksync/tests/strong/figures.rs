@@ -1,7 +1,7 @@
 //! What strong consistency costs: the same clients at the same servers, protected in different ways and not at all.
 //!
 //! `cargo xtask eval strong` asks for these, and makes rows of the samples. A sample's id is
-//! `SERVER.WAY.CLIENTS.FIGURE`.
+//! `SERVER.WAY.CLIENTS.FIGURE`, with `SERVER-1M` for one with so many keys.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -70,6 +70,8 @@ const CROWDS: [Crowd; 3] = [
 ];
 /// Streams have begun then, and have not ended.
 const LATEST_DEATH: Duration = Duration::from_millis(700);
+const KEYS: u32 = 1000;
+const MANY_KEYS: u32 = 1_000_000;
 const PIPELINES: Crowd = Crowd { clients: 64, pipeline: 16 };
 
 impl Way {
@@ -105,12 +107,17 @@ impl Crowd {
 }
 
 impl Service {
-    fn start(store: Store, way: Way) -> Self {
+    /// With so many keys there before, if they are many.
+    fn start(store: Store, way: Way, keys: u32) -> Self {
+        let mut line = store.command_line();
+        if keys == MANY_KEYS {
+            line.extend(["--preload".to_owned(), keys.to_string()]);
+        }
         match way {
-            Way::Strong => Self::protected(STRONG, &store.command_line()),
-            Way::Timeline => Self::protected(&[], &store.command_line()),
-            Way::Sync => Self::protected(&[], &[store.command_line(), vec!["--sync".to_owned()]].concat()),
-            Way::Native | Way::SyncedLog => Self::alone(store, way == Way::SyncedLog),
+            Way::Strong => Self::protected(STRONG, &line),
+            Way::Timeline => Self::protected(&[], &line),
+            Way::Sync => Self::protected(&[], &[line, vec!["--sync".to_owned()]].concat()),
+            Way::Native | Way::SyncedLog => Self::alone(store, &line, way == Way::SyncedLog),
             Way::Raft => Self::raft(&[]),
             Way::RaftLocalGets => Self::raft(&["--local-gets"]),
         }
@@ -120,9 +127,8 @@ impl Service {
         Self { pair: Pair::protecting(options, line), _server: None, port: 7000 }
     }
 
-    fn alone(store: Store, logged: bool) -> Self {
+    fn alone(store: Store, line: &[String], logged: bool) -> Self {
         let pair = street();
-        let line = store.command_line();
         let mut command = Command::new(&line[0]);
         command.args(&line[1..]).current_dir(pair.dir.path());
         if logged {
@@ -153,11 +159,12 @@ impl Service {
         Self { pair, _server: Some(server), port }
     }
 
-    fn load(&self, store: Store, crowd: Crowd, seconds: u32) -> Value {
+    fn load(&self, store: Store, keys: u32, crowd: Crowd, seconds: u32) -> Value {
         let mut command = Command::new(go_app("load"));
         command.args(["--target", store.name(), "--address", &format!("{SERVICE}:{}", self.port)]);
         command.args(["--clients", &crowd.clients.to_string(), "--pipeline", &crowd.pipeline.to_string()]);
-        command.args(["--seconds", &seconds.to_string(), "--keys", "1000", "--fill", "--timeout", "20s"]);
+        command.args(["--seconds", &seconds.to_string(), "--keys", &keys.to_string(), "--timeout", "20s"]);
+        command.args((keys == KEYS).then_some("--fill"));
         let mut load = start_on(&self.pair.clients, command);
         let report = load.line(SOON * 2).expect("a load reports at its end");
         load.wait(SOON);
@@ -188,8 +195,11 @@ impl Figures {
     pub fn take(&mut self) {
         for store in [Store::Kv, Store::Redis] {
             for &way in Way::of(store) {
-                self.requests(store, way);
+                self.requests(store, store.name(), KEYS, way);
             }
+        }
+        for way in [Way::Native, Way::Strong, Way::Sync] {
+            self.requests(Store::Kv, "kv-1M", MANY_KEYS, way);
         }
         self.bulk();
         self.streams();
@@ -207,17 +217,17 @@ impl Figures {
         }
     }
 
-    fn requests(&mut self, store: Store, way: Way) {
-        let prefix = format!("{}.{}", store.name(), way.name());
+    fn requests(&mut self, store: Store, name: &str, keys: u32, way: Way) {
+        let prefix = format!("{name}.{}", way.name());
         let crowds = CROWDS.into_iter().chain((store == Store::Redis).then_some(PIPELINES));
         let named = crowds.map(|crowd| (format!("{prefix}.{}", crowd.name()), crowd));
         let wanted: Vec<_> = named.filter(|(id, _)| self.wants(&format!("{id}."))).collect();
         for (id, crowd) in wanted {
             // Anew for each: what it says of its last epochs is then of these clients.
-            let service = Service::start(store, way);
+            let service = Service::start(store, way, keys);
             for run in 1..=self.runs {
                 let before = Busy::of(&service.pair);
-                let report = service.load(store, crowd, self.seconds);
+                let report = service.load(store, keys, crowd, self.seconds);
                 let busy = before.until(&Busy::of(&service.pair));
                 assert_eq!(report["broken_connections"], 0, "{report}");
                 let of = |name: &str| report[name].as_f64().unwrap();
