@@ -64,6 +64,8 @@ elif sys.argv[1] == "ask-when":
     say("asking")
     ask(*sys.argv[3:])
 else:
+    # A call is refused that is made before anybody protects, and all too late.
+    wait_for(sys.argv[2])
     for _ in range(3):
         threading.Thread(target=report, args=[sync_until_refused]).start()
     say("calling")

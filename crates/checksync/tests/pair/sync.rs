@@ -54,9 +54,12 @@ fn sync_is_answered_when_a_later_epoch_is_committed_and_not_before() {
 }
 
 fn calls_go_on_at_the_standby(mut world: World, options: &[&str]) {
-    let mut primary = Primary(Running::start(world.run_command_with("pki", options, &app(&["call"]))));
-    primary.expect_line("calling", SOON);
+    let go = world.dir.path().join("go");
+    let app = app(&["call", go.to_str().unwrap()]);
+    let mut primary = Primary(Running::start(world.run_command_with("pki", options, &app)));
     world.wait_until_protected();
+    fs::write(&go, "").unwrap();
+    primary.expect_line("calling", SOON);
     let epoch = |app: &Value| app["epoch"].as_u64();
     let first = epoch(&world.wait_for_app("primary", "an epoch", |app| epoch(app).is_some()));
     // Each of these was closed by a call, which waits in it.

@@ -65,11 +65,15 @@ const KEYS_EACH: u64 = 50;
 
 impl Writers {
     pub fn start(address: String, count: usize) -> Self {
+        /// What earlier writers have left says nothing of these.
+        static ROUND: AtomicUsize = AtomicUsize::new(0);
+        let round = ROUND.fetch_add(1, Ordering::Relaxed);
         let (acknowledged, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let threads = (0..count).map(|writer| {
             let (address, acknowledged, stop) =
                 (address.clone(), Arc::clone(&acknowledged), Arc::clone(&stop));
-            std::thread::spawn(move || write(writer, &address, &acknowledged, &stop))
+            let prefix = format!("{round}-{writer}");
+            std::thread::spawn(move || write(&prefix, &address, &acknowledged, &stop))
         });
         Self { threads: threads.collect(), acknowledged, stop }
     }
@@ -111,13 +115,13 @@ impl Writers {
     }
 }
 
-fn write(writer: usize, address: &str, acknowledged: &AtomicUsize, stop: &AtomicBool) -> Written {
+fn write(prefix: &str, address: &str, acknowledged: &AtomicUsize, stop: &AtomicBool) -> Written {
     let (mut client, mut written) = (Client::connect(address), Written::default());
     for number in 1.. {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let key = format!("{writer}-{}", number % KEYS_EACH);
+        let key = format!("{prefix}-{}", number % KEYS_EACH);
         let known = written.keys.entry(key.clone()).or_default();
         known.1 = number;
         match client.ask(&format!("PUT {key} {}", value(&key, number))) {
