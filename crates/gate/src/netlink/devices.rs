@@ -97,12 +97,14 @@ impl CellDevice<'_> {
 /// An address of nobody's that is higher than a network card's. A bridge takes the lowest of its ports': one that
 /// a cell brought and took away again would leave the neighbours of the whole host with an address that nobody
 /// has, for up to a minute.
+///
+/// Cards with an address of their own choice, as virtual ones have, may begin with the highest byte, too.
 fn high_mac() -> Mac {
-    const HIGHEST_OF_ONE_S_OWN: u8 = 0xfe;
+    const HIGHEST_OF_ONE_S_OWN: [u8; 3] = [0xfe, 0xff, 0xff];
     // The standard library's seeds are the kernel's randomness.
     let random = RandomState::new().build_hasher().finish().to_ne_bytes();
-    let [_, _, _, a, b, c, d, e] = random;
-    Mac([HIGHEST_OF_ONE_S_OWN, a, b, c, d, e])
+    let ([first, second, third], [a, b, c, ..]) = (HIGHEST_OF_ONE_S_OWN, random);
+    Mac([first, second, third, a, b, c])
 }
 
 impl Netlink {
