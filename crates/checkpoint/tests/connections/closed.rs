@@ -148,6 +148,8 @@ fn a_connection_as_it_was_before_goes_on_as_well() {
     for ip in [V4, V6] {
         let Connected { world, mut app, number, mut client, .. } = Connected::talking(ip);
         set_option(app.borrow(number).as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 16 << 20);
+        // All of it must not find room there, however long the client takes.
+        set_option(client.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, 256 << 10);
         write(&mut app, number, &pattern(LEN));
         app.close(number);
         let before = save_in(&app, FIN_WAIT1);
