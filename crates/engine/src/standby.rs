@@ -17,7 +17,7 @@ use files::{FilesError, Mirror};
 use image::frame::{self, Frame, FrameError, FrameKind};
 use image::layout::Layout;
 use image::state::State;
-use image::{CheckpointId, FileChanges, Header, Sync};
+use image::{CheckpointId, Header, Sync};
 use rustix::time::ClockId;
 use tempfile::TempDir;
 use tracee::Tree;
@@ -296,20 +296,13 @@ impl Keeper<'_> {
     /// Applies a frame of a full epoch. `Some` at its end.
     fn fill(&self, full: &mut FullCopy, frame: &Frame) -> Result<Option<State>, CopyError> {
         let piece = full.incoming.accept(frame)?;
-        if !matches!(piece, Piece::Files(_)) {
-            full.mirror.settle()?;
-        }
         match (piece, &mut full.copy) {
             (Piece::Shipped(shipped), None) => {
                 full.supply.take(self.shelf().as_ref(), shipped)?;
             }
             (Piece::Shipped(_), Some(_)) => return Err(FrameError::Place(FrameKind::Shipped).into()),
             (Piece::Files(part), _) => full.mirror.add_part(part)?,
-            (Piece::Content(batch), _) => {
-                let batch = [batch];
-                full.mirror.check(&FileChanges::default(), &batch)?;
-                full.mirror.write(&batch)?;
-            }
+            (Piece::Content(batch), _) => full.mirror.take_content(batch)?,
             (Piece::Layout(layout), None) => {
                 let state = full.mirror.located().into_iter().map(|it| (it.path, it.tree)).collect();
                 let trees = Trees { state, shipped: self.shelf() };

@@ -39,8 +39,7 @@ pub struct Mirror {
 #[derive(Debug)]
 struct Held {
     place: usize,
-    kind: FileKind,
-    modified: (i64, u32),
+    record: FileRecord,
     names: Vec<(FileId, Vec<u8>)>,
     entries: BTreeMap<Vec<u8>, FileId>,
 }
@@ -71,13 +70,13 @@ impl Mirror {
         self.places.is_empty()
     }
 
-    /// Takes a part of a full sync.
+    /// Takes a part of a full sync, and carries all out when it is the last.
     pub fn add_part(&mut self, mut part: FileChanges) -> Result<(), FilesError> {
         for StateDirectory { id, path } in std::mem::take(&mut part.directories) {
             self.add_place(id, &path)?;
         }
         self.parts.extend(part);
-        Ok(())
+        if self.parts.more { Ok(()) } else { self.settle() }
     }
 
     fn add_place(&mut self, id: FileId, path: &[u8]) -> Result<(), FilesError> {
@@ -103,13 +102,13 @@ impl Mirror {
             },
         ));
         let (names, entries) = (Vec::new(), BTreeMap::new());
-        let (kind, modified) = (FileKind::Directory, (0, 0));
-        self.files.insert(id, Held { place, kind, modified, names, entries });
+        let kind = FileKind::Directory;
+        let record = FileRecord { id, kind, mode: 0o700, owner: 0, group: 0, modified: (0, 0) };
+        self.files.insert(id, Held { place, record, names, entries });
         Ok(())
     }
 
-    /// Carries out the parts that were taken. Before content comes, and before anything is mapped from the trees.
-    pub fn settle(&mut self) -> Result<(), FilesError> {
+    fn settle(&mut self) -> Result<(), FilesError> {
         if self.parts.is_empty() {
             return Ok(());
         }
@@ -124,23 +123,65 @@ impl Mirror {
         self.places.iter().map(locate).collect()
     }
 
+    /// All that is there, as a full sync says it; the content is read from [`Self::open`]'s files.
+    pub fn census(&self) -> FileChanges {
+        let place = |(id, place): &(FileId, Place)| StateDirectory {
+            id: *id,
+            path: place.path.as_os_str().as_bytes().to_vec(),
+        };
+        let mut census =
+            FileChanges { directories: self.places.iter().map(place).collect(), ..FileChanges::default() };
+        for (id, held) in &self.files {
+            census.files.push(held.record.clone());
+            let name = |(name, file): (&Vec<u8>, &FileId)| NameRecord {
+                directory: *id,
+                name: name.clone(),
+                file: Some(*file),
+            };
+            census.names.extend(held.entries.iter().map(name));
+        }
+        census
+    }
+
+    /// A regular file, to be read, while it is there.
+    pub fn open(&self, id: FileId) -> Option<File> {
+        self.kind_of(id)?.size_bytes()?;
+        let path = self.path_of(id);
+        open(&path).inspect_err(|why| tracing::warn!("{why}")).ok()
+    }
+
+    fn kind_of(&self, id: FileId) -> Option<&FileKind> {
+        self.files.get(&id).map(|held| &held.record.kind)
+    }
+
+    /// Writes content of a full sync, which may be of a file that was removed meanwhile.
+    pub fn take_content(&mut self, batch: PageBatch) -> Result<(), FilesError> {
+        if let PageTarget::File(id) = batch.target
+            && self.kind_of(id).is_none()
+        {
+            return Ok(());
+        }
+        let batch = [batch];
+        self.check(&FileChanges::default(), &batch)?;
+        self.write(&batch)
+    }
+
     /// Checks what can be known before the epoch is acknowledged. Nothing is changed.
     pub fn check(&self, changes: &FileChanges, content: &[PageBatch]) -> Result<(), FilesError> {
-        let FileChanges { directories, files, names, gone: _ } = changes;
+        let FileChanges { directories, files, names, gone: _, more: _ } = changes;
         if !directories.is_empty() {
             return senseless("state directories came in the middle");
         }
         let mut kinds: HashMap<FileId, &FileKind> = HashMap::new();
         for record in files {
             check_record(record)?;
-            let held = self.files.get(&record.id).map(|held| &held.kind);
+            let held = self.kind_of(record.id);
             let before = kinds.insert(record.id, &record.kind).or(held);
             if before.is_some_and(|before| !before.is_like(&record.kind)) {
                 return senseless("a file became one of another kind");
             }
         }
-        let kind_of =
-            |id: FileId| kinds.get(&id).copied().or_else(|| self.files.get(&id).map(|held| &held.kind));
+        let kind_of = |id: FileId| kinds.get(&id).copied().or_else(|| self.kind_of(id));
         for NameRecord { directory, name, file } in names {
             let root = self.places.iter().any(|(id, _)| id == directory);
             if !is_name(name) || (root && name == OURS) {
@@ -271,9 +312,10 @@ impl Mirror {
                 other => other.clone(),
             };
             let (names, entries) = (Vec::new(), BTreeMap::new());
-            self.files.insert(id, Held { place, kind, modified: record.modified, names, entries });
+            let record = FileRecord { kind, ..(*record).clone() };
+            self.files.insert(id, Held { place, record, names, entries });
             let path = self.path_of(id);
-            make(&path, &record.kind).map_err(failed("make", &path))?;
+            make(&path, &records[&id].kind).map_err(failed("make", &path))?;
         }
         Ok(())
     }
@@ -292,7 +334,7 @@ impl Mirror {
         if held.place != place {
             return senseless("a file is in two state directories");
         }
-        match (held.names.is_empty(), &held.kind) {
+        match (held.names.is_empty(), &held.record.kind) {
             (true, _) => fs::rename(&from, &path).map_err(failed("name", &path))?,
             (false, FileKind::Directory) => return senseless("a directory has two names"),
             (false, _) => fs::hard_link(&from, &path).map_err(failed("name", &path))?,
@@ -320,9 +362,7 @@ impl Mirror {
         if let FileKind::Regular { size_bytes } = record.kind {
             open(&path)?.set_len(size_bytes).map_err(failed("set the size of", &path))?;
         }
-        self.files.entry(id).and_modify(|held| {
-            (held.kind, held.modified) = (record.kind.clone(), record.modified);
-        });
+        self.files.entry(id).and_modify(|held| held.record = record.clone());
         Ok(())
     }
 
@@ -333,7 +373,7 @@ impl Mirror {
             let PageTarget::File(id) = batch.target else { return senseless("pages are of no file") };
             // What was made and removed since is not here.
             let Some(held) = self.files.get(&id) else { continue };
-            let FileKind::Regular { size_bytes } = held.kind else {
+            let FileKind::Regular { size_bytes } = held.record.kind else {
                 return senseless("pages are of no file");
             };
             let path = self.path_of(id);
@@ -352,7 +392,7 @@ impl Mirror {
 
     fn set_time(&self, id: FileId) -> Result<(), FilesError> {
         let Some(held) = self.files.get(&id) else { return Ok(()) };
-        let (path, (seconds, nanos)) = (self.path_of(id), held.modified);
+        let (path, (seconds, nanos)) = (self.path_of(id), held.record.modified);
         let times = Timestamps {
             last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
             last_modification: Timespec { tv_sec: seconds, tv_nsec: nanos.into() },
@@ -375,7 +415,7 @@ impl Mirror {
     fn forget(&mut self, id: FileId) -> Result<(), FilesError> {
         let path = self.path_of(id);
         let Some(held) = self.files.remove(&id) else { return Ok(()) };
-        if held.kind == FileKind::Directory {
+        if held.record.kind == FileKind::Directory {
             let below: Vec<(Vec<u8>, FileId)> = held.entries.into_iter().collect();
             for (name, child) in below {
                 let Some(child_held) = self.files.get_mut(&child) else { continue };

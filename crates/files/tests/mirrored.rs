@@ -7,12 +7,15 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, sy
 use std::path::{Path, PathBuf};
 
 use files::{Mapped, Mirror, Opened, Source, Taken, frames};
+use image::batch::BatchWriter;
 use image::frame::{Frame, FrameKind, FrameWriter};
 use image::layout::ObjectKey;
-use image::{CheckpointId, FileChanges, PageBatch};
+use image::{CheckpointId, FileChanges, FileId, PAGE_BYTES, PageBatch, PageTarget};
 use tempfile::TempDir;
 
 const SEED: u64 = 7;
+/// Content at a time.
+const STEP: usize = 128 << 10;
 
 /// A state directory on two hosts: the paths differ, so that both can be looked at.
 struct World {
@@ -73,12 +76,31 @@ impl World {
         let tree = &self.mirror.located()[0].tree;
         assert_eq!(look(tree), look(&self.state()), "{what}");
     }
+
+    /// What the mirror says of itself makes another one.
+    fn assert_told(&self, what: &str) {
+        let place = tempfile::tempdir().unwrap();
+        let mut second = Mirror::apart(place.path().to_owned());
+        let census = self.mirror.census();
+        let files: Vec<FileId> = census.files.iter().map(|record| record.id).collect();
+        census.parts().into_iter().for_each(|part| second.add_part(part).unwrap());
+        for (id, file) in files.into_iter().filter_map(|id| Some((id, self.mirror.open(id)?))) {
+            let mut content = vec![0; file.metadata().unwrap().len().next_multiple_of(PAGE_BYTES) as usize];
+            let len = file.metadata().unwrap().len() as usize;
+            file.read_exact_at(&mut content[..len], 0).unwrap();
+            let mut batch = BatchWriter::new(PageTarget::File(id));
+            for (at, pages) in (0..).step_by(STEP).zip(content.chunks(STEP)) {
+                batch.whole(at, pages);
+                second.take_content(PageBatch::decode(batch.finish()).unwrap()).unwrap();
+            }
+        }
+        assert_eq!(look(&second.located()[0].tree), look(&self.state()), "{what}, told");
+    }
 }
 
 fn full(mirror: &mut Mirror, taken: Taken, standby: &Path) {
     let (changes, content) = decoded(&taken, standby);
     mirror.add_part(changes).unwrap();
-    mirror.settle().unwrap();
     mirror.write(&content).unwrap();
 }
 
@@ -178,6 +200,19 @@ fn a_file_that_grows_in_its_last_page_during_the_full_sync_is_whole() {
     world.assert_mirrored("at first");
 }
 
+/// Two looks of one full sync, with no content between them.
+#[test]
+fn what_was_cut_off_does_not_come_back_when_the_file_grows() {
+    let mut world = World::new(|state| fs::write(state.join("a"), vec![7; 10_000]).unwrap());
+    let file = File::options().write(true).open(world.state().join("a")).unwrap();
+    for size in [0, 10_000] {
+        file.set_len(size).unwrap();
+        let taken = world.source.take(&[], &[]).unwrap();
+        full(&mut world.mirror, taken, world.standby.path());
+    }
+    world.assert_mirrored("cut, and grown again");
+}
+
 #[test]
 fn a_sparse_file_stays_sparse() {
     let mut world = World::new(|state| {
@@ -265,6 +300,7 @@ fn random_trees_are_mirrored_after_every_epoch() {
             world.epoch();
             world.assert_mirrored(&format!("seed {seed}, epoch {epoch}"));
         }
+        world.assert_told(&format!("seed {seed}"));
     }
 }
 

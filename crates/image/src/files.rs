@@ -21,6 +21,9 @@ pub struct FileChanges {
     pub names: Vec<NameRecord>,
     /// No name leads to these any more.
     pub gone: Vec<FileId>,
+    /// It is a part, and the next one belongs to it. What follows the last part comes later: a file that is cut, and grows
+    /// then, has nothing of what was cut off.
+    pub more: bool,
 }
 
 /// A directory whose content is replicated.
@@ -94,6 +97,7 @@ impl FileChanges {
             take(&mut self.files, &mut part.files, &mut room);
             take(&mut self.names, &mut part.names, &mut room);
             take(&mut self.gone, &mut part.gone, &mut room);
+            part.more = !self.is_empty();
             parts.push(part);
         }
         parts
@@ -101,11 +105,12 @@ impl FileChanges {
 
     /// What `later` says as well, after this.
     pub fn extend(&mut self, later: Self) {
-        let Self { directories, files, names, gone } = later;
+        let Self { directories, files, names, gone, more } = later;
         self.directories.extend(directories);
         self.files.extend(files);
         self.names.extend(names);
         self.gone.extend(gone);
+        self.more = more;
     }
 }
 
@@ -133,10 +138,12 @@ mod tests {
             files: (1..2000).map(link).collect(),
             names: (1..2000).map(names).collect(),
             gone: (2000..4000).map(FileId).collect(),
+            more: false,
         };
-        let mut joined = FileChanges::default();
+        let mut joined = FileChanges { more: true, ..FileChanges::default() };
         for part in whole.clone().parts() {
             assert!(encode(&part).len() <= PAYLOAD_BYTES_MAX);
+            assert!(joined.more, "there is a part after the last");
             joined.extend(part);
         }
         assert_eq!(joined, whole);

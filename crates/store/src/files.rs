@@ -61,16 +61,15 @@ impl StateFiles {
         self.content.values().map(|memory| memory.pages.len() as u64).sum()
     }
 
-    pub(crate) fn say(&mut self, part: FileChanges) -> Result<(), GatherError> {
+    pub(crate) fn say(&mut self, part: FileChanges, spool: &mut Spool) -> Result<(), GatherError> {
         if !self.full && !part.directories.is_empty() {
             return Err(GatherError::Files("state directories came in the middle".to_owned()));
         }
         self.said.extend(part);
-        Ok(())
+        if self.said.more { Ok(()) } else { self.settle(spool) }
     }
 
-    /// Takes in what was said. Before pages come, and at the epoch's end.
-    pub(crate) fn settle(&mut self, spool: &mut Spool) -> Result<(), GatherError> {
+    fn settle(&mut self, spool: &mut Spool) -> Result<(), GatherError> {
         if self.said.is_empty() {
             return Ok(());
         }
@@ -182,5 +181,43 @@ fn within(piece: Piece, room: u64) -> Piece {
             Piece::Whole(page)
         }
         lines @ Piece::Lines { .. } => lines,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::batch::BatchWriter;
+    use image::files::{FileKind, FileRecord, NameRecord, StateDirectory};
+
+    use super::*;
+
+    fn record(id: u64, kind: FileKind) -> FileRecord {
+        FileRecord { id: FileId(id), kind, mode: 0o600, owner: 0, group: 0, modified: (0, 0) }
+    }
+
+    /// As two looks of a full sync say it, with no content between them.
+    #[test]
+    fn what_was_cut_off_does_not_come_back_when_the_file_grows() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut spool = Spool::new(dir.path()).expect("a spool");
+        let mut files = StateFiles::new();
+        let is_long = |size_bytes| record(1, FileKind::Regular { size_bytes });
+        let first = FileChanges {
+            directories: vec![StateDirectory { id: FileId(0), path: b"/state".to_vec() }],
+            files: vec![record(0, FileKind::Directory), is_long(8192)],
+            names: vec![NameRecord { directory: FileId(0), name: b"a".to_vec(), file: Some(FileId(1)) }],
+            ..FileChanges::default()
+        };
+        files.say(first, &mut spool).expect("a tree");
+        let mut batch = BatchWriter::new(PageTarget::File(FileId(1)));
+        batch.whole(0, &[7; 2 * PAGE]);
+        let batch = PageBatch::decode(batch.finish()).expect("a batch");
+        files.write(&batch, &mut spool).expect("content");
+        assert_eq!(files.pages(), 2);
+        for size in [0, 8192] {
+            let said = FileChanges { files: vec![is_long(size)], ..FileChanges::default() };
+            files.say(said, &mut spool).expect("a size");
+        }
+        assert_eq!(files.pages(), 0);
     }
 }

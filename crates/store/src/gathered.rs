@@ -189,9 +189,6 @@ impl Gathered {
     /// of an epoch is in it.
     pub fn take(&mut self, frame: &Frame) -> Result<bool, GatherError> {
         self.incoming.order.accept(frame)?;
-        if frame.kind != FrameKind::Files {
-            self.files.settle(&mut self.spool)?;
-        }
         match frame.kind {
             FrameKind::Header => self.begin(frame.decode("header")?)?,
             FrameKind::Layout => {
@@ -209,7 +206,7 @@ impl Gathered {
                     PageTarget::File(_) => self.files.write(&batch, &mut self.spool)?,
                 }
             }
-            FrameKind::Files => self.files.say(frame.decode("changes of files")?)?,
+            FrameKind::Files => self.files.say(frame.decode("changes of files")?, &mut self.spool)?,
             FrameKind::Shipped => self.contents.put(&frame.payload)?,
             FrameKind::State => self.incoming.state.extend_from_slice(&frame.payload),
             FrameKind::End => {

@@ -92,7 +92,7 @@ impl Tree {
 
     /// Takes in what was said at once. An error says what is wrong with it; nothing of this can be used then.
     pub(crate) fn apply(&mut self, changes: FileChanges) -> Result<Effects, String> {
-        let FileChanges { directories, files, names, gone } = changes;
+        let FileChanges { directories, files, names, gone, more: _ } = changes;
         let mut effects = Effects::default();
         self.directories.extend(directories);
         // Of what is said twice, the later counts.
@@ -188,6 +188,7 @@ impl Tree {
             files: files.map(|(_, known)| known.record.clone()).collect(),
             names: lost.map(|key| name(key, None)).chain(led.map(|(key, id)| name(key, Some(*id)))).collect(),
             gone: before.files.keys().filter(|id| !self.files.contains_key(*id)).copied().collect(),
+            more: false,
         }
     }
 }
@@ -230,7 +231,7 @@ mod tests {
             name(0, "flat", Some(3)),
             name(0, "again", Some(2)),
         ];
-        tree.apply(FileChanges { directories, files, names, gone: Vec::new() }).unwrap();
+        tree.apply(FileChanges { directories, files, names, ..FileChanges::default() }).unwrap();
         tree
     }
 

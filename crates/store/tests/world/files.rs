@@ -65,7 +65,7 @@ pub struct Touched {
 impl Memory {
     /// As a standby does: of what is said twice the later counts, and sizes come before pages.
     pub fn apply_files(&mut self, changes: FileChanges) {
-        let FileChanges { directories, files, names, gone: _ } = changes;
+        let FileChanges { directories, files, names, .. } = changes;
         self.disk.directories.extend(directories);
         let records: BTreeMap<FileId, FileRecord> = files.into_iter().map(|said| (said.id, said)).collect();
         for (id, record) in records {
@@ -341,10 +341,10 @@ impl App {
         if full {
             let names = led.keys().cloned().map(name).collect();
             let (directories, files) = (directories.clone(), all.values().cloned().collect());
-            return FileChanges { directories, files, names, gone: Vec::new() };
+            return FileChanges { directories, files, names, ..FileChanges::default() };
         }
         let files = files.iter().filter_map(|id| all.get(id).cloned()).collect();
         let names = names.into_iter().map(name).collect();
-        FileChanges { directories: Vec::new(), files, names, gone: gone.into_iter().collect() }
+        FileChanges { files, names, gone: gone.into_iter().collect(), ..FileChanges::default() }
     }
 }
