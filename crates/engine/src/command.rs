@@ -1,15 +1,17 @@
 //! What an engine can be told.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 use bytes::Bytes;
 use checkpoint::descriptors::{CellNetwork, Connections, ManagerSocket};
 use checkpoint::shipped::Cache;
-use image::CheckpointId;
 use image::layout::FileIdentity;
+use image::{CheckpointId, FileId};
 
 use crate::cell::CellSpec;
 use crate::twin::Showing;
@@ -147,6 +149,8 @@ pub enum Command {
     Promote(Promotion),
     /// Has the copy watched, as it is and as it becomes, by somebody who makes another of it.
     Show(Showing),
+    /// Answers with a file in the copy's state directories, while it is there.
+    Lend { file: FileId, to: Sender<Option<File>> },
     /// Throws the copy away.
     Discard,
 
@@ -176,6 +180,7 @@ impl std::fmt::Debug for Command {
             Self::CaptureAs(_) => "CaptureAs",
             Self::Promote(_) => "Promote",
             Self::Show(_) => "Show",
+            Self::Lend { .. } => "Lend",
             Self::Discard => "Discard",
             Self::End => "End",
         };

@@ -27,4 +27,4 @@ pub use command::{AppStdio, Attach, Barrier, Captures, Command, FrameSink, Launc
 pub use event::{AppExit, CaptureReport, Event, FullSyncProgress, RestoreReport};
 pub use files::written_outside;
 pub use primary::output_pipes;
-pub use thread::{Engine, EventSink};
+pub use thread::{Engine, EventSink, Lender};

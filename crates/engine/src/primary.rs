@@ -281,6 +281,7 @@ fn obey(context: &Context, app: &mut App, command: Command, syncing: &mut Option
         | Command::CaptureAs(_)
         | Command::Promote(_)
         | Command::Show(_)
+        | Command::Lend { .. }
         | Command::Discard => {
             tracing::warn!(?command, "a command for a copy came to the app's own engine");
         }

@@ -32,7 +32,7 @@ use crate::files::show_in_cell;
 use crate::primary::{App, chain, inodes_of, listen_in, move_into, serve};
 use crate::supply::Supply;
 use crate::thread::Context;
-use crate::twin::Showing;
+use crate::twin::{Original, Showing};
 
 /// How long the dying are left alone.
 const REAP_AGAIN: Duration = Duration::from_millis(100);
@@ -164,6 +164,10 @@ impl Keeper<'_> {
                         }
                     }
                     Command::Show(showing) => self.show(showing),
+                    Command::Lend { file, to } => {
+                        let lent = self.copy.as_ref().and_then(|copy| copy.mirror.open(file));
+                        let _nobody_may_wait = to.send(lent);
+                    }
                     Command::Discard => {
                         self.drop_half();
                         self.copy = None;
@@ -459,13 +463,12 @@ impl Keeper<'_> {
             let _nobody_may_listen = showing.begin(None);
             return;
         };
-        if !copy.mirror.is_empty() {
-            return showing.refuse();
-        }
         let shown = copy.held.as_ref().and_then(|held| {
             let look = copy.skeleton.look();
             let look = look.inspect_err(|why| tracing::warn!("the copy can't be looked at: {why}")).ok()?;
-            Some((app.clone(), held.id, look, held.state.clone()))
+            let app = app.clone();
+            let (state, files) = (held.state.clone(), copy.mirror.census());
+            Some(Original { app, id: held.id, look, state, files })
         });
         let is_there = shown.is_some();
         copy.audience = (showing.begin(shown) && is_there).then_some(showing);

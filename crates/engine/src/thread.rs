@@ -1,11 +1,14 @@
 //! The engine's thread and the handle to it.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::{io, panic};
 
 use bytes::Bytes;
+use image::FileId;
 use sys::bell::Bell;
 
 use crate::command::{Attach, Command, Launch, Settings};
@@ -80,6 +83,31 @@ impl Engine {
         }
         self.inbox.put(Command::Frames(frames));
         Ok(())
+    }
+}
+
+impl Engine {
+    pub fn lender(&self) -> Lender {
+        Lender(self.inbox.clone())
+    }
+}
+
+/// Asks the engine of a copy for files in its state directories, and does not keep it from ending.
+#[derive(Debug, Clone)]
+pub struct Lender(Inbox);
+
+impl Lender {
+    /// Of an engine that says nothing.
+    #[cfg(test)]
+    pub(crate) fn of_nobody() -> io::Result<Self> {
+        Ok(Self(Inbox { queue: Arc::default(), bell: Bell::new()?, frames: Arc::default() }))
+    }
+
+    /// Nothing comes from an engine that has ended.
+    pub(crate) fn file(&self, file: FileId) -> Receiver<Option<File>> {
+        let (to, lent) = mpsc::channel();
+        self.0.put(Command::Lend { file, to });
+        lent
     }
 }
 

@@ -5,6 +5,10 @@
 //! no harm to a page that was read after it. It is shown *before* it is applied, so that whatever may have been read of it
 //! is covered; and it is passed on *after* that, so that nothing from before it is read once it was. What comes out is one
 //! full epoch: what the first copy was at the end.
+//!
+//! The same goes for the files in state directories: what is read of one stands for some moment, and what the epochs say
+//! that are passed on later is laid over it. Names change, so a file is asked for by its number, of the engine that keeps
+//! the tree ([`Lender`]).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,17 +17,20 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use checkpoint::skeleton::{EpochBytes, Look};
 use image::batch::{BatchWriter, Pages};
+use image::files::FileKind;
 use image::frame::{FrameKind, FrameWriter};
 use image::layout::{Backing, Layout, Mapping, ObjectKey};
 use image::state::State;
-use image::{CheckpointId, Header, PAGE_BYTES, PageTarget, Range, Sync};
+use image::{CheckpointId, FileChanges, FileId, Header, PAGE_BYTES, PageBatch, PageTarget, Range, Sync};
 use rustix::fs::SeekFrom;
 use sys::pagemap::{self, category};
+
+use crate::thread::Lender;
 
 /// Epochs that wait to be taken up. Who is slower than the app writes for so long never catches up.
 const WAITING_BYTES_MAX: u64 = 512 << 20;
@@ -38,8 +45,6 @@ pub enum TwinError {
     Nothing,
     #[error("the copy was replaced, given up or taken over meanwhile")]
     Gone,
-    #[error("it has state directories, of which a second copy can't be made yet; leave --drill-every out")]
-    StateDirectories,
     #[error("it was called off")]
     CalledOff,
     #[error("the engine of the second copy takes nothing more")]
@@ -49,11 +54,13 @@ pub enum TwinError {
 }
 
 #[derive(Debug)]
-struct Original {
-    app: String,
-    id: CheckpointId,
-    look: Look,
-    state: State,
+pub(crate) struct Original {
+    pub app: String,
+    pub id: CheckpointId,
+    pub look: Look,
+    pub state: State,
+    /// All that is in state directories.
+    pub files: FileChanges,
 }
 
 #[derive(Debug)]
@@ -62,8 +69,6 @@ enum Sight {
     Epoch(Box<EpochBytes>),
     /// The last epoch is.
     Applied,
-    /// Of an app with state directories.
-    Unshowable,
     Nothing,
 }
 
@@ -79,6 +84,7 @@ pub struct Showing {
 pub struct Twin {
     from: Receiver<Sight>,
     waiting: Arc<AtomicU64>,
+    lender: Lender,
 }
 
 /// What was made.
@@ -92,23 +98,17 @@ pub struct Twinned {
     pub epochs: u64,
 }
 
-pub fn twin() -> (Showing, Twin) {
+/// Of the copy that this engine has, which is told to show it.
+pub fn twin(lender: Lender) -> (Showing, Twin) {
     let ((to, from), waiting) = (mpsc::channel(), Arc::<AtomicU64>::default());
-    (Showing { to, waiting: Arc::clone(&waiting) }, Twin { from, waiting })
+    (Showing { to, waiting: Arc::clone(&waiting) }, Twin { from, waiting, lender })
 }
 
 impl Showing {
     /// Says what there is. False if nobody looks.
-    pub(crate) fn begin(&self, copy: Option<(String, CheckpointId, Look, State)>) -> bool {
-        let sight = copy.map_or(Sight::Nothing, |(app, id, look, state)| {
-            Sight::Copy(Box::new(Original { app, id, look, state }))
-        });
+    pub(crate) fn begin(&self, copy: Option<Original>) -> bool {
+        let sight = copy.map_or(Sight::Nothing, |copy| Sight::Copy(Box::new(copy)));
         self.to.send(sight).is_ok()
-    }
-
-    pub(crate) fn refuse(&self) {
-        // Nobody may look any more.
-        drop(self.to.send(Sight::Unshowable));
     }
 
     /// The epoch that was shown is applied.
@@ -129,7 +129,7 @@ fn bytes_of(epoch: &EpochBytes) -> u64 {
         Pages::Whole { data, .. } | Pages::Lines { data, .. } => data.len() as u64,
         Pages::Gone { .. } => 0,
     };
-    epoch.batches.iter().flat_map(|batch| &batch.pages).map(data).sum()
+    epoch.batches.iter().chain(&epoch.content).flat_map(|batch| &batch.pages).map(data).sum()
 }
 
 impl Twin {
@@ -137,7 +137,6 @@ impl Twin {
     pub fn wait(self) -> Result<Source, TwinError> {
         match self.from.recv_timeout(PATIENCE) {
             Ok(Sight::Copy(original)) => Ok(Source { original: *original, twin: self }),
-            Ok(Sight::Unshowable) => Err(TwinError::StateDirectories),
             Ok(Sight::Nothing | Sight::Epoch(_) | Sight::Applied) => Err(TwinError::Nothing),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(TwinError::Gone),
         }
@@ -181,15 +180,19 @@ impl Source {
         called_off: impl Fn() -> bool,
         out: impl FnMut(Bytes) -> bool,
     ) -> Result<Twinned, TwinError> {
-        let Self { original: Original { app, id, look, state }, twin } = self;
+        let Self { original: Original { app, id, look, state, files }, twin } = self;
         let Look { layout, memory, pagemap, objects } = look;
         let twinned = Twinned { id, bytes: 0, epochs: 0 };
         let objects = objects.into_iter().collect();
         let frames = FrameWriter::default();
-        let mut copying = Copying { twin, layout, state, objects, frames, out, called_off, twinned };
+        let is_mapped = false;
+        let mut copying =
+            Copying { twin, layout, is_mapped, state, objects, frames, out, called_off, twinned };
         let header =
             copying.frames.cbor(FrameKind::Header, &Header { app, id, sync: Sync::Full, frozen_at_ns: 0 });
         copying.give(header)?;
+        copying.copy_files(files)?;
+        copying.is_mapped = true;
         copying.give_layout()?;
         copying.copy_memory(&memory, &pagemap)?;
         copying.copy_objects()?;
@@ -201,6 +204,8 @@ struct Copying<O, C> {
     twin: Twin,
     /// As of the epoch that was passed on last, like the state.
     layout: Layout,
+    /// The layout was given: memory is read from here on, and not before.
+    is_mapped: bool,
     state: State,
     /// Those that are still what they were when it began.
     objects: BTreeMap<ObjectKey, File>,
@@ -253,21 +258,71 @@ impl<O: FnMut(Bytes) -> bool, C: Fn() -> bool> Copying<O, C> {
 
     fn pass_on(&mut self, epoch: EpochBytes) -> Result<(), TwinError> {
         self.twin.waiting.fetch_sub(bytes_of(&epoch), Ordering::SeqCst);
-        // N.B. a copy with state directories is not shown, so there are no files.
-        let EpochBytes { header, layout, batches, state, files: _, content: _ } = epoch;
+        let EpochBytes { header, layout, batches, state, files, content } = epoch;
+        self.give_changes(files)?;
+        self.give_again(&content)?;
         if let Some(layout) = layout {
             self.objects.retain(|key, _| layout.objects.iter().any(|object| object.key == *key));
             self.layout = layout;
-            self.give_layout()?;
+            if self.is_mapped {
+                self.give_layout()?;
+            }
         }
+        if self.is_mapped {
+            self.give_again(&batches)?;
+        }
+        (self.state, self.twinned.id) = (state, header.id);
+        self.twinned.epochs += 1;
+        Ok(())
+    }
+
+    fn give_again(&mut self, batches: &[PageBatch]) -> Result<(), TwinError> {
         for batch in batches {
             let mut again = BatchWriter::new(batch.target);
             batch.pages.iter().for_each(|pages| again.again(pages));
             self.give_pages(&mut again)?;
         }
-        (self.state, self.twinned.id) = (state, header.id);
-        self.twinned.epochs += 1;
         Ok(())
+    }
+
+    fn give_changes(&mut self, changes: FileChanges) -> Result<(), TwinError> {
+        let frames = self.frames.files(changes);
+        frames.into_iter().try_for_each(|frame| self.give(frame))
+    }
+
+    /// The names in state directories, and what the files hold.
+    fn copy_files(&mut self, census: FileChanges) -> Result<(), TwinError> {
+        let has_content = |kind: &FileKind| kind.size_bytes().is_some_and(|bytes| bytes > 0);
+        let full: Vec<FileId> =
+            census.files.iter().filter(|record| has_content(&record.kind)).map(|record| record.id).collect();
+        self.give_changes(census)?;
+        for id in full {
+            // Without one it is gone, as an epoch says that follows.
+            let Some(file) = self.borrow(id)? else { continue };
+            let mut at = 0;
+            loop {
+                self.catch_up()?;
+                let Some(range) = next_data(&file, at)? else { break };
+                self.copy_ranges(PageTarget::File(id), &file, &[range])?;
+                at = range.end;
+            }
+        }
+        Ok(())
+    }
+
+    fn borrow(&self, id: FileId) -> Result<Option<File>, TwinError> {
+        const GLANCE: Duration = Duration::from_millis(10);
+        let (lent, deadline) = (self.twin.lender.file(id), Instant::now() + PATIENCE);
+        loop {
+            match lent.recv_timeout(GLANCE) {
+                Ok(file) => return Ok(file),
+                Err(RecvTimeoutError::Timeout) if (self.called_off)() => return Err(TwinError::CalledOff),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => (),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    return Err(TwinError::Gone);
+                }
+            }
+        }
     }
 
     /// From the lowest address to the highest. What is newly mapped behind us comes with its epoch.
@@ -391,7 +446,12 @@ fn next_data(file: &File, at: u64) -> io::Result<Option<Range>> {
         Err(rustix::io::Errno::NXIO) => return Ok(None),
         Err(why) => return Err(why.into()),
     };
-    let end = rustix::fs::seek(file, SeekFrom::Hole(start.max(at)))?.next_multiple_of(PAGE_BYTES);
+    let end = match rustix::fs::seek(file, SeekFrom::Hole(start.max(at))) {
+        Ok(end) => end.next_multiple_of(PAGE_BYTES),
+        // It was cut meanwhile.
+        Err(rustix::io::Errno::NXIO) => return Ok(None),
+        Err(why) => return Err(why.into()),
+    };
     Ok(Some(Range::new(start, end.min(start + STEP_BYTES))))
 }
 
@@ -431,7 +491,7 @@ mod tests {
     #[test]
     fn an_epoch_is_passed_on_once_the_first_copy_has_it() {
         const A_WHILE: Duration = Duration::from_millis(50);
-        let (showing, twin) = twin();
+        let (showing, twin) = twin(Lender::of_nobody().expect("a bell"));
         let is_applied = Arc::<AtomicBool>::default();
         let seen = Arc::clone(&is_applied);
         let (passed, frames) = mpsc::channel();
@@ -442,6 +502,7 @@ mod tests {
         let mut copying = Copying {
             twin,
             layout,
+            is_mapped: true,
             state: state(),
             objects: BTreeMap::new(),
             frames: FrameWriter::default(),

@@ -54,7 +54,7 @@ fn born_since(before: &[i32]) -> i32 {
 
 /// Copies, with epochs in between.
 fn copy(pair: &mut Pair, second: &Side, epochs: u64) -> Result<Twinned, TwinError> {
-    let (showing, twin) = twin::twin();
+    let (showing, twin) = twin::twin(pair.standby.engine.lender());
     pair.standby.engine.send(Command::Show(showing));
     let source = twin.wait()?;
     let id = source.id();
@@ -164,15 +164,15 @@ fn is_a_copy(pid: i32) -> bool {
 fn a_copy_that_is_replaced_or_called_off() {
     let go_file = GoFile::new();
     let mut pair = churning(&go_file, "4");
-    let (showing, twin) = twin::twin();
+    let (showing, twin) = twin::twin(pair.standby.engine.lender());
     pair.standby.engine.send(Command::Show(showing));
     let source = twin.wait().unwrap();
     pair.full_sync();
     assert!(matches!(source.copy(|| false, |_| true), Err(TwinError::Gone)));
-    let (showing, twin) = twin::twin();
+    let (showing, twin) = twin::twin(pair.standby.engine.lender());
     pair.standby.engine.send(Command::Show(showing));
     assert!(matches!(twin.wait().unwrap().copy(|| true, |_| true), Err(TwinError::CalledOff)));
-    let (showing, twin) = twin::twin();
+    let (showing, twin) = twin::twin(pair.standby.engine.lender());
     pair.standby.engine.send(Command::Show(showing));
     assert!(matches!(twin.wait().unwrap().copy(|| false, |_| false), Err(TwinError::Refused)));
     // Whom nobody looks at any more, goes on.
@@ -184,7 +184,7 @@ fn a_copy_that_is_replaced_or_called_off() {
 
 fn where_there_is_no_copy_that_is_said() {
     let side = Side::standby();
-    let (showing, twin) = twin::twin();
+    let (showing, twin) = twin::twin(side.engine.lender());
     side.engine.send(Command::Show(showing));
     assert!(matches!(twin.wait(), Err(TwinError::Nothing)));
 }

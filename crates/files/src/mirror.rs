@@ -65,11 +65,6 @@ impl Mirror {
         Self { apart: Some(directory), ..Self::default() }
     }
 
-    /// Whether it is of no directory.
-    pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
-    }
-
     /// Takes a part of a full sync, and carries all out when it is the last.
     pub fn add_part(&mut self, mut part: FileChanges) -> Result<(), FilesError> {
         for StateDirectory { id, path } in std::mem::take(&mut part.directories) {

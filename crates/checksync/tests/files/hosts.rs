@@ -21,6 +21,8 @@ pub struct Hosts {
     pub standby_tree: PathBuf,
     /// What a third host has there: nothing.
     pub empty_tree: PathBuf,
+    /// The standby's directory for what goes by.
+    pub room: PathBuf,
     _place: tempfile::TempDir,
 }
 
@@ -48,16 +50,17 @@ impl Hosts {
         run: impl FnOnce(&World, &[&str], &[String]) -> Command,
     ) -> Self {
         let place = tempfile::tempdir().unwrap();
-        let [path, primary_tree, standby_tree, empty_tree] = ["state", "of-a", "of-b", "of-c"].map(|name| {
-            let path = place.path().join(name);
-            fs::create_dir(&path).unwrap();
-            path
-        });
+        let [path, primary_tree, standby_tree, empty_tree, room] = ["state", "of-a", "of-b", "of-c", "room"]
+            .map(|name| {
+                let path = place.path().join(name);
+                fs::create_dir(&path).unwrap();
+                path
+            });
         fs::write(standby_tree.join("left-over"), b"of an earlier life").unwrap();
         let world = World::with_standby(Fencing::Register, |dir, fencing| {
             let mut command = checksync(dir);
             command.args(["standby", "--listen", "127.0.0.1:0", "--host", "b", "--pki"]).arg(dir.join("pki"));
-            command.args(fencing);
+            command.args(fencing).env("TMPDIR", &room);
             with_tree(&command, &standby_tree, &path)
         });
         let state_dir = path.display().to_string();
@@ -68,7 +71,7 @@ impl Hosts {
         let mut command = command;
         command.stderr(log);
         let primary = Primary(Running::start(command));
-        Self { world, primary, path, standby_tree, empty_tree, _place: place }
+        Self { world, primary, path, standby_tree, empty_tree, room, _place: place }
     }
 
     pub fn wait_until_protected(&self) {

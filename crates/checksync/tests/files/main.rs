@@ -2,6 +2,7 @@
 //! host has a tree of its own at the same path. After the takeover memory and files agree, by the servers' own checkers;
 //! and after a restore out of a store, when all of the pair is gone.
 
+mod drilled;
 mod hosts;
 mod redis;
 mod stored;

@@ -93,8 +93,9 @@ impl Actor {
         }
         order.health = order.health.or_else(|| self.setup.drills.health.clone());
         order.health = order.health.or_else(|| self.succession.health());
-        let (showing, twin) = twin::twin();
-        self.command(Command::Show(showing));
+        let Some(body) = &self.body else { return };
+        let (showing, twin) = twin::twin(body.engine.lender());
+        body.engine.send(Command::Show(showing));
         let place = Place {
             app: self.setup.app.clone(),
             host: self.setup.host.clone(),

@@ -97,7 +97,7 @@ impl Trouble {
     fn outcome(&self) -> Outcome {
         match self {
             Self::Twin(TwinError::Gone | TwinError::CalledOff | TwinError::Nothing) => Outcome::Aborted,
-            Self::Memory { .. } | Self::Twin(TwinError::StateDirectories) => Outcome::Refused,
+            Self::Memory { .. } => Outcome::Refused,
             Self::Twin(TwinError::Refused | TwinError::Read(_))
             | Self::Refused(_)
             | Self::NotRestored(_)
