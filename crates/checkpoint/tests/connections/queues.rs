@@ -69,7 +69,7 @@ impl Scene {
             read(&mut client, LEN);
             sends_at_once(&app, number)
         };
-        (0..30).for_each(|_| drop(round()));
+        (0..30).for_each(|_| _ = round());
         // What a busy machine was too late with was taken for lost.
         eventually("a wide path", || round() >= LEN);
         Self { world, app, number, client }
