@@ -69,6 +69,11 @@ impl StateFiles {
         if self.said.more { Ok(()) } else { self.settle(spool) }
     }
 
+    /// Whether a part came that is not the last.
+    pub(crate) fn awaits_more(&self) -> bool {
+        self.said.more
+    }
+
     fn settle(&mut self, spool: &mut Spool) -> Result<(), GatherError> {
         if self.said.is_empty() {
             return Ok(());
@@ -219,5 +224,11 @@ mod tests {
             files.say(said, &mut spool).expect("a size");
         }
         assert_eq!(files.pages(), 0);
+        let part = FileChanges { gone: vec![FileId(1)], more: true, ..FileChanges::default() };
+        files.say(part, &mut spool).expect("a part");
+        assert!(
+            files.awaits_more() && files.tree().size(FileId(1)).is_some(),
+            "half of it counts for nothing"
+        );
     }
 }

@@ -189,6 +189,9 @@ impl Gathered {
     /// of an epoch is in it.
     pub fn take(&mut self, frame: &Frame) -> Result<bool, GatherError> {
         self.incoming.order.accept(frame)?;
+        if self.files.awaits_more() && frame.kind != FrameKind::Files {
+            return Err(FrameError::Place(frame.kind).into());
+        }
         match frame.kind {
             FrameKind::Header => self.begin(frame.decode("header")?)?,
             FrameKind::Layout => {

@@ -40,6 +40,8 @@ pub struct Incoming {
     order: FrameOrder,
     state: Vec<u8>,
     layout: Vec<Mapping>,
+    /// A part of changes to files came, and not the last.
+    more_files: bool,
     bytes: u64,
     bytes_max: u64,
 }
@@ -53,7 +55,8 @@ impl Incoming {
     /// `bytes_max` bounds what is held of pages until the epoch is whole; a full sync that is applied as it
     /// comes needs no bound.
     pub fn new(bytes_max: u64) -> Self {
-        Self { order: FrameOrder::default(), state: Vec::new(), layout: Vec::new(), bytes: 0, bytes_max }
+        let (order, state, layout) = (FrameOrder::default(), Vec::new(), Vec::new());
+        Self { order, state, layout, more_files: false, bytes: 0, bytes_max }
     }
 
     pub fn accept(&mut self, frame: &Frame) -> Result<Piece, FrameError> {
@@ -61,6 +64,9 @@ impl Incoming {
         self.bytes += frame.payload.len() as u64;
         if self.bytes > self.bytes_max || self.state.len() > STATE_BYTES_MAX {
             return Err(FrameError::Length(self.bytes));
+        }
+        if self.more_files && frame.kind != FrameKind::Files {
+            return Err(FrameError::Place(frame.kind));
         }
         Ok(match frame.kind {
             FrameKind::Header => Piece::Header(frame.decode("header")?),
@@ -72,7 +78,11 @@ impl Incoming {
                     PageTarget::File(_) => Piece::Content(batch),
                 }
             }
-            FrameKind::Files => Piece::Files(frame.decode("changes of files")?),
+            FrameKind::Files => {
+                let changes: FileChanges = frame.decode("changes of files")?;
+                self.more_files = changes.more;
+                Piece::Files(changes)
+            }
             FrameKind::Shipped => Piece::Shipped(frame.decode("content of a file")?),
             FrameKind::State => {
                 self.state.extend_from_slice(&frame.payload);
@@ -151,5 +161,42 @@ impl Collector {
             }
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::frame::FrameWriter;
+    use image::{CheckpointId, FileId, Sync};
+
+    use super::*;
+
+    /// Else what the last part would have said is missing, and nobody knows.
+    #[test]
+    fn changes_of_files_whose_last_part_is_missing_are_refused() {
+        let mut frames = FrameWriter::default();
+        let header =
+            Header { app: "kv".to_owned(), id: CheckpointId::new(1, 1), sync: Sync::Full, frozen_at_ns: 0 };
+        let part = |more| FileChanges { gone: vec![FileId(1)], more, ..FileChanges::default() };
+        let stream = [
+            frames.cbor(FrameKind::Header, &header),
+            frames.cbor(FrameKind::Files, &part(true)),
+            frames.cbor(FrameKind::State, &0),
+        ];
+        let mut incoming = Incoming::new(u64::MAX);
+        let mut accept = |bytes| incoming.accept(&Frame::parse(bytes).expect("a frame")).map(drop);
+        let told: Vec<_> = stream.into_iter().map(&mut accept).collect();
+        assert!(matches!(told[..], [Ok(()), Ok(()), Err(FrameError::Place(FrameKind::State))]), "{told:?}");
+        let mut whole = FrameWriter::default();
+        let stream = [
+            whole.cbor(FrameKind::Header, &header),
+            whole.cbor(FrameKind::Files, &part(true)),
+            whole.cbor(FrameKind::Files, &part(false)),
+            whole.cbor(FrameKind::State, &0),
+        ];
+        let mut incoming = Incoming::new(u64::MAX);
+        for bytes in stream {
+            incoming.accept(&Frame::parse(bytes).expect("a frame")).expect("its place");
+        }
     }
 }
