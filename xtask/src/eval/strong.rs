@@ -79,7 +79,7 @@ fn beside(samples: &Samples, id: &str, row: Row) -> Row {
 
 /// Units are few, and rows keep them for ever.
 fn known(unit: &str) -> &'static str {
-    ["/s", "us", "%", "Gb/s", "ms"].into_iter().find(|known| *known == unit).unwrap_or("")
+    ["/s", "us", "%", "Gb/s", "ms", "B"].into_iter().find(|known| *known == unit).unwrap_or("")
 }
 
 fn is_rate(unit: &str) -> bool {

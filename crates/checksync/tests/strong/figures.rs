@@ -226,9 +226,10 @@ impl Figures {
             // Anew for each: what it says of its last epochs is then of these clients.
             let service = Service::start(store, way, keys);
             for run in 1..=self.runs {
-                let before = Busy::of(&service.pair);
+                let (before, sent) = (Busy::of(&service.pair), bytes_sent(&service.pair));
                 let report = service.load(store, keys, crowd, self.seconds);
                 let busy = before.until(&Busy::of(&service.pair));
+                let sent = bytes_sent(&service.pair) - sent;
                 assert_eq!(report["broken_connections"], 0, "{report}");
                 let of = |name: &str| report[name].as_f64().unwrap();
                 let rate = of("requests_per_second");
@@ -236,6 +237,9 @@ impl Figures {
                 self.say(&format!("{id}.rate"), "/s", rate);
                 self.say(&format!("{id}.p50"), "us", of("p50_us"));
                 self.say(&format!("{id}.p99"), "us", of("p99_us"));
+                if matches!(way, Way::Strong | Way::Timeline | Way::Sync) {
+                    self.say(&format!("{id}.sent-per-put"), "B", sent / of("puts"));
+                }
                 for (who, seconds) in busy {
                     let percent = 100.0 * seconds / of("seconds");
                     self.say(&format!("{id}.cpu-{who}"), "%", percent);
@@ -338,6 +342,15 @@ impl Figures {
         self.say(&format!("{id}.gap"), "ms", report["gap_ms_max"].as_f64().unwrap());
         self.say_stages(id, &pair);
     }
+}
+
+/// What host a has sent so far, answers to clients included.
+fn bytes_sent(pair: &Pair) -> f64 {
+    const SENT: usize = 8;
+    let counters = || fs::read_to_string("/proc/thread-self/net/dev");
+    let counters = pair.namespace(Side::A).within(counters).unwrap();
+    let line = counters.lines().find_map(|line| line.trim().strip_prefix("eth0:")).expect("its device");
+    line.split_whitespace().nth(SENT).and_then(|bytes| bytes.parse().ok()).expect("a counter")
 }
 
 /// Seconds that processors worked for each part, so far.
