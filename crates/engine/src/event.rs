@@ -73,6 +73,8 @@ pub enum Event {
         /// Because these are not here, and are taken if they come.
         lacks: Vec<FileIdentity>,
     },
+    /// The answer to `DropHalf` and `Discard`: what was said of epochs before may be of what was dropped.
+    HalfDropped,
     Applied {
         id: CheckpointId,
     },

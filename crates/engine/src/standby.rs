@@ -148,7 +148,10 @@ impl Keeper<'_> {
                 match command {
                     Command::Frames(bytes) => self.frames.extend(frame::split(bytes)),
                     Command::Receive { id, full, keep_old } => self.receive(id, full, keep_old),
-                    Command::DropHalf => self.drop_half(),
+                    Command::DropHalf => {
+                        self.drop_half();
+                        self.context.say(Event::HalfDropped);
+                    }
                     Command::Apply(id) => self.apply(id),
                     Command::CaptureAs(captures) => {
                         let Captures { shadow_bytes, connections, barrier, state_dirs, shared_dirs } =
@@ -171,6 +174,7 @@ impl Keeper<'_> {
                     Command::Discard => {
                         self.drop_half();
                         self.copy = None;
+                        self.context.say(Event::HalfDropped);
                     }
                     Command::End => return None,
                     Command::Start
@@ -423,9 +427,10 @@ impl Keeper<'_> {
     fn apply(&mut self, id: CheckpointId) {
         match self.prepared.take() {
             Some((prepared, epoch)) if prepared == id => self.apply_prepared(id, epoch),
+            // Who takes it for held must not go on with that.
             other => {
-                tracing::warn!(%id, "told to apply an epoch that is not prepared");
                 self.prepared = other;
+                self.context.say(Event::ApplyFailed { id, why: "it is not prepared".to_owned() });
             }
         }
     }

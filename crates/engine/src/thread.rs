@@ -71,9 +71,14 @@ impl Engine {
     /// All others return at once.
     pub fn send(&self, command: Command) {
         if let Command::Frames(bytes) = &command {
-            self.inbox.await_room(bytes.len());
+            *self.inbox.await_room() += bytes.len();
         }
         self.inbox.put(command);
+    }
+
+    /// Waits until [`Self::offer`] may be tried again.
+    pub fn await_room(&self) {
+        drop(self.inbox.await_room());
     }
 
     /// As [`Command::Frames`], but returns at once: an engine that has too many gives it back.
@@ -133,14 +138,13 @@ struct Inbox {
 }
 
 impl Inbox {
-    fn await_room(&self, len: usize) {
+    fn await_room(&self) -> MutexGuard<'_, usize> {
         let (waiting, fewer) = &*self.frames;
         let full = |waiting: &mut usize| *waiting > WAITING_BYTES_MAX;
-        let mut waiting = match fewer.wait_timeout_while(lock(waiting), standby::ROOM_PATIENCE, full) {
+        match fewer.wait_timeout_while(lock(waiting), standby::ROOM_PATIENCE, full) {
             Ok((waiting, _)) => waiting,
             Err(poisoned) => poisoned.into_inner().0,
-        };
-        *waiting += len;
+        }
     }
 
     fn make_room(&self, len: usize) -> bool {

@@ -25,6 +25,7 @@ fn main() {
         ("damaged_frames_are_refused", damaged_frames_are_refused),
         ("a_header_in_the_middle_begins_its_epoch", a_header_in_the_middle_begins_its_epoch),
         ("an_epoch_without_its_parent_is_refused", an_epoch_without_its_parent_is_refused),
+        ("an_epoch_that_was_dropped_is_never_taken_for_held", an_epoch_that_was_dropped),
         ("hostile_layouts_and_pages_are_refused", hostile_layouts_and_pages_are_refused),
         ("hostile_states_are_refused", hostile_states_are_refused),
         ("a_state_that_fails_late_fails_by_name", a_state_that_fails_late_fails_by_name),
@@ -112,24 +113,19 @@ fn feed(standby: &Side, frames: &[Bytes]) -> Outcome {
     settle(standby)
 }
 
-/// What the engine said until it takes up an epoch of ours again.
+/// What the engine said until it has dropped all of it.
 fn settle(standby: &Side) -> Outcome {
-    let probe = CheckpointId::new(u64::MAX, u64::MAX);
-    let header = Header { app: "test".to_owned(), id: probe, sync: Sync::Full, frozen_at_ns: 0 };
     standby.engine.send(Command::DropHalf);
-    standby.engine.send(Command::Frames(FrameWriter::default().cbor(FrameKind::Header, &header)));
     let mut outcome = Outcome::Ignored;
     loop {
         match standby.next_event("answer to hostile input") {
-            Event::EpochBegins { id, .. } if id == probe => break,
+            Event::HalfDropped => return outcome,
             Event::EpochBegins { .. } => (),
             Event::Refused { why, .. } => outcome = Outcome::Refused(why),
             Event::Prepared { .. } => outcome = Outcome::Prepared,
             other => panic!("hostile input led to {other:?}"),
         }
     }
-    standby.engine.send(Command::DropHalf);
-    outcome
 }
 
 /// An epoch in parts that a test can change.
@@ -251,6 +247,20 @@ fn flip_bits(victim: &Victim, frames: &[Bytes], at: usize) {
         flipped[at] = Bytes::copy_from_slice(cut);
         victim.refuses(&format!("frame {at}, shortened"), &flipped);
     }
+}
+
+/// Whoever was told that it is prepared, just before he had it dropped, and has it applied, must hear that it is not.
+fn an_epoch_that_was_dropped() {
+    let victim = Victim::new();
+    assert_eq!(feed(&victim.standby, &victim.next), Outcome::Prepared);
+    let header = Frame::parse(victim.next[0].clone()).expect("a frame").decode::<Header>("header");
+    let dropped = header.expect("a header").id;
+    victim.standby.engine.send(Command::Apply(dropped));
+    match victim.standby.next_event("answer about an epoch that is gone") {
+        Event::ApplyFailed { id, .. } => assert_eq!(id, dropped),
+        other => panic!("an epoch that was dropped led to {other:?}"),
+    }
+    victim.still_serves();
 }
 
 fn an_epoch_without_its_parent_is_refused() {

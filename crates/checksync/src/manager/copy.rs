@@ -4,6 +4,7 @@
 //! by one on a thread of its own, so that neither another app nor the network is in front of a heartbeat.
 
 mod drilling;
+mod epochs;
 mod from_store;
 mod stream;
 mod takeover;
@@ -19,7 +20,7 @@ use bytes::Bytes;
 use engine::{AppExit, AppStdio, Command, Engine, Event, RestoreReport};
 use image::{CheckpointId, Incarnation, Member, Sync, Term};
 use replica::primary::{AppExit as Exited, Ending, SyncCall};
-use replica::standby::{Discarded, EpochRefusal, StandbyStatus};
+use replica::standby::StandbyStatus;
 use replica::{
     Answer, Ask, Fencing, Nanos, Progress, Reign, Standby, StandbyAction, StandbyConfig, StandbyEvent, Timing,
 };
@@ -141,11 +142,15 @@ pub struct Actor {
     incarnation: u64,
     session: Option<Session>,
     sessions: u64,
+    /// The number of the session whose frames the engine takes.
+    current: Arc<Mutex<u64>>,
     /// The stream that may go on giving its guard's word, after the session has ended.
     armed: Option<(TokenHash, Reign)>,
     announced: HashMap<CheckpointId, Sync>,
     /// What the engine is taking in.
     receiving: Option<CheckpointId>,
+    /// How often it was told to drop that and has not said that it has: until then it speaks of what is dropped.
+    dropping: usize,
     held_since_ns: Option<u64>,
     stages: Stages,
     drills: Drills,
@@ -225,9 +230,11 @@ impl Actor {
             incarnation,
             session: None,
             sessions: 0,
+            current: Arc::default(),
             armed: None,
             announced: HashMap::new(),
             receiving: None,
+            dropping: 0,
             held_since_ns: None,
             stages,
             drills,
@@ -402,7 +409,15 @@ impl Actor {
         // It was said just before the primary began to listen.
         let Some(event) = self.succession.pass_on(event) else { return };
         match event {
+            Event::HalfDropped => self.dropping = self.dropping.saturating_sub(1),
+            Event::EpochBegins { .. } | Event::Prepared { .. } | Event::Refused { .. }
+                if self.dropping > 0 =>
+            {
+                tracing::debug!(?event, "of what is being dropped");
+            }
             Event::EpochBegins { id, sync } => {
+                // It has left what was before.
+                self.receiving = None;
                 self.announced.insert(id, sync);
                 // The engine keeps the old copy until the new one is whole, whoever may take over meanwhile.
                 self.step_alone(StandbyEvent::EpochBegins { id, sync, eligible: true });
@@ -529,10 +544,13 @@ impl Actor {
         self.say_store();
         self.sessions += 1;
         let number = self.sessions;
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = number;
+        self.drop_all();
         let (queue, queued) = tokio_mpsc::unbounded_channel();
         self.setup.runtime.spawn(stream::write(queued, outgoing));
         let intake = Intake {
             number,
+            current: Arc::clone(&self.current),
             engine: self.body.as_ref().map(|body| Arc::downgrade(&body.engine)).unwrap_or_default(),
             post: self.post.clone(),
             header_at: Arc::clone(&self.header_at),
@@ -560,48 +578,11 @@ impl Actor {
         term_of(&self.status, &self.machine)
     }
 
-    fn receive(&mut self, id: CheckpointId) {
-        let full = self.announced.get(&id) == Some(&Sync::Full);
-        self.receiving = Some(id);
-        self.command(Command::Receive { id, full, keep_old: true });
-    }
-
-    fn refuse_epoch(&mut self, id: CheckpointId, why: &EpochRefusal) {
-        tracing::debug!(app = self.setup.app, %id, "refused an epoch: {why}");
-        self.command(Command::DropHalf);
-        self.say(FromStandby::EpochRefused(EpochRefused { id, why: why.to_string(), lacks: Vec::new() }));
-    }
-
-    fn end_stream(&mut self, why: &Discarded) {
-        self.say(FromStandby::Refusal(Refusal {
-            code: RefusalCode::Busy,
-            why: format!("the copy is lost: {why}"),
-            way_out: "a full sync follows by itself; the standby's log says more".to_owned(),
-        }));
-        // Without a queue the stream ends as soon as that has gone.
-        self.session = None;
-    }
-
-    /// Only of what the engine still takes in: it may have refused that epoch and begun the next.
-    fn drop_half(&mut self, id: CheckpointId) {
-        if self.receiving == Some(id) {
-            self.receiving = None;
-            self.command(Command::DropHalf);
-        }
-    }
-
     fn say(&self, message: FromStandby) {
         if let Some(session) = &self.session {
             // If it has ended, that is told by an input.
             let _ = session.outgoing.send(message);
         }
-    }
-
-    fn discard(&mut self, why: &Discarded) {
-        tracing::info!(app = self.setup.app, "the copy is discarded: {why}");
-        self.receiving = None;
-        self.held_since_ns = None;
-        self.command(Command::Discard);
     }
 
     fn say_status(&mut self, status: StandbyStatus) {

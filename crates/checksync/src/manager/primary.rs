@@ -454,6 +454,7 @@ impl Actor {
             Event::EpochBegins { .. }
             | Event::Prepared { .. }
             | Event::Refused { .. }
+            | Event::HalfDropped
             | Event::Applied { .. }
             | Event::ApplyFailed { .. }
             | Event::Restored(_)

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::time::Instant;
 
 use bytes::Bytes;
-use engine::{Command, Engine};
+use engine::Engine;
 use image::frame::FrameKind;
 use tokio::sync::mpsc as tokio_mpsc;
 use wire::{FromPrimary, FromStandby, Incoming, Outgoing};
@@ -23,6 +23,8 @@ pub async fn write(mut queue: tokio_mpsc::UnboundedReceiver<FromStandby>, outgoi
 /// What comes in: frames go straight to the engine, everything else to the actor.
 pub struct Intake {
     pub number: u64,
+    /// Whose frames the engine takes. N.B. a connection that was given up may still bring some, beside the next one's.
+    pub current: Arc<Mutex<u64>>,
     pub engine: Weak<Engine>,
     pub post: mpsc::Sender<Input>,
     /// When the newest epoch began to come.
@@ -50,14 +52,28 @@ impl Intake {
         let _ = self.post.send(Input::StreamEnded(self.number));
     }
 
-    /// False if there is no engine any more. One that has too much to do holds up this stream, and nobody else.
-    async fn feed(&self, frames: Bytes) -> bool {
+    /// False if there is no engine any more, or another stream is in this one's place. An engine that has too much to do
+    /// holds up this stream, and nobody else.
+    async fn feed(&self, mut frames: Bytes) -> bool {
         if kind_of(&frames) == Some(FrameKind::Header as u16) {
             *self.header_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
-        let Some(engine) = self.engine.upgrade() else { return false };
-        let Err(frames) = engine.offer(frames) else { return true };
-        // A panic was logged, and would be the engine's end.
-        tokio::task::spawn_blocking(move || engine.send(Command::Frames(frames))).await.is_ok()
+        loop {
+            let Some(engine) = self.engine.upgrade() else { return false };
+            match self.offer(&engine, frames) {
+                Ok(taken) => return taken,
+                Err(back) => frames = back,
+            }
+            // A panic was logged, and would be the engine's end.
+            if tokio::task::spawn_blocking(move || engine.await_room()).await.is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// Gives them back if there is no room. False if they are nobody's any more.
+    fn offer(&self, engine: &Engine, frames: Bytes) -> Result<bool, Bytes> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if *current == self.number { engine.offer(frames).map(|()| true) } else { Ok(false) }
     }
 }
