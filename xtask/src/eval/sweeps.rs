@@ -19,6 +19,7 @@ use super::{Row, attempt, quick};
 
 /// Written between two checkpoints, with [`MEMORY_MIB`].
 const DIRTY_PAGES: [u64; 6] = [0, 100, 300, 1_000, 3_000, 10_000];
+const QUICK_PAGES: [u64; 3] = [0, 1_000, 10_000];
 const MEMORY_MIB: u64 = 256;
 /// With [`PAGES`] written.
 const SIZES_MIB: [u64; 5] = [16, 64, 256, 1024, 4096];
@@ -30,7 +31,7 @@ const THREADS: f64 = 2.0;
 
 pub fn rows() -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for pages in DIRTY_PAGES {
+    for pages in DIRTY_PAGES.into_iter().filter(|pages| !quick() || QUICK_PAGES.contains(pages)) {
         let id = format!("sweep.written-{pages}");
         rows.extend(attempt(&id, || rows_of(&id, MEMORY_MIB, pages)));
     }
@@ -71,7 +72,7 @@ pub fn point_of(id: &str) -> Option<(f64, f64)> {
 }
 
 fn rows_of(id: &str, memory_mib: u64, pages: u64) -> Result<Vec<Row>> {
-    let turns = if quick() { 2 } else { 5 };
+    let turns = if quick() { 1 } else { 5 };
     let per_second = pages * 1000 / INTERVAL.as_millis() as u64;
     let guest = guest_path();
     let guest = guest.to_str().context("a path in UTF-8")?;
