@@ -38,7 +38,6 @@ pub fn descendants() -> Vec<Descendant> {
             found.push(Descendant { pid, command_line: command_line(pid) });
         }
     }
-    found.retain(|process| !process.command_line.is_empty());
     found
 }
 
@@ -65,7 +64,7 @@ pub fn reap() {
     while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
 }
 
-/// Every process with its parent.
+/// Every process that lives, with its parent.
 fn processes() -> Vec<(i32, i32)> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
@@ -76,12 +75,14 @@ fn processes() -> Vec<(i32, i32)> {
         .collect()
 }
 
-/// The fourth field of /proc/PID/stat; the second may hold blanks and brackets.
+/// The fourth field of /proc/PID/stat; the second may hold blanks and brackets. The third says who is dead.
 fn parent(stat: &str) -> Option<i32> {
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let lives = !matches!(fields.next()?, "Z" | "X");
+    fields.next().filter(|_| lives)?.parse().ok()
 }
 
-/// Empty for a zombie.
+/// N.B. empty for a moment in a process that has just been started.
 fn command_line(pid: i32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned()
@@ -101,6 +102,7 @@ mod tests {
     #[test]
     fn a_parent_is_found_behind_any_name() {
         assert_eq!(parent("12 (a) b (c)) S 7 12 12 0"), Some(7));
+        assert_eq!(parent("12 (a) Z 7 12 12 0"), None);
         assert_eq!(parent("nonsense"), None);
     }
 
