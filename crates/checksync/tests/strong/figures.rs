@@ -124,7 +124,10 @@ impl Service {
     }
 
     fn protected(options: &[&str], line: &[String]) -> Self {
-        Self { pair: Pair::protecting(options, line), _server: None, port: 7000 }
+        let pair = Pair::protecting(options, line);
+        // It may have many keys to make first.
+        wait_until_open(&pair);
+        Self { pair, _server: None, port: 7000 }
     }
 
     fn alone(store: Store, line: &[String], logged: bool) -> Self {
@@ -318,9 +321,7 @@ impl Figures {
             Some(options) => {
                 let mut pair = Pair::build();
                 pair.start_primary(options, &Streams::serve());
-                let open = || TcpStream::connect((SERVICE, 7000)).is_ok();
-                let is_open = || pair.clients.within(|| Ok(open())).unwrap().then_some(());
-                pair.wait("an app that listens", is_open);
+                wait_until_open(&pair);
                 (pair, None)
             }
             None => {
@@ -342,6 +343,12 @@ impl Figures {
         self.say(&format!("{id}.gap"), "ms", report["gap_ms_max"].as_f64().unwrap());
         self.say_stages(id, &pair);
     }
+}
+
+fn wait_until_open(pair: &Pair) {
+    let open = || TcpStream::connect((SERVICE, 7000)).is_ok();
+    let is_open = || pair.clients.within(|| Ok(open())).unwrap().then_some(());
+    pair.wait("an app that listens", is_open);
 }
 
 /// What host a has sent so far, answers to clients included.
