@@ -26,16 +26,19 @@ pub fn adopt_orphans() -> rustix::io::Result<()> {
 
 /// All that run below us now, zombies not counted.
 pub fn descendants() -> Vec<Descendant> {
-    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
-    for (pid, parent) in processes() {
-        children.entry(parent).or_default().push(pid);
+    let mut children: HashMap<i32, Vec<(i32, bool)>> = HashMap::new();
+    for (pid, (parent, lives)) in processes() {
+        children.entry(parent).or_default().push((pid, lives));
     }
     let mut found = Vec::new();
     let mut next = vec![std::process::id() as i32];
     while let Some(parent) = next.pop() {
-        for pid in children.remove(&parent).unwrap_or_default() {
+        for (pid, lives) in children.remove(&parent).unwrap_or_default() {
+            // Also of one whose first thread is dead: its others may have children.
             next.push(pid);
-            found.push(Descendant { pid, command_line: command_line(pid) });
+            if lives {
+                found.push(Descendant { pid, command_line: command_line(pid) });
+            }
         }
     }
     found
@@ -64,22 +67,22 @@ pub fn reap() {
     while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
 }
 
-/// Every process that lives, with its parent.
-fn processes() -> Vec<(i32, i32)> {
+/// Every process with its parent, and whether it lives.
+fn processes() -> Vec<(i32, (i32, bool))> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
         .filter_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            Some((pid, parent(&fs::read_to_string(entry.path().join("stat")).ok()?)?))
+            Some((pid, parent_and_life(&fs::read_to_string(entry.path().join("stat")).ok()?)?))
         })
         .collect()
 }
 
 /// The fourth field of /proc/PID/stat; the second may hold blanks and brackets. The third says who is dead.
-fn parent(stat: &str) -> Option<i32> {
+fn parent_and_life(stat: &str) -> Option<(i32, bool)> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let lives = !matches!(fields.next()?, "Z" | "X");
-    fields.next().filter(|_| lives)?.parse().ok()
+    Some((fields.next()?.parse().ok()?, lives))
 }
 
 /// N.B. empty for a moment in a process that has just been started.
@@ -101,9 +104,9 @@ mod tests {
 
     #[test]
     fn a_parent_is_found_behind_any_name() {
-        assert_eq!(parent("12 (a) b (c)) S 7 12 12 0"), Some(7));
-        assert_eq!(parent("12 (a) Z 7 12 12 0"), None);
-        assert_eq!(parent("nonsense"), None);
+        assert_eq!(parent_and_life("12 (a) b (c)) S 7 12 12 0"), Some((7, true)));
+        assert_eq!(parent_and_life("12 (a) Z 7 12 12 0"), Some((7, false)));
+        assert_eq!(parent_and_life("nonsense"), None);
     }
 
     #[test]
