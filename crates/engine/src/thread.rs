@@ -76,6 +76,10 @@ impl Engine {
         self.inbox.put(command);
     }
 
+    pub fn lender(&self) -> Lender {
+        Lender(self.inbox.clone())
+    }
+
     /// Waits until [`Self::offer`] may be tried again.
     pub fn await_room(&self) {
         drop(self.inbox.await_room());
@@ -88,12 +92,6 @@ impl Engine {
         }
         self.inbox.put(Command::Frames(frames));
         Ok(())
-    }
-}
-
-impl Engine {
-    pub fn lender(&self) -> Lender {
-        Lender(self.inbox.clone())
     }
 }
 

@@ -302,15 +302,14 @@ impl Mirror {
                 self.files.get(&at).map(|held| held.place)
             });
             let Some(place) = known else { continue };
-            let kind = match &record.kind {
-                FileKind::Regular { .. } => FileKind::Regular { size_bytes: 0 },
-                other => other.clone(),
-            };
+            let mut made = (*record).clone();
+            if let FileKind::Regular { size_bytes } = &mut made.kind {
+                *size_bytes = 0;
+            }
             let (names, entries) = (Vec::new(), BTreeMap::new());
-            let record = FileRecord { kind, ..(*record).clone() };
-            self.files.insert(id, Held { place, record, names, entries });
+            self.files.insert(id, Held { place, record: made, names, entries });
             let path = self.path_of(id);
-            make(&path, &records[&id].kind).map_err(failed("make", &path))?;
+            make(&path, &record.kind).map_err(failed("make", &path))?;
         }
         Ok(())
     }
