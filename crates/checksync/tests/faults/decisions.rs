@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use wire::TlsFiles;
 
 use super::clients::{Load, Store};
 use super::scene::{A, MEMBERS, Mode, etcd_place, member_address};
-use super::street::{SERVICE, SOON, Street, checksync, service, start_on, wires};
+use super::street::{SOON, Street, checksync, service, start_on, wires};
 
 const SWAPS: usize = 5;
 const SYNCS: usize = 9;
@@ -156,11 +155,7 @@ pub fn move_about(mode: Mode, keys: u64, times: usize, samples: &mut Samples) {
     );
     street.start_primary(&[1], &service(), mode.options(), &program);
     street.wait_until_protected(A);
-    // It is protected from its birth on, and many keys take a while.
-    street.wait("an app that listens", || {
-        let open = || Ok(TcpStream::connect((SERVICE, 7000)).is_ok());
-        street.clients.within(open).unwrap().then_some(())
-    });
+    street.wait_until_it_listens();
     let load =
         Load::start(&street.clients, street.dir.path(), Store::Kv, &["--clients", "2", "--keys", "12"]);
     for serving in [0, 1].into_iter().cycle().take(times) {

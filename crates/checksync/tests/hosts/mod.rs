@@ -13,7 +13,7 @@ pub mod wires;
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
@@ -236,6 +236,13 @@ impl Street {
     pub fn wait_until_protected(&self, host: usize) -> Value {
         let protected = || self.served_app(host).filter(|app| app["state"] == "protected");
         self.wait(&format!("protection of the app on {}", self.hosts[host].name), protected)
+    }
+
+    /// An app is protected from its birth on, and one that has much to make first is not heard yet.
+    #[track_caller]
+    pub fn wait_until_it_listens(&self) {
+        let open = || Ok(TcpStream::connect((SERVICE, 7000)).is_ok());
+        self.wait("an app that listens", || self.clients.within(open).unwrap().then_some(()));
     }
 
     /// Protected, and an operator is heard.

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
@@ -125,8 +124,7 @@ impl Service {
 
     fn protected(options: &[&str], line: &[String]) -> Self {
         let pair = Pair::protecting(options, line);
-        // It may have many keys to make first.
-        wait_until_open(&pair);
+        pair.wait_until_it_listens();
         Self { pair, _server: None, port: 7000 }
     }
 
@@ -321,7 +319,7 @@ impl Figures {
             Some(options) => {
                 let mut pair = Pair::build();
                 pair.start_primary(options, &Streams::serve());
-                wait_until_open(&pair);
+                pair.wait_until_it_listens();
                 (pair, None)
             }
             None => {
@@ -343,12 +341,6 @@ impl Figures {
         self.say(&format!("{id}.gap"), "ms", report["gap_ms_max"].as_f64().unwrap());
         self.say_stages(id, &pair);
     }
-}
-
-fn wait_until_open(pair: &Pair) {
-    let open = || TcpStream::connect((SERVICE, 7000)).is_ok();
-    let is_open = || pair.clients.within(|| Ok(open())).unwrap().then_some(());
-    pair.wait("an app that listens", is_open);
 }
 
 /// What host a has sent so far, answers to clients included.
