@@ -141,8 +141,7 @@ pub struct Actor {
     register: Option<RegisterDesk>,
     incarnation: u64,
     session: Option<Session>,
-    sessions: u64,
-    /// The number of the session whose frames the engine takes.
+    /// The number of the newest session, whose frames the engine takes.
     current: Arc<Mutex<u64>>,
     /// The stream that may go on giving its guard's word, after the session has ended.
     armed: Option<(TokenHash, Reign)>,
@@ -229,7 +228,6 @@ impl Actor {
             setup,
             incarnation,
             session: None,
-            sessions: 0,
             current: Arc::default(),
             armed: None,
             announced: HashMap::new(),
@@ -542,9 +540,11 @@ impl Actor {
         tracing::info!(app = self.setup.app, primary = hello.primary_name, "a primary is connected");
         self.succession.learn(hello);
         self.say_store();
-        self.sessions += 1;
-        let number = self.sessions;
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = number;
+        let number = {
+            let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+            *current += 1;
+            *current
+        };
         self.drop_all();
         let (queue, queued) = tokio_mpsc::unbounded_channel();
         self.setup.runtime.spawn(stream::write(queued, outgoing));
