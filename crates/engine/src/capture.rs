@@ -10,7 +10,7 @@ use bytes::Bytes;
 use checkpoint::Unsupported;
 use checkpoint::descriptors::{self, Connections, ManagerSocket, Subject};
 use checkpoint::memory::self_test::{Kernel, SelfTestError};
-use checkpoint::memory::{Capture, CaptureError, Encoder, Ledger, OpenObjects, Started, Tracker, Workers};
+use checkpoint::memory::{Capture, CaptureError, Ledger, OpenObjects, Started, Tracker, Workers};
 use checkpoint::process::{self, CellNumbers, ProcessCache};
 use checkpoint::shipped::{Digests, Shipment};
 use files::FilesError;
@@ -27,6 +27,7 @@ use crate::clock::ClockShift;
 use crate::command::{Barrier, Settings};
 use crate::event::CaptureReport;
 use crate::files::StateFiles;
+use crate::told::Told;
 
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -123,7 +124,7 @@ pub struct Capturer {
     workers: Arc<Workers>,
     tracker: Option<Tracker>,
     ledger: Ledger,
-    encoder: Encoder,
+    told: Told,
     files: StateFiles,
     /// What the next full sync brings, since somebody lacks it.
     lacking: Vec<FileIdentity>,
@@ -182,7 +183,7 @@ impl Capturer {
             workers: checkpoint::memory::workers(),
             tracker: None,
             ledger: Ledger::default(),
-            encoder: Encoder::new(settings.shadow_bytes),
+            told: Told::new(settings.shadow_bytes),
             files: StateFiles::new(settings.state_dirs.clone(), settings.shared_dirs.clone()),
             lacking: Vec::new(),
             digests: Digests::default(),
@@ -213,12 +214,13 @@ impl Capturer {
         self.process_cache = ProcessCache::new();
         self.shift = ClockShift::of(self.pid);
         self.ledger.clear();
-        self.encoder.forget();
+        self.told.forget();
         self.files.start_over();
         self.last = None;
     }
 
     pub fn committed(&mut self, id: CheckpointId) {
+        self.told.tidy_up();
         self.ledger.committed(id);
         self.files.committed(id);
     }
@@ -235,7 +237,7 @@ impl Capturer {
     /// What was not committed goes into the next checkpoint.
     pub fn return_to_ledger(&mut self) {
         self.ledger.fail();
-        self.encoder.forget();
+        self.told.forget();
         self.files.fail();
     }
 
@@ -248,7 +250,7 @@ impl Capturer {
     ) -> Result<FullSync, EngineError> {
         self.refuse_children(tree)?;
         self.ledger.clear();
-        self.encoder.forget();
+        self.told.forget();
         self.last = None;
         let mut frozen = tree.freeze(self.patience)?;
         let mut tracker = match self.tracker.take() {
@@ -329,7 +331,7 @@ impl Capturer {
         let capture = Capture::of_chunks(copied.chunks);
         sync.pages_in_round += capture.pages();
         let mut alive = true;
-        self.encoder.encode(&capture, &mut sync.frames, |frame| {
+        self.told.memory(&capture, &mut sync.frames, |frame| {
             sync.bytes += frame.len() as u64;
             alive &= alive && out(frame);
         });
@@ -454,8 +456,8 @@ impl Capturer {
         let (changes, content) = (std::mem::take(&mut files.changes), std::mem::take(&mut files.content));
         files::frames(changes, &content, frames, &mut count);
         self.files.enter(id, files);
-        self.encoder.encode(&memory, frames, &mut count);
-        frames.state(&state).into_iter().for_each(count);
+        self.told.memory(&memory, frames, &mut count);
+        self.told.state(id, state, frames).into_iter().for_each(count);
         report.pages = memory.pages();
         let new_layout = memory.layout.is_some();
         if let Some(tracker) = &mut self.tracker {

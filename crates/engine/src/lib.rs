@@ -19,6 +19,7 @@ mod primary;
 mod standby;
 mod supply;
 mod thread;
+mod told;
 pub mod twin;
 
 pub use checkpoint::descriptors::{CellNetwork, ConnectionCounts, Connections, ManagerSocket, Unanswered};

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -81,7 +82,7 @@ impl Copy {
 
 struct Held {
     id: CheckpointId,
-    state: State,
+    state: Arc<State>,
     received_monotonic_ns: u64,
     received_boottime_ns: u64,
 }
@@ -250,16 +251,14 @@ impl Keeper<'_> {
     /// What goes on from what is held is taken in at once, and nobody's word waited for: until `Apply` it changes
     /// nothing, and `DropHalf` forgets it.
     fn begin(&mut self, header: Header, frame: Frame) -> Receiving {
-        if !self.is_next(&header) {
-            return Receiving::Announced(header, frame);
-        }
-        let collector = Box::new(Collector::new(self.context.settings.epoch_bytes_max));
-        self.take_incremental(header.id, collector, &frame)
-    }
-
-    fn is_next(&self, header: &Header) -> bool {
         let held = self.copy.as_ref().and_then(|copy| copy.held.as_ref());
-        held.is_some_and(|held| header.sync == Sync::Since(held.id))
+        let Some(held) = held.filter(|held| header.sync == Sync::Since(held.id)) else {
+            return Receiving::Announced(header, frame);
+        };
+        let bytes_max = self.context.settings.epoch_bytes_max;
+        let before = (held.id, Arc::clone(&held.state));
+        let collector = Box::new(Collector::new(bytes_max, Some(before)));
+        self.take_incremental(header.id, collector, &frame)
     }
 
     fn take_incremental(
@@ -290,6 +289,7 @@ impl Keeper<'_> {
                 Some(mut copy) => {
                     (copy.mirror, copy.apart) = (std::mem::take(&mut full.mirror), full.apart.take());
                     let (received_monotonic_ns, received_boottime_ns) = received();
+                    let state = Arc::new(state);
                     copy.held = Some(Held { id, state, received_monotonic_ns, received_boottime_ns });
                     self.prepared = Some((id, Prepared::Full(Box::new(copy))));
                     self.context.say(Event::Prepared { id });
@@ -450,7 +450,7 @@ impl Keeper<'_> {
                 copy.audience.iter().for_each(Showing::applied);
                 tracing::trace!(target: "epochs", %id, "epoch applied");
                 let (received_monotonic_ns, received_boottime_ns) = received;
-                let state = epoch.state;
+                let state = Arc::new(epoch.state);
                 copy.held = Some(Held { id, state, received_monotonic_ns, received_boottime_ns });
             }
             (Prepared::Incremental(..), None) => {
@@ -472,7 +472,7 @@ impl Keeper<'_> {
             let look = copy.skeleton.look();
             let look = look.inspect_err(|why| tracing::warn!("the copy can't be looked at: {why}")).ok()?;
             let app = app.clone();
-            let (state, files) = (held.state.clone(), copy.mirror.census());
+            let (state, files) = (State::clone(&held.state), copy.mirror.census());
             Some(Original { app, id: held.id, look, state, files })
         });
         let is_there = shown.is_some();
@@ -517,7 +517,7 @@ impl Keeper<'_> {
             None => put_in_place(mirror, held.id)?,
         }
         if promotion.alone {
-            checkpoint::descriptors::forget_others(&mut held.state);
+            checkpoint::descriptors::forget_others(Arc::make_mut(&mut held.state));
         }
         let pid = skeleton.pid();
         if let Some(cgroup) = promotion.cgroup.as_ref().filter(|_| self.cell.cgroup.is_none()) {

@@ -32,7 +32,7 @@ pub enum FrameKind {
     Layout = 2,
     /// [`crate::PageBatch`].
     Pages = 3,
-    /// A slice of the encoded [`crate::state::State`]; slices join in order, see [`state_frames`].
+    /// A slice of the encoded [`crate::state::State`]; slices join in order.
     State = 4,
     /// [`End`]; always last.
     End = 5,
@@ -40,6 +40,8 @@ pub enum FrameKind {
     Files = 6,
     /// [`crate::Shipped`]: content of files that the receiver has asked for.
     Shipped = 7,
+    /// A slice of an encoded [`crate::StateChange`], in the place of a state.
+    StateChange = 8,
 }
 
 impl FrameKind {
@@ -52,6 +54,7 @@ impl FrameKind {
             5 => Self::End,
             6 => Self::Files,
             7 => Self::Shipped,
+            8 => Self::StateChange,
             kind => return Err(FrameError::Kind(kind)),
         })
     }
@@ -229,7 +232,16 @@ impl FrameWriter {
 
     /// Cuts an encoded state into frames: 10,000 descriptors or 20,000 mappings do not fit into one.
     pub fn state(&mut self, state: &crate::state::State) -> Vec<Bytes> {
-        encode(state).chunks(PAYLOAD_BYTES_MAX).map(|slice| self.frame(FrameKind::State, slice)).collect()
+        self.slices(FrameKind::State, &encode(state))
+    }
+
+    /// The frames of what became of a state.
+    pub fn state_change(&mut self, change: &crate::StateChange) -> Vec<Bytes> {
+        self.slices(FrameKind::StateChange, &encode(change))
+    }
+
+    fn slices(&mut self, kind: FrameKind, encoded: &[u8]) -> Vec<Bytes> {
+        encoded.chunks(PAYLOAD_BYTES_MAX).map(|slice| self.frame(kind, slice)).collect()
     }
 
     /// The frames of changes of files.

@@ -15,7 +15,7 @@ use image::layout::{FileIdentity, Mapping};
 use image::{Shipped, Sync};
 
 use crate::StoreError;
-use crate::gathered::{GatherError, Gathered, Layouts};
+use crate::gathered::{Gathered, Layouts};
 use crate::manifest::SegmentRef;
 use crate::run::Run;
 use crate::segment;
@@ -31,10 +31,11 @@ pub(crate) struct Stocked {
 }
 
 /// The files that the app has mapped, or open for reading, and that are not in the checkpoint's state directories.
-fn used(gathered: &Gathered) -> Result<BTreeSet<FileIdentity>, GatherError> {
-    let opened = gathered.state()?.files.iter().filter_map(OpenFile::identity).collect::<Vec<_>>();
+fn used(gathered: &Gathered) -> BTreeSet<FileIdentity> {
+    let files = gathered.state().map_or(&[][..], |state| &state.files);
+    let opened = files.iter().filter_map(OpenFile::identity).collect::<Vec<_>>();
     let used = mapped(gathered.layouts()).into_iter().cloned().chain(opened);
-    Ok(used.filter(|identity| gathered.tree().find(&identity.path).is_none()).collect())
+    used.filter(|identity| gathered.tree().find(&identity.path).is_none()).collect()
 }
 
 fn mapped(layouts: &Layouts) -> BTreeSet<&FileIdentity> {
@@ -47,8 +48,7 @@ impl Run {
         let lacks = |identity: &FileIdentity| {
             self.content_of(identity).is_none() && !self.stocked.left_out.contains(identity)
         };
-        // What cannot be read of it is found when it is uploaded.
-        used(gathered).unwrap_or_default().into_iter().filter(lacks).collect()
+        used(gathered).into_iter().filter(lacks).collect()
     }
 
     fn content_of(&self, identity: &FileIdentity) -> Option<&[SegmentRef]> {
@@ -95,7 +95,7 @@ impl Run {
 
     /// Of a full checkpoint, and of one that has other files than the one before.
     pub(crate) fn contents(&mut self, gathered: &Gathered) -> Vec<SegmentRef> {
-        let used = used(gathered).unwrap_or_default();
+        let used = used(gathered);
         let has = |identity: &&FileIdentity| self.content_of(identity).is_some();
         let listed: BTreeSet<FileIdentity> = used.iter().filter(has).cloned().collect();
         if gathered.sync() != Sync::Full && listed.is_subset(&self.stocked.listed) {

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use image::batch::Pages;
-use image::frame::{FrameOrder, FrameWriter, decode};
+use image::change::Slices;
+use image::frame::{FrameOrder, FrameWriter, encode};
 use image::layout::{Layout, LayoutPart, Mapping, ObjectKey, surviving};
 use image::state::State;
 use image::{
@@ -35,6 +36,7 @@ pub type Layouts = BTreeMap<u32, Layout>;
 pub struct Basis {
     layouts: Layouts,
     tree: Arc<Tree>,
+    state: Option<Arc<State>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +73,10 @@ pub struct Gathered {
     spool: Spool,
     /// Content of files, for whoever restores it.
     contents: Waiting,
-    state: Vec<u8>,
+    /// At what it builds on.
+    before: Option<Arc<State>>,
+    /// After its newest checkpoint.
+    state: Option<Arc<State>>,
     incoming: Incoming,
 }
 
@@ -86,22 +91,31 @@ pub(crate) struct Memory {
 #[derive(Debug, Default)]
 struct Incoming {
     order: FrameOrder,
+    /// What it builds on.
+    since: Option<CheckpointId>,
     parts: Vec<Mapping>,
-    state: Vec<u8>,
+    state: Slices,
 }
 
 impl Gathered {
     /// Waits for the frames of a full epoch. `dir`: where pages wait.
     pub fn full(dir: &Path) -> Result<Self, StoreError> {
-        Self::new(Sync::Full, Layouts::new(), StateFiles::new(), dir)
+        Self::new(Sync::Full, Layouts::new(), StateFiles::new(), None, dir)
     }
 
     /// Waits for the frames of an epoch that builds on `parent`, which left `basis`.
     pub fn since(parent: CheckpointId, basis: Basis, dir: &Path) -> Result<Self, StoreError> {
-        Self::new(Sync::Since(parent), basis.layouts, StateFiles::since(basis.tree), dir)
+        let files = StateFiles::since(basis.tree);
+        Self::new(Sync::Since(parent), basis.layouts, files, basis.state, dir)
     }
 
-    fn new(sync: Sync, layouts: Layouts, files: StateFiles, dir: &Path) -> Result<Self, StoreError> {
+    fn new(
+        sync: Sync,
+        layouts: Layouts,
+        files: StateFiles,
+        before: Option<Arc<State>>,
+        dir: &Path,
+    ) -> Result<Self, StoreError> {
         Ok(Self {
             header: None,
             sync,
@@ -116,14 +130,15 @@ impl Gathered {
             files,
             spool: Spool::new(dir)?,
             contents: Waiting::new(dir)?,
-            state: Vec::new(),
+            before,
+            state: None,
             incoming: Incoming::default(),
         })
     }
 
     /// The newest checkpoint in it; none before the first epoch is whole.
     pub fn id(&self) -> Option<CheckpointId> {
-        self.header.as_ref().filter(|_| !self.state.is_empty()).map(|header| header.id)
+        self.header.as_ref().filter(|_| self.state.is_some()).map(|header| header.id)
     }
 
     pub fn app(&self) -> &str {
@@ -150,7 +165,8 @@ impl Gathered {
 
     /// What the next epoch builds on.
     pub fn basis(&self) -> Basis {
-        Basis { layouts: self.layouts.clone(), tree: Arc::clone(self.files.tree()) }
+        let (layouts, tree) = (self.layouts.clone(), Arc::clone(self.files.tree()));
+        Basis { layouts, tree, state: self.state.clone() }
     }
 
     /// When its newest checkpoint was frozen, by the wall clock.
@@ -158,9 +174,9 @@ impl Gathered {
         self.frozen_at_ns
     }
 
-    /// What its newest checkpoint has besides memory.
-    pub fn state(&self) -> Result<State, GatherError> {
-        Ok(decode(&self.state, "state")?)
+    /// What its newest checkpoint has besides memory; none before the first epoch is whole.
+    pub fn state(&self) -> Option<&State> {
+        self.state.as_deref()
     }
 
     /// The memory of a full checkpoint: its pages, each once, by target and place.
@@ -211,11 +227,13 @@ impl Gathered {
             }
             FrameKind::Files => self.files.say(frame.decode("changes of files")?, &mut self.spool)?,
             FrameKind::Shipped => self.contents.put(&frame.payload)?,
-            FrameKind::State => self.incoming.state.extend_from_slice(&frame.payload),
+            FrameKind::State | FrameKind::StateChange => self.incoming.state.take(frame)?,
             FrameKind::End => {
-                self.state = std::mem::take(&mut self.incoming).state;
-                let state: State = decode(&self.state, "state")?;
+                let Incoming { since, state, .. } = std::mem::take(&mut self.incoming);
+                let before = self.state.as_deref().or(self.before.as_deref());
+                let state = state.join(since.zip(before))?;
                 self.frozen_at_ns = state.clocks.realtime_ns;
+                self.state = Some(Arc::new(state));
                 self.sealed |= self.files.is_torn();
                 return Ok(true);
             }
@@ -235,6 +253,7 @@ impl Gathered {
             return Err(GatherError::Gap { found, parent, tip });
         }
         self.header = Some(header);
+        self.incoming.since = tip;
         Ok(())
     }
 
@@ -341,7 +360,7 @@ impl Gathered {
             let pages = memory.pages.iter().map(move |(&at, &slot)| (target, at, slot));
             self.cut(SegmentKind::Pages, pages, full)
         });
-        let state = segment::state(&self.state);
+        let state = self.state.as_deref().map(encode).map_or_else(Vec::new, |state| segment::state(&state));
         let files = files.into_iter().map(Ok).chain(content);
         files.chain(layouts.into_iter().chain(gone).map(Ok)).chain(pages).chain(state.into_iter().map(Ok))
     }

@@ -11,7 +11,7 @@ use crate::token::{GuardToken, TokenHash};
 
 /// Both sides of a pair must say the same number; it grows with every change that an older release would
 /// misunderstand.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// The release of this build, as it is told to the peer.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");

@@ -1,9 +1,12 @@
 //! An epoch as it comes in: frames in, a whole and verified epoch out.
 
-use image::frame::{Frame, FrameError, FrameKind, FrameOrder, decode};
+use std::sync::Arc;
+
+use image::change::Slices;
+use image::frame::{Frame, FrameError, FrameKind, FrameOrder};
 use image::layout::{Layout, LayoutPart, Mapping};
 use image::state::State;
-use image::{FileChanges, Header, PageBatch, PageTarget, Shipped};
+use image::{CheckpointId, FileChanges, Header, PageBatch, PageTarget, Shipped};
 
 /// An incremental epoch, whole and decoded.
 #[derive(Debug, Clone)]
@@ -38,7 +41,9 @@ pub enum Piece {
 #[derive(Debug)]
 pub struct Incoming {
     order: FrameOrder,
-    state: Vec<u8>,
+    /// What it goes on from.
+    before: Option<(CheckpointId, Arc<State>)>,
+    state: Slices,
     layout: Vec<Mapping>,
     /// A part of changes to files came, and not the last.
     more_files: bool,
@@ -46,8 +51,6 @@ pub struct Incoming {
     bytes_max: u64,
 }
 
-/// An epoch that fits into no memory is an attack or a fault, not an epoch.
-const STATE_BYTES_MAX: usize = 512 << 20;
 /// Far above any `vm.max_map_count`.
 const MAPPINGS_MAX: usize = 4 << 20;
 
@@ -55,14 +58,14 @@ impl Incoming {
     /// `bytes_max` bounds what is held of pages until the epoch is whole; a full sync that is applied as it
     /// comes needs no bound.
     pub fn new(bytes_max: u64) -> Self {
-        let (order, state, layout) = (FrameOrder::default(), Vec::new(), Vec::new());
-        Self { order, state, layout, more_files: false, bytes: 0, bytes_max }
+        let (order, state, layout) = (FrameOrder::default(), Slices::default(), Vec::new());
+        Self { order, before: None, state, layout, more_files: false, bytes: 0, bytes_max }
     }
 
     pub fn accept(&mut self, frame: &Frame) -> Result<Piece, FrameError> {
         self.order.accept(frame)?;
         self.bytes += frame.payload.len() as u64;
-        if self.bytes > self.bytes_max || self.state.len() > STATE_BYTES_MAX {
+        if self.bytes > self.bytes_max {
             return Err(FrameError::Length(self.bytes));
         }
         if self.more_files && frame.kind != FrameKind::Files {
@@ -84,11 +87,14 @@ impl Incoming {
                 Piece::Files(changes)
             }
             FrameKind::Shipped => Piece::Shipped(frame.decode("content of a file")?),
-            FrameKind::State => {
-                self.state.extend_from_slice(&frame.payload);
+            FrameKind::State | FrameKind::StateChange => {
+                self.state.take(frame)?;
                 Piece::Part
             }
-            FrameKind::End => Piece::End(Box::new(decode(&self.state, "state")?)),
+            FrameKind::End => {
+                let before = self.before.as_ref().map(|(id, state)| (*id, &**state));
+                Piece::End(Box::new(self.state.join(before)?))
+            }
         })
     }
 
@@ -122,9 +128,10 @@ pub struct Collector {
 }
 
 impl Collector {
-    pub fn new(bytes_max: u64) -> Self {
+    /// `before`: what it goes on from, which the state that comes may be a change of.
+    pub fn new(bytes_max: u64, before: Option<(CheckpointId, Arc<State>)>) -> Self {
         Self {
-            incoming: Incoming::new(bytes_max),
+            incoming: Incoming { before, ..Incoming::new(bytes_max) },
             header: None,
             layout: None,
             batches: Vec::new(),

@@ -201,7 +201,7 @@ fn encode(encoder: &mut Encoder, capture: &Capture, id: CheckpointId, state: &St
 
 /// Applies an epoch; returns the guards of its layout.
 fn apply(skeleton: &mut Skeleton<'_>, frames: &[Frame]) -> Option<RangeSet> {
-    let mut collector = Collector::new(EPOCH_BYTES_MAX);
+    let mut collector = Collector::new(EPOCH_BYTES_MAX, None);
     let epoch =
         frames.iter().find_map(|frame| collector.accept(frame).expect("a good frame")).expect("an end");
     skeleton.prepare(&epoch).expect("the epoch can be applied");

@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use engine::{AppExit, AppStdio, Command, Engine, Event, Promotion, RestoreReport};
-use image::state::State;
+use image::change::Slices;
 use image::{Frame, FrameKind, Header};
 use serde::{Deserialize, Serialize};
 
@@ -114,14 +114,14 @@ impl Source {
 
     /// Where its sockets are: a sealed network has to have that.
     fn addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
-        let mut state = Vec::new();
+        let mut state = Slices::default();
         for frame in self.frames()? {
             let frame = Frame::parse(frame?)?;
             if frame.kind == FrameKind::State {
-                state.extend_from_slice(&frame.payload);
+                state.take(&frame)?;
             }
         }
-        let state: State = image::frame::decode(&state, "state")?;
+        let state = state.join(None)?;
         Ok(checkpoint::descriptors::addresses(&state).into_iter().collect())
     }
 

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod mutated;
+mod state_changes;
 
 use bytes::Bytes;
 use engine::{Command, Event};
@@ -35,6 +36,8 @@ fn main() {
             "a_working_directory_that_is_missing_is_the_cells",
             a_working_directory_that_is_missing_is_the_cells,
         ),
+        ("changes_of_another_state_are_refused", state_changes::of_another_state_are_refused),
+        ("mutated_changes_of_a_state_never_break_the_engine", state_changes::mutated_never_break_the_engine),
         ("mutated_epochs_never_break_the_engine", mutated::epochs_never_break_the_engine),
         ("mutated_full_syncs_never_break_the_engine", mutated::full_syncs_never_break_the_engine),
         ("mutated_states_never_break_a_takeover", mutated::states_never_break_a_takeover),
@@ -140,6 +143,7 @@ struct Parts {
 }
 
 impl Parts {
+    /// Of a full epoch.
     fn of(frames: &[Bytes]) -> Self {
         let frames: Vec<Frame> =
             frames.iter().map(|frame| Frame::parse(frame.clone()).expect("a good frame")).collect();
@@ -179,10 +183,17 @@ fn nothing_mapped() -> Layout {
     Layout { space: 0, pid: 0, mappings: Vec::new(), guards: Vec::new(), objects: Vec::new() }
 }
 
-/// The next epoch, with a layout; and the full one.
+/// The next epoch, with a layout and all of the state; and the full one.
 fn both(victim: &Victim) -> [Parts; 2] {
     let full = Parts::of(&victim.full);
-    let next = Parts { layout: full.layout.clone(), ..Parts::of(&victim.next) };
+    let next: Vec<Frame> =
+        victim.next.iter().map(|frame| Frame::parse(frame.clone()).expect("a good frame")).collect();
+    let pages = next.iter().filter(|frame| frame.kind == FrameKind::Pages);
+    let next = Parts {
+        header: next[0].decode("header").expect("a header"),
+        pages: pages.map(|frame| frame.payload.clone()).collect(),
+        ..full.clone()
+    };
     for parts in [&next, &full] {
         assert_eq!(feed(&victim.standby, &parts.frames()), Outcome::Prepared, "unchanged, it is accepted");
     }
@@ -267,7 +278,7 @@ fn an_epoch_that_was_dropped() {
 
 fn an_epoch_without_its_parent_is_refused() {
     let victim = Victim::new();
-    let next = Parts::of(&victim.next);
+    let [next, _] = both(&victim);
     let unknown =
         |epoch| move |parts: &mut Parts| parts.header.sync = Sync::Since(CheckpointId::new(1, epoch));
     for epoch in [0, 1, victim.last.epoch.0 - 1, victim.last.epoch.0 + 1, u64::MAX] {

@@ -6,10 +6,10 @@ use image::frame::{Frame, FrameKind};
 use crate::{Victim, both, feed, promoted};
 
 /// A generator of our own, so that a failure comes again with its seed.
-struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    fn of(seed: u64) -> Self {
+    pub fn of(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
@@ -21,7 +21,7 @@ impl Dice {
     }
 
     /// Changes some bytes of one frame's payload, and makes its checksum right again.
-    fn mutate(&mut self, frames: &[Bytes], kinds: &[FrameKind]) -> Vec<Bytes> {
+    pub fn mutate(&mut self, frames: &[Bytes], kinds: &[FrameKind]) -> Vec<Bytes> {
         let mut parsed: Vec<Frame> =
             frames.iter().map(|frame| Frame::parse(frame.clone()).expect("a good frame")).collect();
         let eligible: Vec<usize> = (0..parsed.len()).filter(|&at| kinds.contains(&parsed[at].kind)).collect();

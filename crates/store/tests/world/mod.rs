@@ -11,14 +11,16 @@ use std::path::Path;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use image::batch::{BatchWriter, LINE_BYTES, Pages};
-use image::frame::{FrameOrder, FrameWriter, decode};
+use image::change::Slices;
+use image::frame::{FrameOrder, FrameWriter};
 use image::layout::{
     Advice, Backing, FileIdentity, Layout, LayoutPart, Mapping, ObjectKey, ObjectKind, Protection,
     SharedObject, surviving,
 };
 use image::state::{Clocks, State};
 use image::{
-    CheckpointId, FileChanges, Frame, FrameKind, Header, PAGE_BYTES, PageBatch, PageTarget, Range, Sync,
+    CheckpointId, FileChanges, Frame, FrameKind, Header, PAGE_BYTES, PageBatch, PageTarget, Range,
+    StateChange, Sync,
 };
 use store::{Basis, Gathered, Life, Listed, Run, Store, StoreError};
 
@@ -44,7 +46,7 @@ impl Dice {
 pub struct Memory {
     pub layout: Option<Layout>,
     pub pages: BTreeMap<(PageTarget, u64), Vec<u8>>,
-    pub state: Vec<u8>,
+    pub state: Option<State>,
     pub disk: Disk,
 }
 
@@ -113,7 +115,7 @@ impl Memory {
     /// As a standby does: frames in their order, and nothing is written where nothing is mapped.
     pub fn receive(&mut self, frames: &[Bytes], held: Option<CheckpointId>) -> CheckpointId {
         let mut order = FrameOrder::default();
-        let (mut id, mut state, mut parts) = (None, Vec::new(), Vec::new());
+        let (mut id, mut state, mut parts) = (None, Slices::default(), Vec::new());
         let mut said = FileChanges::default();
         for bytes in frames {
             let frame = Frame::parse(bytes.clone()).unwrap();
@@ -144,13 +146,12 @@ impl Memory {
                 }
                 FrameKind::Files => said.extend(frame.decode("changes of files").unwrap()),
                 FrameKind::Shipped => {}
-                FrameKind::State => state.extend_from_slice(&frame.payload),
+                FrameKind::State | FrameKind::StateChange => state.take(&frame).unwrap(),
                 FrameKind::End => {}
             }
         }
         assert!(order.ended());
-        let _: State = decode(&state, "state").unwrap();
-        self.state = state;
+        self.state = Some(state.join(held.zip(self.state.as_ref())).unwrap());
         id.unwrap()
     }
 
@@ -421,8 +422,13 @@ impl App {
         }
         self.new_layout = false;
         let state = self.state();
-        self.memory.state = image::frame::encode(&state);
-        frames.extend(writer.state(&state));
+        let mut before = self.memory.state.replace(state.clone()).filter(|_| !full);
+        frames.extend(
+            match before.as_mut().and_then(|before| StateChange::between(parent, before, &state)) {
+                Some(change) => writer.state_change(&change),
+                None => writer.state(&state),
+            },
+        );
         frames.push(writer.end());
         frames
     }

@@ -63,7 +63,8 @@ impl Side {
 
     fn new(place: String, gathered: Gathered) -> anyhow::Result<Self> {
         let id = gathered.id().context("a checkpoint without a header")?;
-        let (app, state) = (gathered.app().to_owned(), gathered.state()?);
+        let state = gathered.state().cloned().context("a checkpoint without a state")?;
+        let app = gathered.app().to_owned();
         Ok(Self { place, app, id, state, gathered })
     }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use image::frame::{FrameError, decode};
+use image::change::Slices;
+use image::frame::FrameError;
 use image::layout::{Layout, LayoutPart, Mapping};
 use image::process::{Process, Thread};
 use image::state::State;
@@ -94,7 +95,7 @@ pub fn read(path: &Path) -> Result<Contents, OneShotError> {
     while let Some(frame) = reader.next_frame()? {
         sum.add(&frame).map_err(|why| reader.damaged(why))?;
     }
-    let state: State = decode(&sum.state, "state").map_err(|why| reader.damaged(why))?;
+    let state = sum.state.join(None).map_err(|why| reader.damaged(why))?;
     let processes = processes(&state).map_err(|why| reader.damaged(why))?;
     Ok(sum.contents(path.to_owned(), reader.progress(), header, &state, processes))
 }
@@ -107,7 +108,7 @@ pub fn of_stored(stored: &Stored) -> anyhow::Result<Contents> {
         sum.add(&Frame::parse(frame?)?)?;
         frames += 1;
     }
-    let state: State = decode(&sum.state, "state")?;
+    let state = sum.state.join(None)?;
     let processes = processes(&state)?;
     let header = stored.header.clone();
     let place = PathBuf::from(&stored.name);
@@ -122,7 +123,7 @@ struct Sum {
     layouts: BTreeMap<u32, Layout>,
     /// The parts of a layout of which more are to come.
     parts: Vec<Mapping>,
-    state: Vec<u8>,
+    state: Slices,
 }
 
 impl Sum {
@@ -142,7 +143,7 @@ impl Sum {
                 let of_memory = !matches!(batch.target, PageTarget::File(_));
                 self.pages += batch.pages.iter().filter(|_| of_memory).map(carried).sum::<u64>();
             }
-            FrameKind::State => self.state.extend_from_slice(&frame.payload),
+            FrameKind::State | FrameKind::StateChange => self.state.take(frame)?,
         }
         Ok(())
     }
