@@ -81,10 +81,11 @@ impl Copy {
         assert_eq!(self.check(id, sync), Ok(()), "an epoch was let in that can't be held");
         self.held = Some(id);
         self.waiting.push_back(id);
+        // Somebody waits for that, and for nothing else.
+        self.acknowledge(actions);
         if self.waiting.len() == 1 {
             actions.push(StandbyAction::Apply { id });
         }
-        self.acknowledge(actions);
     }
 
     pub(super) fn applied(&mut self, id: CheckpointId, actions: &mut Vec<StandbyAction>) {
@@ -92,8 +93,8 @@ impl Copy {
             return; // The answer to a copy that was discarded meanwhile.
         }
         self.waiting.pop_front();
-        actions.extend(self.waiting.front().map(|id| StandbyAction::Apply { id: *id }));
         self.acknowledge(actions);
+        actions.extend(self.waiting.front().map(|id| StandbyAction::Apply { id: *id }));
     }
 
     fn acknowledge(&mut self, actions: &mut Vec<StandbyAction>) {

@@ -101,7 +101,7 @@ fn an_epoch_is_acknowledged_only_when_it_is_prepared() {
     let mut bench = Bench::new(Fencing::Register);
     assert!(!bench.begin(at(1), id(1), Sync::Full).contains(&StandbyAction::Ack { id: id(1) }));
     let actions = bench.step(at(2), StandbyEvent::Prepared { id: id(1) });
-    assert_eq!(actions[..2], [StandbyAction::Apply { id: id(1) }, StandbyAction::Ack { id: id(1) }]);
+    assert_eq!(actions[..2], [StandbyAction::Ack { id: id(1) }, StandbyAction::Apply { id: id(1) }]);
     let actions = bench.heartbeat(at(3));
     assert!(actions.contains(&StandbyAction::AnswerHeartbeat { sent_at: at(3), held: Some(id(1)) }));
 }
@@ -113,7 +113,7 @@ fn an_epoch_is_acknowledged_only_while_one_at_most_waits_behind_the_one_being_ap
     assert!(bench.epoch(at(2), id(2), Sync::Since(id(1))).contains(&StandbyAction::Ack { id: id(2) }));
     assert!(!bench.epoch(at(3), id(3), Sync::Since(id(2))).contains(&StandbyAction::Ack { id: id(3) }));
     let actions = bench.step(at(4), StandbyEvent::Applied { id: id(1) });
-    assert_eq!(actions, [StandbyAction::Apply { id: id(2) }, StandbyAction::Ack { id: id(3) }]);
+    assert_eq!(actions, [StandbyAction::Ack { id: id(3) }, StandbyAction::Apply { id: id(2) }]);
 }
 
 #[test]

@@ -65,9 +65,13 @@ impl World {
         let life = keeper.life;
         let event = match message {
             Message::Connect { session, reign } if session > keeper.session => {
-                (keeper.session, keeper.primary_host) = (session, from);
                 let primary = Member::new(NAMES[from], reign.incarnation.0);
-                StandbyEvent::PrimaryConnected { primary, reign }
+                return self.primary_connects(
+                    from,
+                    host,
+                    session,
+                    StandbyEvent::PrimaryConnected { primary, reign },
+                );
             }
             Message::Header { session, id, sync, eligible } if current(session) => {
                 StandbyEvent::EpochBegins { id, sync, eligible }
@@ -94,6 +98,17 @@ impl World {
             },
         };
         self.step_standby(host, event);
+    }
+
+    /// One that is refused leaves the session that there is.
+    fn primary_connects(&mut self, from: usize, host: usize, session: u64, event: StandbyEvent) {
+        let (now, mut actions) = (self.clock(host), Vec::new());
+        let Some(keeper) = &mut self.hosts[host].keeper else { return };
+        keeper.machine.step(now, event, &mut actions);
+        if actions.iter().any(|action| matches!(action, StandbyAction::Welcome { .. })) {
+            (keeper.session, keeper.primary_host) = (session, from);
+        }
+        actions.into_iter().for_each(|action| self.do_for_standby(host, from, action));
     }
 
     pub(super) fn step_primary(&mut self, host: usize, event: PrimaryEvent) {

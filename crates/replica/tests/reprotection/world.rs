@@ -9,7 +9,7 @@ mod faults;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use image::{CheckpointId, Member, Register, Term};
+use image::{CheckpointId, Member, Register, Term, Vote};
 use replica::primary::{CommitOn, Consistency, OnStandbyLoss, Output, Permit, Phase};
 use replica::standby::StandbyStatus;
 use replica::{
@@ -318,21 +318,27 @@ impl World {
         }
     }
 
-    /// Who could go on with the app, if enough are left for that.
+    /// Who could go on with the app, if enough are left for that. Where somebody has spoken up who held what nobody has
+    /// any more, and what may have been committed, an operator decides.
     fn heirs(&self) -> Vec<&StandbyStatus> {
         let Some(register) = &self.register else { return Vec::new() };
         let heir = |(host, it): (usize, &'_ Host)| {
             let keeper = it.keeper.as_ref()?;
             let member = Member::new(NAMES[host], keeper.life);
-            let named = register.lists(&member) && keeper.machine.held().is_some();
-            named.then(|| (member, self.hosts[host].keeper.as_ref().map(|keeper| &keeper.status)))
+            let held = keeper.machine.held().filter(|_| register.lists(&member))?;
+            Some((Vote { member, held }, host))
         };
-        let heirs: Vec<_> = self.hosts.iter().enumerate().filter_map(heir).collect();
+        let heirs: Vec<(Vote, usize)> = self.hosts.iter().enumerate().filter_map(heir).collect();
         // The word of one who has died meanwhile still counts.
-        let spoken = register.votes.iter().filter(|vote| heirs.iter().all(|heir| heir.0 != vote.member));
-        let heard = heirs.len() + spoken.count();
-        let heirs = heirs.into_iter().filter_map(|heir| heir.1);
-        heirs.filter(|_| heard >= register.quorum as usize).collect()
+        let is_gone = |vote: &&Vote| heirs.iter().all(|(heir, _)| heir.member != vote.member);
+        let gone = register.votes.iter().filter(is_gone);
+        let words: Vec<&Vote> = heirs.iter().map(|(heir, _)| heir).chain(gone).collect();
+        let may = |heir: &Vote| {
+            let behind = words.iter().filter(|word| word.held <= heir.held).count();
+            behind >= register.quorum as usize
+        };
+        let able = heirs.iter().filter(|(heir, _)| may(heir));
+        able.filter_map(|(_, host)| self.hosts[*host].keeper.as_ref().map(|keeper| &keeper.status)).collect()
     }
 
     fn clock(&self, host: usize) -> Nanos {

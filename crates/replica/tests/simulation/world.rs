@@ -213,8 +213,7 @@ impl World {
             let fenced = !self.a.app_alive || self.a.machine.is_none();
             // The word that the app ended may come while the swap is under way: then nobody is to serve.
             let ended = matches!(self.b.status, StandbyStatus::Discarded(Discarded::AppEnded(_)));
-            // Two faults at once: the copy broke while it was about to take over.
-            let broken = matches!(self.b.status, StandbyStatus::Discarded(Discarded::Broken(..)));
+            let broken = self.is_broken();
             let serves = matches!(self.b.status, StandbyStatus::Serving { .. });
             let serves = serves || ended || broken || self.b.life > 1 || !lives;
             return if serves && fenced {
@@ -232,13 +231,18 @@ impl World {
             None => {
                 let named =
                     self.register.as_ref().is_some_and(|register| register.lists(&self.standby_member()));
-                if named {
+                if named && !self.is_broken() {
                     Err(format!("the standby may take over, and is {:?}", self.b.status))
                 } else {
                     Ok(())
                 }
             }
         }
+    }
+
+    /// Two faults at once: the copy broke when the primary died.
+    fn is_broken(&self) -> bool {
+        matches!(self.b.status, StandbyStatus::Discarded(Discarded::Broken(..)))
     }
 
     fn clock(&self, host: usize) -> Nanos {
