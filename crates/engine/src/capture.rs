@@ -589,7 +589,10 @@ impl Capturer {
         let pidfd = frozen.pidfd(self.pid).try_clone_to_owned().map_err(host("duplicate a pidfd"))?;
         let mut cache = match self.descriptor_cache.take() {
             Some(cache) => cache,
-            None => descriptors::Cache::new().map_err(host("prepare for descriptors"))?,
+            None => {
+                let cache = descriptors::Cache::new().map_err(host("prepare for descriptors"))?;
+                cache.helped_by(Arc::clone(&self.workers))
+            }
         };
         let (pid, stdio, connections) = (self.pid, self.stdio.clone(), self.connections);
         let manager = self.manager.clone();

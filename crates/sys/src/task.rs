@@ -15,6 +15,8 @@ pub fn robust_list(tid: pid_t) -> io::Result<(u64, u64)> {
     Ok((head, len))
 }
 
+const SCHED_FIFO: u32 = 1;
+
 /// `struct sched_attr`, without the utilisation clamps.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -108,10 +110,15 @@ pub fn own_tid() -> pid_t {
     rustix::thread::gettid().as_raw_nonzero().get()
 }
 
+/// The real-time priority of this thread, if it has one of the kind that [`become_real_time`] gives.
+pub fn real_time_priority() -> Option<i32> {
+    let own = scheduling(0).ok()?;
+    (own.policy == SCHED_FIFO).then_some(own.priority as i32)
+}
+
 /// Real-time priority for this thread: it stops and copies other people's threads, which wait for it. Not for
 /// what it forks: an app that spins at real-time priority would take the machine away from everybody.
 pub fn become_real_time(priority: i32) -> io::Result<()> {
-    const SCHED_FIFO: u32 = 1;
     const RESET_ON_FORK: u64 = 1;
     let attributes = SchedulingAttributes {
         policy: SCHED_FIFO,

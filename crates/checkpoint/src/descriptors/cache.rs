@@ -7,15 +7,18 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, SeekFrom};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::ThreadNameSpaceType;
 
+use super::ahead;
 use super::datagrams::Queues;
 use super::fdinfo::Info;
 use super::probe::Raw;
 use super::watch::Watch;
+use crate::memory::Workers;
 
 /// How many `/proc/PID/fdinfo` files stay open: they count against the manager's own limit.
 const OPEN_INFOS_MAX: usize = 2048;
@@ -50,6 +53,9 @@ pub struct Cache {
     pub(super) queue: Vec<u8>,
     /// To speak to peers, where the app lives.
     pub(super) raw: Option<Raw>,
+    helpers: Option<Arc<Workers>>,
+    /// Connections that were read ahead, by inode.
+    pub(super) ahead: HashMap<u64, ahead::Read>,
 }
 
 /// The directories of one process.
@@ -88,7 +94,14 @@ impl Cache {
             queues: Queues::default(),
             queue: Vec::new(),
             raw: None,
+            helpers: None,
+            ahead: HashMap::new(),
         })
+    }
+
+    /// Many connections are read side by side with these.
+    pub fn helped_by(self, workers: Arc<Workers>) -> Self {
+        Self { helpers: Some(workers), ..self }
     }
 
     pub(super) fn is_socket(&self, info: &Info<'_>) -> bool {
@@ -229,6 +242,28 @@ impl Cache {
         }
         self.watch = watch;
         begun
+    }
+
+    /// Reads those of these sockets, by inode and descriptor, that are connections of which only the state has changed.
+    pub(super) fn read_ahead(
+        &mut self,
+        pidfd: BorrowedFd<'_>,
+        sockets: impl Iterator<Item = (u64, i32)>,
+    ) -> io::Result<()> {
+        const WORTH_IT: usize = 2;
+        self.ahead.clear();
+        let Some(workers) = &self.helpers else { return Ok(()) };
+        let changed = |(inode, number)| Some((inode, number, self.watch.changed(inode)?));
+        let changed: Vec<_> = sockets.filter_map(changed).collect();
+        if changed.len() < WORTH_IT {
+            return Ok(());
+        }
+        let wanted = changed.into_iter().map(|(inode, number, agreed)| {
+            let outwards = self.watch.outwards(inode);
+            ahead::Wanted { inode, number, agreed, outwards }
+        });
+        self.ahead = ahead::read(workers, pidfd, wanted.collect())?;
+        Ok(())
     }
 
     /// An empty pipe that takes at least `capacity` bytes.

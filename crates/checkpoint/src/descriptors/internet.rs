@@ -10,12 +10,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use image::descriptor::{FileKind, InternetSocket, SocketOption, TcpState};
+use image::descriptor::{AsyncOwner, FileKind, InternetSocket, SocketOption};
 use rustix::event::PollFlags;
 use rustix::net::Shutdown;
 use serde_bytes::ByteBuf;
 use sys::sockets::{bind, connect, get_number, get_option, local_address, peer_address, set_number};
 
+use super::ahead::Read;
 use super::cache::{Cache, SocketIdentity};
 use super::error::{Doing, RebuildError, SaveError};
 use super::pipes::polled;
@@ -23,7 +24,7 @@ use super::probe::Raw;
 use super::save::{Connections, Saver};
 use super::sockets::save_options;
 use super::stream::Dump;
-use super::watch::Need;
+use super::watch::{Need, Settled};
 use super::{datagrams, options, revive, stream};
 
 const TCP_SYN_SENT: u8 = 2;
@@ -66,11 +67,7 @@ fn save_stream(
 ) -> Result<FileKind, SaveError> {
     let fd = stolen.as_fd();
     if let Need::State { known: Some(known), .. } = need {
-        let SocketIdentity { family, socket_type, protocol } = *identity;
-        let (local, remote) = (known.local.clone(), known.remote.clone());
-        let (backlog, options, tcp, queue) = (0, Vec::new(), None, Vec::new());
-        let mut socket =
-            InternetSocket { family, socket_type, protocol, local, remote, backlog, options, tcp, queue };
+        let mut socket = known_socket(known, identity);
         keep(saver, number, stolen, need, &mut socket)?;
         // Otherwise it may have ended, and has no peer any more.
         if socket.tcp.is_some() {
@@ -97,6 +94,52 @@ fn save_stream(
     describe(saver, number, stolen, identity, Vec::new(), true).map(FileKind::Unconnected)
 }
 
+/// The connection with this inode and whom it signals, if its state was read ahead and is all that has changed.
+pub(super) fn read_ahead(
+    saver: &mut Saver<'_, '_>,
+    number: i32,
+    inode: u64,
+    need: &Need,
+) -> Result<Option<(InternetSocket, Option<AsyncOwner>)>, SaveError> {
+    let identity = saver.cache.sockets.get(&inode).copied();
+    let (Some(read), Some(identity)) = (saver.cache.ahead.remove(&inode), identity) else { return Ok(None) };
+    let Need::State { known: Some(known), unread_min } = need else { return Ok(None) };
+    let missed = read.dump.missed;
+    let mut socket = known_socket(known, &identity);
+    let Some(()) = add_state(saver, number, *unread_min, read, &mut socket) else { return Ok(None) };
+    socket.options = known.options.clone();
+    if missed {
+        ask_again(saver, number, &socket)?;
+    }
+    Ok(Some((socket, known.owner)))
+}
+
+/// Without its state and its options.
+fn known_socket(known: &Settled, identity: &SocketIdentity) -> InternetSocket {
+    let SocketIdentity { family, socket_type, protocol } = *identity;
+    let (local, remote) = (known.local.clone(), known.remote.clone());
+    let (backlog, options, tcp, queue) = (0, Vec::new(), None, Vec::new());
+    InternetSocket { family, socket_type, protocol, local, remote, backlog, options, tcp, queue }
+}
+
+/// Adds what was read of a connection. Not one with an urgent byte in what the app has not read.
+fn add_state(
+    saver: &mut Saver<'_, '_>,
+    number: i32,
+    unread_min: u32,
+    read: Read,
+    socket: &mut InternetSocket,
+) -> Option<()> {
+    let Read { dump: Dump { mut state, .. }, events } = read;
+    if events.contains(PollFlags::PRI) || (state.unread.len() as u32) < unread_min {
+        saver.cache.watch.name_urgent(saver.subject.pid, number, &socket.remote);
+        return None;
+    }
+    state.read_shut = events.contains(PollFlags::RDHUP) && !stream::peer_has_finished(state.state);
+    socket.tcp = Some(Box::new(state));
+    Some(())
+}
+
 /// Adds what a connection needs to go on. One that ends at this moment stays a reset one, and so does one with
 /// an urgent byte (`MSG_OOB`) in what the app has not read: none can be put into another socket, and what the
 /// kernel says of the queue ends at it. (To refuse the app would let any client end its protection.)
@@ -113,41 +156,32 @@ pub(super) fn keep(
     };
     let inode = saver.table.find(number).map_or(0, |(_, info)| info.inode);
     let Cache { watch, queue, .. } = &mut *saver.cache;
-    let dump = stream::dump(stolen.as_fd(), known, queue, &mut || watch.outwards(inode))
+    let agreed = known.map(|known| known.agreed);
+    let dump = stream::dump(stolen.as_fd(), agreed, queue, &mut || watch.outwards(inode))
         .map_err(|source| saver.kernel(number, "read the connection", source))?;
-    let Some(Dump { mut state, missed }) = dump else { return Ok(()) };
-    let events = polled(stolen.as_fd());
-    if events.contains(PollFlags::PRI) || (state.unread.len() as u32) < unread_min {
-        saver.cache.watch.name_urgent(saver.subject.pid, number, &socket.remote);
-        return Ok(());
-    }
-    state.read_shut = events.contains(PollFlags::RDHUP) && !stream::peer_has_finished(state.state);
+    let Some(dump) = dump else { return Ok(()) };
+    let missed = dump.missed;
+    let read = Read { dump, events: polled(stolen.as_fd()) };
+    let Some(()) = add_state(saver, number, unread_min, read, socket) else { return Ok(()) };
     socket.options = match known {
         Some(known) => known.options.clone(),
         None => chosen_options(saver, number, stolen, socket)?,
     };
     if missed {
-        ask_again(saver, number, socket, &state)?;
+        ask_again(saver, number, socket)?;
     }
-    socket.tcp = Some(Box::new(state));
     Ok(())
 }
 
 /// An acknowledgement may have been kept from the app's socket: the peer says it again.
-fn ask_again(
-    saver: &mut Saver<'_, '_>,
-    number: i32,
-    socket: &InternetSocket,
-    state: &TcpState,
-) -> Result<(), SaveError> {
+fn ask_again(saver: &mut Saver<'_, '_>, number: i32, socket: &InternetSocket) -> Result<(), SaveError> {
+    let (Ok(flow), Some(state)) = (revive::flow(socket), &socket.tcp) else { return Ok(()) };
     let pidfd = saver.subject.pidfd;
     let raw = match saver.cache.raw.take() {
         Some(raw) => raw,
         None => Raw::beside(pidfd).map_err(|source| saver.kernel(number, "ask the peer", source))?,
     };
-    if let Ok(flow) = revive::flow(socket) {
-        raw.ask(flow, revive::first_unacknowledged(state), revive::expected(state));
-    }
+    raw.ask(flow, revive::first_unacknowledged(state), revive::expected(state));
     saver.cache.raw = Some(raw);
     Ok(())
 }

@@ -11,6 +11,7 @@
 //! the last epoch and the takeover); multicast memberships and TCP-MD5 keys cannot be read from a socket at all.
 
 mod admit;
+mod ahead;
 mod anonymous;
 mod cache;
 mod conversation;

@@ -80,6 +80,11 @@ pub fn save(subject: &Subject<'_>, cache: &mut Cache) -> Result<Saved, SaveError
     let (text, ranges) = cache.infos().map_err(list)?;
     let mut table = Table::build(subject, parse_infos(subject, &text, ranges)?)?;
     table.note_sockets(cache);
+    if subject.connections == Connections::Keep {
+        let sockets = table.files().filter(|(_, _, info)| table.has_socket(info.inode));
+        let sockets = sockets.map(|(_, number, info)| (info.inode, number));
+        cache.read_ahead(subject.pidfd, sockets).map_err(list)?;
+    }
     Saver { subject, cache, table: &table, pipes: pipes::PipeTable::default(), saved: Saved::default() }.run()
 }
 

@@ -26,6 +26,10 @@ pub(super) fn save(
     if let Need::Nothing(socket, owner) = need {
         return Ok((FileKind::Connection(socket), owner));
     }
+    if let Some((socket, owner)) = internet::read_ahead(saver, number, info.inode, &need)? {
+        saver.cache.watch.note(info.inode, &socket, owner, false);
+        return Ok((FileKind::Connection(socket), owner));
+    }
     let stolen = saver.steal(number)?;
     let identity = identify(saver, number, info, &stolen)?;
     let kind = match identity.family {

@@ -23,7 +23,7 @@ use rustix::net::RecvFlags;
 use serde_bytes::ByteBuf;
 use sys::sockets::{get_number, get_option, set_number};
 
-use super::watch::Settled;
+use super::watch::Agreed;
 
 pub(super) const ESTABLISHED: u8 = 1;
 pub(super) const FIN_WAIT1: u8 = 4;
@@ -140,7 +140,7 @@ pub(super) struct Dump {
 /// call. On success and on failure the socket is what it was.
 pub(super) fn dump(
     socket: BorrowedFd<'_>,
-    known: Option<&Settled>,
+    known: Option<Agreed>,
     buffer: &mut Vec<u8>,
     queued: &mut dyn FnMut() -> Option<TcpState>,
 ) -> io::Result<Option<Dump>> {
@@ -157,7 +157,7 @@ fn in_repair<T>(socket: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<T>) ->
 
 fn dump_in_repair(
     socket: BorrowedFd<'_>,
-    known: Option<&Settled>,
+    known: Option<Agreed>,
     buffer: &mut Vec<u8>,
     queued: &mut dyn FnMut() -> Option<TcpState>,
 ) -> io::Result<Option<Dump>> {

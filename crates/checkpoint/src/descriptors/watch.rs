@@ -64,24 +64,33 @@ pub(super) enum Need {
 pub(super) struct Settled {
     pub local: ByteBuf,
     pub remote: ByteBuf,
-    pub segment_max: u32,
     pub options: Vec<SocketOption>,
-    pub buffers_locked: i32,
+    pub agreed: Agreed,
     pub owner: Option<AsyncOwner>,
+}
+
+/// Of that, what is part of its state.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Agreed {
+    pub segment_max: u32,
+    pub buffers_locked: i32,
 }
 
 impl Known {
     fn settled(&self) -> Option<Settled> {
-        let InternetSocket { local, remote, options, tcp, .. } = &self.socket;
-        let tcp = tcp.as_ref()?;
+        let InternetSocket { local, remote, options, .. } = &self.socket;
         Some(Settled {
             local: local.clone(),
             remote: remote.clone(),
-            segment_max: tcp.segment_max,
             options: options.clone(),
-            buffers_locked: tcp.buffers_locked,
+            agreed: self.agreed()?,
             owner: self.owner,
         })
+    }
+
+    fn agreed(&self) -> Option<Agreed> {
+        let TcpState { segment_max, buffers_locked, .. } = **self.socket.tcp.as_ref()?;
+        Some(Agreed { segment_max, buffers_locked })
     }
 }
 
@@ -161,6 +170,15 @@ impl Watch {
                  the app has read it, the connection will be reset at a takeover"
             );
         }
+    }
+
+    /// What is known of the socket with this inode, if its state is what must be read of it.
+    pub(super) fn changed(&self, inode: u64) -> Option<Agreed> {
+        let known = self.known.get(&inode)?;
+        let report = self.reports.get(&inode)?;
+        let has_changed = known.mark != Some(report.mark);
+        let only_state = self.freeze - known.options_read < self.turns();
+        known.agreed().filter(|_| has_changed && only_state)
     }
 
     /// What must be read of the socket with this inode.

@@ -30,11 +30,14 @@ pub struct Workers {
 }
 
 impl Shared {
-    /// Waits until no job of `open` is left.
+    /// Waits until no job of `open` is left, and helps with others meanwhile: a job may make more of them.
     fn await_done(&self, open: &AtomicUsize) {
         while open.load(Ordering::Acquire) > 0 {
-            let queue = lock(&self.queue);
-            if open.load(Ordering::Acquire) > 0 {
+            let mut queue = lock(&self.queue);
+            if let Some(job) = queue.pop_front() {
+                drop(queue);
+                job();
+            } else if open.load(Ordering::Acquire) > 0 {
                 drop(self.done.wait_timeout(queue, RECHECK));
             }
         }
@@ -48,13 +51,20 @@ impl std::fmt::Debug for Workers {
 }
 
 impl Workers {
-    /// `helpers` threads beside the caller's own.
+    /// `helpers` threads beside the caller's own, and as urgent: of a caller at real-time priority, one that is not
+    /// would wait behind him while another core is idle.
     pub fn new(helpers: usize) -> Self {
         let shared = Arc::new(Shared::default());
+        let urgency = sys::task::real_time_priority();
         let start = |n| {
             let shared = Arc::clone(&shared);
             let named = std::thread::Builder::new().name(format!("copy-{n}"));
-            named.spawn(move || work(&shared))
+            named.spawn(move || {
+                if let Some(Err(why)) = urgency.map(sys::task::become_real_time) {
+                    tracing::debug!("a helper does not get its priority: {why}");
+                }
+                work(&shared)
+            })
         };
         let threads = (0..helpers).filter_map(|n| start(n).ok()).collect();
         Self { shared, threads }
@@ -108,9 +118,7 @@ impl Workers {
             }
         }
         self.shared.woken.notify_all();
-        while let Some(job) = take(&self.shared) {
-            job();
-        }
+        self.shared.done.notify_all();
         self.shared.await_done(&open);
         let mut results = lock(&results);
         std::mem::take(&mut *results)
@@ -137,9 +145,6 @@ impl<T> Started<T> {
     /// # Panics
     /// If the job did.
     pub fn join(self) -> T {
-        while let Some(job) = take(&self.shared) {
-            job();
-        }
         self.shared.await_done(&self.open);
         lock(&self.result).take().expect("the job did not end in a panic")
     }

@@ -307,7 +307,7 @@ impl Circumstances {
 }
 
 pub fn cache() -> Cache {
-    Cache::new().expect("a cache")
+    Cache::new().expect("a cache").helped_by(checkpoint::memory::workers())
 }
 
 /// [`Circumstances::carry`] under plain ones.

@@ -12,7 +12,7 @@ use super::{CaptureError, Tracker};
 use crate::memory::staging::{CHUNK_BYTES, Chunk};
 
 impl Tracker {
-    /// Copies pages into chunks on all workers. `strict`: every page must be there, since nothing runs.
+    /// Copies pages into chunks. `strict`: every page must be there, since nothing runs; all workers copy then.
     pub(super) fn copy(
         &mut self,
         ranges: impl Iterator<Item = Range>,
@@ -34,7 +34,11 @@ impl Tracker {
                 Ok(Chunk { target, ranges, bytes })
             });
         }
-        let results = self.workers.run(jobs);
+        let results = match strict {
+            true => self.workers.run(jobs),
+            // The app runs, and needs the other cores.
+            false => jobs.into_iter().map(|job| job()).collect(),
+        };
         let chunks: Result<Vec<Chunk>, io::Error> = results.into_iter().collect();
         let chunks = chunks.map_err(self.failed("copy pages"))?;
         Ok(chunks.into_iter().filter(|chunk| !chunk.ranges.is_empty()).collect())
