@@ -67,7 +67,7 @@ fn save_stream(
 ) -> Result<FileKind, SaveError> {
     let fd = stolen.as_fd();
     if let Need::State { known: Some(known), .. } = need {
-        let mut socket = known_socket(known, identity);
+        let mut socket = blank(identity, known.local.clone(), known.remote.clone());
         keep(saver, number, stolen, need, &mut socket)?;
         // Otherwise it may have ended, and has no peer any more.
         if socket.tcp.is_some() {
@@ -99,25 +99,28 @@ pub(super) fn read_ahead(
     saver: &mut Saver<'_, '_>,
     number: i32,
     inode: u64,
-    need: &Need,
+    need: &mut Need,
 ) -> Result<Option<(InternetSocket, Option<AsyncOwner>)>, SaveError> {
     let identity = saver.cache.sockets.get(&inode).copied();
     let (Some(read), Some(identity)) = (saver.cache.ahead.remove(&inode), identity) else { return Ok(None) };
-    let Need::State { known: Some(known), unread_min } = need else { return Ok(None) };
+    let Need::State { known, unread_min } = need else { return Ok(None) };
+    let Some(Settled { local, remote, options, owner, .. }) = known.take() else { return Ok(None) };
     let missed = read.dump.missed;
-    let mut socket = known_socket(known, &identity);
+    let mut socket = blank(&identity, local, remote);
     let Some(()) = add_state(saver, number, *unread_min, read, &mut socket) else { return Ok(None) };
-    socket.options = known.options.clone();
+    socket.options = options;
     if missed {
         ask_again(saver, number, &socket)?;
     }
-    Ok(Some((socket, known.owner)))
+    if let Some(tcp) = &socket.tcp {
+        saver.cache.watch.note_state(inode, tcp);
+    }
+    Ok(Some((socket, owner)))
 }
 
-/// Without its state and its options.
-fn known_socket(known: &Settled, identity: &SocketIdentity) -> InternetSocket {
+/// A connection without its state and its options.
+fn blank(identity: &SocketIdentity, local: ByteBuf, remote: ByteBuf) -> InternetSocket {
     let SocketIdentity { family, socket_type, protocol } = *identity;
-    let (local, remote) = (known.local.clone(), known.remote.clone());
     let (backlog, options, tcp, queue) = (0, Vec::new(), None, Vec::new());
     InternetSocket { family, socket_type, protocol, local, remote, backlog, options, tcp, queue }
 }

@@ -22,12 +22,11 @@ pub(super) fn save(
     number: i32,
     info: &Info<'_>,
 ) -> Result<SavedSocket, SaveError> {
-    let need = saver.cache.watch.need(info.inode);
+    let mut need = saver.cache.watch.need(info.inode);
     if let Need::Nothing(socket, owner) = need {
         return Ok((FileKind::Connection(socket), owner));
     }
-    if let Some((socket, owner)) = internet::read_ahead(saver, number, info.inode, &need)? {
-        saver.cache.watch.note(info.inode, &socket, owner, false);
+    if let Some((socket, owner)) = internet::read_ahead(saver, number, info.inode, &mut need)? {
         return Ok((FileKind::Connection(socket), owner));
     }
     let stolen = saver.steal(number)?;

@@ -203,6 +203,14 @@ impl Watch {
         self.known.len().div_ceil(OPTIONS_PER_FREEZE).max(1)
     }
 
+    /// Remembers the state that was read of a connection of which all else is known.
+    pub(super) fn note_state(&mut self, inode: u64, tcp: &TcpState) {
+        let mark = self.reports.get(&inode).map(|report| report.mark);
+        let Some(known) = self.known.get_mut(&inode) else { return };
+        (known.mark, known.seen) = (mark, self.freeze);
+        known.socket.tcp = Some(Box::new(tcp.clone()));
+    }
+
     /// Remembers what was read.
     pub(super) fn note(
         &mut self,
