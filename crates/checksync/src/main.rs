@@ -12,6 +12,7 @@ mod guard;
 mod logging;
 mod manager;
 mod moment;
+mod mpsc;
 mod progress;
 #[cfg(any(debug_assertions, feature = "stands"))]
 mod stand;

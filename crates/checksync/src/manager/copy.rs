@@ -12,7 +12,7 @@ mod takeover;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -52,6 +52,7 @@ use super::store::{NamedBy, StoreSettings, StoreStatus};
 use super::survivor::Note;
 use super::ticks::Ticks;
 use super::{engine_settings, exit_of, fresh_incarnation, now, span, wall_clock_ns};
+use crate::mpsc;
 use crate::status::{AppReport, Board, Role};
 
 /// What an actor is made with.

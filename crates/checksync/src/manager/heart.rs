@@ -5,7 +5,7 @@
 //! that the app is served elsewhere. Lost connections are made anew for as long as the heart beats.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use std::{io, thread};
@@ -17,6 +17,8 @@ use rustix::thread::CapabilitySet;
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use wire::{Client, EngineState, Heartbeat, HeartbeatAnswer, TlsFiles, WireError};
+
+use crate::mpsc;
 
 use super::candidates::Candidates;
 

@@ -17,7 +17,7 @@ mod succession;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -54,6 +54,7 @@ use super::survivor::Note;
 use super::{engine_settings, exit_of, fresh_incarnation, now};
 use crate::config::{PrimarySettings, nanos};
 use crate::guard::{Arm, Order};
+use crate::mpsc;
 use crate::progress::Progress;
 use crate::status::{Board, PauseRing};
 

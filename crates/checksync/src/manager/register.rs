@@ -1,6 +1,5 @@
 //! The register, asked on a thread of its own: its calls block.
 
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,8 @@ use anyhow::Context;
 use arbiter::{Arbiter, ArbiterError, ArbiterSpec, Swap};
 use replica::{Answer, Ask, Question};
 use wire::TlsFiles;
+
+use crate::mpsc;
 
 /// Where questions go. Dropping it ends the thread, once it has its last answer.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ impl RegisterDesk {
         let (questions, asked) = mpsc::channel::<(Ask, Question)>();
         let (mut arbiter, app) = (spec.open(tls).context("no register")?, app.to_owned());
         thread::Builder::new().name("register".to_owned()).spawn(move || {
-            for (ask, question) in asked {
+            for (ask, question) in asked.iter() {
                 let answered = put(&mut *arbiter, &app, question, Instant::now() + patience);
                 answer(ask, answered.unwrap_or_else(|why| Answer::Unreachable { why: chain(&why) }));
             }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use super::policy::Policy;
 use super::store::StoreSettings;
 use super::structures::{self, Copies};
 use crate::config::{check_name, fencing_name, nanos, network_spec};
+use crate::mpsc;
 use crate::status::{self, Board};
 
 /// Each app takes a thread or two and a copy of its memory.

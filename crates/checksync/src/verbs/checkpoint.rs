@@ -5,7 +5,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,7 @@ use super::one_shot::{self, OneShotError, Writer};
 use super::{signals, subject};
 use crate::arguments::{CheckpointArgs, Format};
 use crate::exit::{Coded, Exit};
+use crate::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use crate::progress::Progress;
 
 /// To give a process back, or to see it die.

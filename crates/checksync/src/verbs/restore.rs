@@ -10,7 +10,6 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -30,6 +29,7 @@ use crate::manager;
 use crate::manager::cell::CellKit;
 use crate::manager::output::Forwarding;
 use crate::manager::sealed;
+use crate::mpsc::{self, Receiver};
 
 /// Between the SIGTERM that is passed on and a SIGKILL.
 const GRACE: Duration = Duration::from_secs(10);

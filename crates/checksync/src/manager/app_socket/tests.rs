@@ -1,8 +1,9 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::sync::mpsc;
 
 use serde_json::{Value, json};
+
+use crate::mpsc;
 
 use super::*;
 

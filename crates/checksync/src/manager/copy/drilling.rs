@@ -1,7 +1,6 @@
 //! Drills of this copy: who may have one, when the next is due, and that a takeover ends them.
 
 use std::sync::Arc;
-use std::sync::mpsc::SendError;
 use std::time::Duration;
 
 use engine::Command;
@@ -12,6 +11,7 @@ use super::{Actor, Input, Setup};
 use crate::manager::control::News;
 use crate::manager::drill::{self, Book, DrillStatus, Drilled, Order, Place, Record, Running, Trigger};
 use crate::manager::wall_clock_ns;
+use crate::mpsc::SendError;
 
 /// After one that something came between.
 const SOON_AGAIN: Duration = Duration::from_secs(600);

@@ -1,6 +1,6 @@
 //! The two directions of a page stream, each a task of the network's.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -8,6 +8,8 @@ use engine::Engine;
 use image::frame::FrameKind;
 use tokio::sync::mpsc as tokio_mpsc;
 use wire::{FromPrimary, FromStandby, Incoming, Outgoing};
+
+use crate::mpsc;
 
 use super::super::link::kind_of;
 use super::Input;

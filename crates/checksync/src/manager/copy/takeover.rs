@@ -4,7 +4,7 @@
 //! answers at the door: whoever comes as a primary of an older term is told who has the app.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use crate::manager::primary::{self, ENGINE, Estate, Outcome, Succession};
 use crate::manager::store::StoreSettings;
 use crate::manager::survivor::Note;
 use crate::manager::{control, hook, wall_clock_ns};
+use crate::mpsc;
 use crate::status::{self, TakeoverReport};
 
 /// What a host lacks that has just taken over.

@@ -11,7 +11,6 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +26,7 @@ use super::control::{Listener, News};
 use super::output::Forwarding;
 use super::primary::exit_text;
 use super::{engine_settings, exit_of, sealed, wall_clock_ns};
+use crate::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use crate::status::SCHEMA;
 
 /// How often the inbox is left for a look at the command and at who asked.

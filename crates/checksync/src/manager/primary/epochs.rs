@@ -1,7 +1,7 @@
 //! The frames of epochs on their way to the standby, and what becomes of them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, mpsc};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use wire::{ArrivedPacket, FromPrimary};
 
 use super::{Actor, Input};
 use crate::manager::on_our_clock;
+use crate::mpsc;
 use crate::progress::Progress;
 
 /// How long a full sync waits for one of several standbys to take the next frame.

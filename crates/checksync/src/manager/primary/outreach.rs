@@ -1,7 +1,7 @@
 //! What of a primary reaches beyond its host, the same for an app that was started here and for one that was taken
 //! over: its inbox, the register, the heartbeats, and what it says when it knocks.
 
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 
 use gate::TapState;
 use image::Member;
@@ -13,6 +13,7 @@ use super::{HostFacts, Input, RegisterDesk};
 use crate::config::PrimarySettings;
 use crate::manager::network::AppNetwork;
 use crate::manager::span;
+use crate::mpsc;
 
 pub(super) struct Outreach {
     pub post: mpsc::Sender<Input>,

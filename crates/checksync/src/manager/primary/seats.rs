@@ -3,7 +3,7 @@
 //! Each standby that is to be kept up to date has its seat. Without a register there is one seat for all: whoever takes
 //! the app first has it, and the others are spares.
 
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 
 use anyhow::Context;
 use image::Member;
@@ -14,6 +14,7 @@ use crate::config::PrimarySettings;
 use crate::manager::candidates::Candidates;
 use crate::manager::introduction;
 use crate::manager::link::LinkSender;
+use crate::mpsc;
 
 /// A session as the machine sees it.
 pub(super) struct Session {

@@ -1,7 +1,5 @@
 //! The store beside the app: it follows what the standbys have committed, or has to hold each epoch itself.
 
-use std::sync::mpsc;
-
 use image::Member;
 use replica::primary::CommitOn;
 use replica::{Nanos, PrimaryEvent};
@@ -11,6 +9,7 @@ use super::{Actor, Input};
 use crate::config::{PrimarySettings, Shared, nanos};
 use crate::manager::store::{self as stores, StoreFeed, StoreNews, StoreSeat, StoreStatus};
 use crate::manager::wall_clock_ns;
+use crate::mpsc;
 
 /// The store as one of the members, where it commits.
 pub(super) fn member_of(settings: &PrimarySettings, me: &Member) -> Option<Member> {

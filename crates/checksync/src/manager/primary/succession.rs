@@ -3,7 +3,7 @@
 //! In two steps, because the app runs by then and must not be lost to a failure: [`Succession::prepare`] does all that can
 //! fail while the app still belongs to the copy's actor, and [`Succession::begin`] only takes it over.
 
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, OnceLock};
 
 use engine::{Barrier, Engine};
 use gate::TapState;
@@ -21,6 +21,7 @@ use crate::manager::cell::GuardLine;
 use crate::manager::network::{AppNetwork, CopyNetwork};
 use crate::manager::output::Forwarding;
 use crate::manager::survivor::Note;
+use crate::mpsc;
 use crate::status::Board;
 
 /// The number of its engine: of a copy there is only one.

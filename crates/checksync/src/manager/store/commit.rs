@@ -7,7 +7,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,8 @@ use bytes::Bytes;
 use image::{CheckpointId, Frame, Term};
 use store::{Basis, GatherError, Gathered, Life, Run, Store, StoreError};
 use tokio::runtime::Runtime;
+
+use crate::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::contents::stock;
 use super::pulse::Pulse;

@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use image::{CheckpointId, Frame, Sync};
 use store::{Basis, GatherError, Gathered};
+
+use crate::mpsc::{Receiver, RecvTimeoutError};
 
 use super::upload::Uploads;
 use super::{Fed, Shared, StoreSettings, bytes_of};

@@ -19,7 +19,7 @@ mod upload;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,8 @@ use serde::{Deserialize, Serialize};
 use store::{Life, Location, Retention, Store};
 
 pub use seat::{StoreNews, StoreSeat, is_store, member};
+
+use crate::mpsc;
 
 /// Frames that nobody has looked at yet. Beyond it the chain is given up until the next full sync: memory is the app's.
 const QUEUE_BYTES_MAX: u64 = 256 << 20;

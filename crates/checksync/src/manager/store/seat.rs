@@ -3,8 +3,8 @@
 //! What a standby's session is to its page stream a *session* is here: it begins when the store takes checkpoints, and the
 //! first of each is a full one. What was said for a session that is over counts for nothing.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use engine::FrameSink;
 use image::{CheckpointId, Incarnation, Member, Term};
 use replica::Nanos;
 use store::{Life, Location};
+
+use crate::mpsc;
 
 use super::commit::{self, Word};
 use super::{QUEUE_BYTES_MAX, Shared, StoreSettings, StoreStatus, prepare};

@@ -1,7 +1,6 @@
 //! Has the store take one gathered checkpoint after the other, folds, and removes what is not kept.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use store::{Gathered, Life, Run, Store, StoreError};
 use tokio::runtime::Runtime;
+
+use crate::mpsc::{self, Receiver};
 
 use super::contents::stock;
 use super::{Shared, StoreSettings};

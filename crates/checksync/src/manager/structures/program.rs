@@ -6,12 +6,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::mpsc;
 use std::thread;
 
 use anyhow::Context;
 use replica::primary::AppExit;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::mpsc;
 
 /// Where its library finds the manager.
 pub const SOCKET_VARIABLE: &str = "CHECKSYNC_STRUCTURES";
@@ -34,7 +35,7 @@ impl Program {
         let mut program = Command::new(name);
         sys::spawn::with_open_signals(&mut program);
         program.args(arguments).env(SOCKET_VARIABLE, socket).env("CHECKSYNC_APP", app);
-        let (started, has_started) = mpsc::sync_channel(1);
+        let (started, has_started) = mpsc::channel();
         // It dies with the thread that starts it, so that thread waits for it, too.
         thread::Builder::new().name("program".to_owned()).spawn(move || {
             sys::spawn::dying_with_this_thread(&mut program);

@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,6 +31,7 @@ use crate::manager::policy::Policy;
 use crate::manager::primary::life_of;
 use crate::manager::register;
 use crate::manager::store::is_store;
+use crate::mpsc;
 use crate::status::{self, Board, Role};
 
 /// How long the register may take to answer, in all.
