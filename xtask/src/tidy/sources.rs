@@ -20,6 +20,8 @@ const SLEEP_IN: [(&str, &str); 5] = [
     ("crates/checkpoint/tests/process_save.rs", "the interval between captures"),
     ("crates/testkit/src/bin/guest/churn.rs", "a guest that changes things at a pace of its own"),
 ];
+/// The manager's own channel, in the words of std's.
+const CHANNEL: &str = "crates/checksync/src/mpsc.rs";
 /// Marks of unfinished work; put together here, so that this file does not contain them.
 const UNFINISHED: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
 
@@ -88,6 +90,10 @@ fn check_line(name: &str, line: &str) -> Option<&'static str> {
     let sleeps = code.contains("thread::sleep") && is_test(name);
     if sleeps && !SLEEP_IN.iter().any(|(allowed, _)| *allowed == name) {
         return Some("a test waits for what it needs with testkit::wait, and sleeps for nothing");
+    }
+    let spins = code.contains("std::sync") && has_word(&code, "mpsc");
+    if spins && name.starts_with("crates/checksync/src/") && name != CHANNEL {
+        return Some("std's channel has threads at real-time priority spin: crate::mpsc has them sleep");
     }
     None
 }
@@ -179,6 +185,16 @@ mod tests {
         assert_eq!(rules("apps/kv/a.go", &mark).len(), 1);
         assert_eq!(rules("apps/kv/a.go", &"\n".repeat(LINES_MAX)), [""; 0]);
         assert_eq!(rules("apps/kv/a.go", &"\n".repeat(LINES_MAX + 1)).len(), 1);
+    }
+
+    #[test]
+    fn channels_that_spin_are_found_in_the_manager() {
+        for line in ["use std::sync::mpsc;\n", "use std::sync::{Arc, mpsc};\n"] {
+            assert_eq!(rules("crates/checksync/src/manager/copy.rs", line).len(), 1);
+            assert_eq!(rules(CHANNEL, line), [""; 0]);
+            assert_eq!(rules("crates/engine/src/twin.rs", line), [""; 0]);
+        }
+        assert_eq!(rules("crates/checksync/src/a.rs", "use crate::mpsc;\nuse tokio::sync::mpsc;\n"), [""; 0]);
     }
 
     #[test]
