@@ -121,7 +121,7 @@ fn all_of(way: &Way, intervals_ms: &[u64]) -> Vec<Row> {
 fn rows_of(way: &Way, interval_ms: u64, id: &str) -> Result<Vec<Row>> {
     // Of each window a checkpoint is a part.
     let window_seconds = (interval_ms as f64 / 1e3).max(WINDOW_SECONDS);
-    let total_seconds = if quick() { 4.0 } else { 30.0 };
+    let total_seconds = if quick() { 3.0 } else { 30.0 };
     let pairs = (total_seconds / (2.0 * window_seconds)).ceil() as usize;
     let alone = way.alone(&[])?;
     let saved = way.saved_each(&alone, interval_ms)?;

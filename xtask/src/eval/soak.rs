@@ -26,7 +26,7 @@ pub fn rows() -> Result<Vec<Row>> {
 }
 
 fn length() -> Duration {
-    Duration::from_secs(if quick() { 20 } else { 15 * 60 })
+    Duration::from_secs(if quick() { 8 } else { 15 * 60 })
 }
 
 /// What is read, with its unit.

@@ -50,7 +50,7 @@ struct Outcome {
 pub fn rows() -> Result<Vec<Row>> {
     let (strong, timeline) = match (more_rounds(), quick()) {
         (Some(rounds), _) => (rounds - rounds / 5, rounds / 5),
-        (None, true) => (6, 4),
+        (None, true) => (4, 3),
         (None, false) => (100, 24),
     };
     let strong = all_rounds("strong", strong)?;
