@@ -97,7 +97,12 @@ impl StateChange {
         if before.processes.len() != after.processes.len() {
             return None;
         }
-        let traffic = traffic_between(&mut before.files, &after.files);
+        let traffic = in_short(
+            &mut before.files,
+            &after.files,
+            |_, after| Some(Traffic::of(tcp_of(after)?)),
+            Traffic::apply,
+        );
         let pairs = before.processes.iter_mut().zip(&after.processes);
         Some(Self {
             since,
@@ -134,7 +139,7 @@ impl StateChange {
 
 impl ProcessChange {
     fn between(before: &mut Process, after: &Process) -> Self {
-        let moved = moved_between(&mut before.threads, &after.threads);
+        let moved = in_short(&mut before.threads, &after.threads, Moved::between, Moved::apply);
         Self {
             rest: (!is_same_but_for_lists(before, after)).then(|| {
                 let (threads, descriptors, actions) = (Vec::new(), Vec::new(), Vec::new());
@@ -186,27 +191,21 @@ fn is_same_but_for_lists(before: &Process, after: &Process) -> bool {
             == (&after.interval_timers, &after.posix_timers, &after.attributes)
 }
 
-/// Makes the threads of `before` what these say of them.
-fn moved_between(before: &mut [Thread], after: &[Thread]) -> Vec<(u32, Moved)> {
+/// What in short makes entries of `after` of those of `before`, by index; `before` becomes what these say.
+fn in_short<T: PartialEq, S: Clone>(
+    before: &mut [T],
+    after: &[T],
+    of: impl Fn(&T, &T) -> Option<S>,
+    apply: impl Fn(S, &mut T) -> Option<()>,
+) -> Vec<(u32, S)> {
     let pairs = before.iter_mut().zip(after).enumerate().filter(|(_, (before, after))| *before != *after);
-    let moved = pairs.filter_map(|(index, (before, after))| {
-        let moved = Moved::between(before, after)?;
+    let said = pairs.filter_map(|(index, (before, after))| {
+        let short = of(before, after)?;
         // One that is sent whole may be anything meanwhile.
-        moved.clone().apply(before)?;
-        (*before == *after).then_some((index as u32, moved))
+        apply(short.clone(), before)?;
+        (*before == *after).then_some((index as u32, short))
     });
-    moved.collect()
-}
-
-/// Makes the connections of `before` what these say of them.
-fn traffic_between(before: &mut [OpenFile], after: &[OpenFile]) -> Vec<(u32, Traffic)> {
-    let pairs = before.iter_mut().zip(after).enumerate().filter(|(_, (before, after))| *before != *after);
-    let moved = pairs.filter_map(|(index, (before, after))| {
-        let traffic = Traffic::of(tcp_of(after)?);
-        traffic.clone().apply(before)?;
-        (*before == *after).then_some((index as u32, traffic))
-    });
-    moved.collect()
+    said.collect()
 }
 
 fn tcp_of(file: &OpenFile) -> Option<&TcpState> {

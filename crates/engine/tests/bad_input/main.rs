@@ -163,11 +163,16 @@ impl Parts {
     }
 
     fn frames(&self) -> Vec<Bytes> {
+        self.frames_with(|writer| writer.state(&self.state))
+    }
+
+    /// With these frames in the place of the state's.
+    fn frames_with(&self, state: impl FnOnce(&mut FrameWriter) -> Vec<Bytes>) -> Vec<Bytes> {
         let mut writer = FrameWriter::default();
         let mut frames = vec![writer.cbor(FrameKind::Header, &self.header)];
         frames.extend(writer.layout(&self.layout));
         frames.extend(self.pages.iter().map(|pages| writer.frame(FrameKind::Pages, pages)));
-        frames.extend(writer.state(&self.state));
+        frames.extend(state(&mut writer));
         frames.push(writer.end());
         frames
     }

@@ -1,7 +1,6 @@
 //! A state that comes as a change of the one before: of which, and whether it fits, is looked at.
 
-use bytes::Bytes;
-use image::frame::{FrameKind, FrameWriter};
+use image::frame::FrameKind;
 use image::{CheckpointId, StateChange};
 
 use crate::mutated::Dice;
@@ -14,15 +13,7 @@ pub fn of_another_state_are_refused() {
         let mut before = full.state.clone();
         StateChange::between(since, &mut before, &full.state).expect("a change")
     };
-    let with = |parts: &Parts, since| -> Vec<Bytes> {
-        let mut writer = FrameWriter::default();
-        let mut frames = vec![writer.cbor(FrameKind::Header, &parts.header)];
-        frames.extend(writer.layout(&parts.layout));
-        frames.extend(parts.pages.iter().map(|pages| writer.frame(FrameKind::Pages, pages)));
-        frames.extend(writer.state_change(&no_change(since)));
-        frames.push(writer.end());
-        frames
-    };
+    let with = |parts: &Parts, since| parts.frames_with(|writer| writer.state_change(&no_change(since)));
     assert_eq!(
         feed(&victim.standby, &with(&next, victim.last)),
         Outcome::Prepared,
